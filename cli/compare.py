@@ -1,0 +1,107 @@
+"""`pkt compare`: the leaderboard, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from cli import options as o
+
+
+def compare(
+    sweep: Annotated[str | None, typer.Argument(help="A sweep's name; by default the latest.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The arm that others are compared with; by default the sweep's.")
+    ] = None,
+    store: o.StoreDir = o.STORE,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> int:
+    """Show a sweep's leaderboard."""
+    from orchestrator.steps.record import read_record
+    from orchestrator.store import Store
+
+    kept = Store(store)
+    show(read_record(kept, sweep), kept, as_json=as_json, baseline=baseline)
+    return 0
+
+
+def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | None) -> None:
+    """Print the leaderboard on stdout."""
+    from orchestrator.errors import UserError
+    from orchestrator.steps.compare import leaderboard
+    from orchestrator.steps.record import results
+
+    baseline = baseline or record["baseline"]
+    found = results(record, store)
+    if baseline not in (arms := sorted({result.arm for result in found})):
+        raise UserError(f"baseline: {baseline!r} has no row in {record['name']}; rows: {', '.join(arms)}")
+    rows = leaderboard(found, baseline)
+    if as_json:
+        typer.echo(json.dumps({"baseline": baseline, "metric": record["metric"], "rows": rows}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{record['name']}: {record['task']}, {record['metric']}", title_justify="left", box=None)
+    for column in ("arm", "layers", "structure", "rank", "lr", "mean", "95 %", f"vs {baseline}", "95 %", "seeds"):
+        table.add_column(column, justify="left" if column in ("arm", "layers", "structure") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["arm"], row["layers"] or "-", row["structure"] or "-", str(row["rank"] or "-"), _lr(row),
+            f"{row['mean']:.3f}", _span(row["ci95"]), "-" if row["delta"] is None else f"{row['delta']:+.3f}",
+            _span(row["delta_ci95"], "+"), str(row["seeds"]),
+        )  # fmt: skip
+    Console(width=max(110, Console().width)).print(table)
+    for line in remarks(record, rows, baseline):
+        typer.echo(line)
+
+
+def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> list[str]:
+    """What the figures do and do not show, and where to look further."""
+    lines = []
+    if failed := record["failed"]:
+        lines.append(
+            f"{len(failed)} trials failed and are missing above; the first: " + " - ".join(next(iter(failed.items())))
+        )
+    gate = record["gate"]
+    if gate and not gate["passed"]:
+        lines.append(
+            f"The teacher scores {gate['score']:.2f}, below the gate of {gate['least']:.2f}: it doesn't know the task,"
+            " so nothing here speaks for or against transfer."
+        )
+    if edge := [row["arm"] for row in rows if row["lr_at_edge"]]:
+        names = ", ".join(dict.fromkeys(edge))
+        lines.append(
+            f"* the best learning rate lies on the edge of its grid ({names}): a wider --lr might change the order."
+        )
+    lines.append(_meaning(record, rows, baseline))
+    lines.append(f"Look further: pkt compare {record['name']} --json   |   pkt ui")
+    return lines
+
+
+def _meaning(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> str:
+    """One line: intervals over random seeds and test examples, one task, one pair."""
+    transfer = [row for row in rows if row["arm"] == "transfer" and row["delta_ci95"]]
+    control = {(row["rank"], row["layers"]): row for row in rows if row["arm"] == "spectrum_control"}
+    above = sum(row["delta_ci95"][0] > 0 for row in transfer)
+    beyond = sum(
+        row["ci95"][0] > control[key]["ci95"][1] for row in transfer if (key := (row["rank"], row["layers"])) in control
+    )
+    start = f"Transfer is above {baseline} in {above} of {len(transfer)} rows" if transfer else "No transfer row"
+    if control and transfer:
+        start += f", and clear of its own spectrum control in {beyond}"
+    return (
+        f"{start} (95 % intervals over seeds and examples, uncorrected for {len(rows)} rows);"
+        " one task and one pair of models: no evidence for others."
+    )
+
+
+def _lr(row: dict[str, Any]) -> str:
+    return "-" if row["lr"] is None else f"{row['lr']:g}" + ("*" if row["lr_at_edge"] else "")
+
+
+def _span(limits: list[float] | None, sign: str = "") -> str:
+    return "-" if limits is None else f"[{limits[0]:{sign}.3f}, {limits[1]:{sign}.3f}]"

@@ -1,0 +1,68 @@
+"""`pkt extract`: a teacher's blocks as the start of a student's adapter."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options as o
+from orchestrator.errors import UserError
+
+
+def extract(
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    task: o.Task = None,
+    data: o.Data = None,
+    template: o.Template = None,
+    seeds: o.Seeds = None,
+    rank: Annotated[int | None, typer.Option(min=1)] = None,
+    layers: o.Layers = None,
+    structure: o.Structure = None,
+    modules: o.Modules = None,
+    set_: o.Set = None,
+    store: o.StoreDir = o.STORE,
+    address: o.Address = None,
+    debug: o.Debug = False,
+) -> int:
+    """Measure the teacher, choose layers and blocks, factorise them, and write the adapter folder."""
+    if address:
+        from cli.jobs import forward
+
+        return forward(address)
+    if out.exists():
+        raise UserError(f"out: {out} exists; name a folder that doesn't")
+    flags = {
+        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
+        "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.arm": "transfer",
+        "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
+        "recipe.modules": modules and modules[0],
+    }  # fmt: skip
+    recipe = o.sweep_of(None, flags, {}, set_ or []).recipe
+
+    from cli.screen import Terminal
+    from orchestrator import pipeline
+    from orchestrator.steps.step import materialise
+    from orchestrator.store import Store
+
+    kept = Store(store)
+    kept.check()
+    Store(out).check()
+    ready = pipeline.prepare(recipe)
+    pipeline.check(recipe, ready)
+    step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
+    folder = materialise(step, kept, Terminal().track)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=out.parent))
+    shutil.copytree(folder, aside, dirs_exist_ok=True)
+    aside.chmod(0o755)
+    aside.rename(out)
+    typer.echo(
+        f"{out}: factors of rank {recipe.rank} for {ready.student.name}; transfer.json says where they come from"
+    )
+    return 0

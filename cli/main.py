@@ -1,0 +1,57 @@
+"""`pkt`: the verbs, and what happens when one of them can't."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+import typer
+
+from orchestrator.errors import UserError
+
+app = typer.Typer(
+    name="pkt",
+    help="Move what a large language model knows into a small one, as a LoRA adapter, and say whether it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _register() -> None:
+    """One verb a file; each imports what is heavy when it is called."""
+    from cli import compare, doctor, extract, jobs, models, run, strategies, sweep, tasks, ui
+
+    for module in (sweep, run, extract, compare, ui, models, tasks, strategies, doctor):
+        name = module.__name__.rsplit(".", 1)[-1]
+        app.command(name)(getattr(module, name))
+    app.add_typer(jobs.app, name="jobs")
+
+
+_register()
+
+
+def main() -> None:
+    """Exit 0 done, 1 some trial failed, 2 bad input (one line, no traceback), 130 Ctrl-C."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped; what was finished is kept, and the same command goes on from there", 130)
+    else:
+        sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"pkt: {' '.join(message.split())}", err=True)
+    sys.exit(code)

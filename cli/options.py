@@ -1,0 +1,139 @@
+"""The options that verbs share, and how flags, a YAML file and defaults become one sweep.
+
+What is said nearest wins: defaults, then the file, then flags, then --set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.recipe import Sweep
+    from orchestrator.tracking import Tracker
+
+File = Annotated[
+    Path | None, typer.Argument(help="A sweep as YAML; flags say it differently or say more.", metavar="[FILE.yaml]")
+]
+Teacher = Annotated[str | None, typer.Option(help="Alias, local folder or hub id.")]
+Student = Annotated[
+    str | None, typer.Option(help="Alias, local folder or hub id; by default the teacher's natural student.")
+]
+Task = Annotated[str | None, typer.Option(help="A task's name, or FILE.jsonl of chats.")]
+Data = Annotated[
+    str | None, typer.Option(help="A folder with the task's train.jsonl and test.jsonl, in place of the hub.")
+]
+Template = Annotated[str | None, typer.Option(help="plain, or chat: the model's own chat template.")]
+Seeds = Annotated[str | None, typer.Option(help="FILE.jsonl of seed examples, in place of the task's.")]
+Arms = Annotated[str | None, typer.Option(help="lora,pissa,transfer,spectrum_control")]
+Rank = Annotated[str | None, typer.Option(help="LoRA ranks: 8,16")]
+Layers = Annotated[str | None, typer.Option(help="sensitivity,random,first,last,uniform, or teacher layers: 0,2,5")]
+Structure = Annotated[str | None, typer.Option(help="window,row_column,neuron,random,random_window")]
+Modules = Annotated[
+    list[str] | None, typer.Option(help="attention,ffn,embedding or all; give it again for another value.")
+]
+Lr = Annotated[
+    str | None, typer.Option(help="Learning rates to choose from, per row, on the validation split: 1e-4,3e-4")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other field: finetune.epochs=1", metavar="PATH=VALUE")
+]
+StoreDir = Annotated[Path, typer.Option("--store", help="Where results are kept.", envvar="PKT_STORE")]
+Tracking = Annotated[
+    str | None,
+    typer.Option(help="MLflow address; by default a sqlite file in the store.", envvar="MLFLOW_TRACKING_URI"),
+]
+Address = Annotated[str | None, typer.Option(help="http://HOST:8265 of a Ray cluster: run there as a job.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+STORE = Path("pkt-store")
+
+
+def sweep_of(
+    file: Path | None, flags: dict[str, Any], axes: dict[str, str | list[str] | None], sets: list[str]
+) -> Sweep:
+    """The sweep that was asked for. UserError that names the field, the value and the remedy."""
+    from pydantic import ValidationError
+
+    from orchestrator.presets import complete
+    from orchestrator.recipe import Sweep, one_line
+
+    document = _read(file) if file else {}
+    for path, value in flags.items():
+        if value is not None:
+            _put(document, path, value)
+    for axis, value in axes.items():
+        if value is not None:
+            document.setdefault("axes", {})[axis] = listed(value) if isinstance(value, str) else value
+    for item in sets:
+        path, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"--set: {item!r} has no value; write PATH=VALUE, as in finetune.epochs=1")
+        _put(document, path.strip(), _yaml(value, f"--set {path}"))
+    try:
+        return Sweep.model_validate(complete(document))
+    except ValidationError as error:
+        raise UserError(one_line(error)) from error
+
+
+def listed(text: str) -> list[Any]:
+    """Comma-separated values; numbers as numbers, and a list of layer numbers as the one value that it is."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [_yaml(part, text) for part in parts]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise UserError(f"file: {file} can't be read ({error.strerror}); give a sweep as YAML") from error
+    document = _yaml(text, str(file))
+    if not isinstance(document, dict):
+        raise UserError(f"file: {file} is no mapping; it needs fields such as recipe, axes, repeats")
+    return document
+
+
+def _yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML ({str(error).splitlines()[0]})") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _put(document: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted field of the sweep, or of its recipe where the sweep has no such field."""
+    from orchestrator.recipe import Sweep
+
+    keys = path.split(".")
+    if keys[0] not in Sweep.model_fields:
+        keys = ["recipe", *keys]
+    place = document
+    for key in keys[:-1]:
+        if isinstance(place.get(key), str) and key == "task":
+            place[key] = {"name": place[key]}
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set: {path} is no field; `pkt strategies` lists the fields")
+    place[keys[-1]] = value
+
+
+def tracker_of(store: Path, uri: str | None) -> Tracker:
+    """MLflow at the address, or in the store."""
+    from orchestrator.tracking import MlflowTracker
+
+    if uri:
+        return MlflowTracker(uri)
+    store.mkdir(parents=True, exist_ok=True)
+    return MlflowTracker(f"sqlite:///{store.absolute() / 'mlflow.db'}", artifacts=store / "mlflow-artifacts")

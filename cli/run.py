@@ -1,0 +1,75 @@
+"""`pkt run`: one trial, here and now, without a cluster."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cli import options as o
+
+
+def run(
+    file: o.File = None,
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    task: o.Task = None,
+    data: o.Data = None,
+    template: o.Template = None,
+    seeds: o.Seeds = None,
+    arm: Annotated[str, typer.Option(help="lora, pissa, transfer or spectrum_control.")] = "transfer",
+    rank: Annotated[int | None, typer.Option(min=1)] = None,
+    layers: o.Layers = None,
+    structure: o.Structure = None,
+    modules: o.Modules = None,
+    lr: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The random seed.")] = None,
+    set_: o.Set = None,
+    store: o.StoreDir = o.STORE,
+    address: o.Address = None,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> int:
+    """Measure, extract, fine-tune and score one student, and say where its adapter is."""
+    if address:
+        from cli.jobs import forward
+
+        return forward(address)
+    flags = {
+        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
+        "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.arm": arm, "recipe.rank": rank,
+        "recipe.layers": layers, "recipe.structure": structure, "recipe.modules": modules and modules[0],
+        "recipe.lr": lr, "recipe.seed": seed,
+    }  # fmt: skip
+    recipe = o.sweep_of(file, flags, {}, set_ or []).recipe
+
+    from cli.screen import Terminal
+    from orchestrator import pipeline
+    from orchestrator.steps.evaluate import read_metrics
+    from orchestrator.steps.step import materialise
+    from orchestrator.store import Store
+
+    kept = Store(store)
+    kept.check()
+    ready = pipeline.prepare(recipe)
+    pipeline.check(recipe, ready)
+    screen = Terminal()
+    step = pipeline.trial(recipe, ready, "test")
+    for part in step.ancestors():
+        if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
+            screen.say(f"{part.name} ...")
+            materialise(part, kept, screen.track)
+    folder = materialise(step, kept)
+    adapter = step.inputs["adapter"]
+    result = {
+        **read_metrics(folder),
+        "adapter": str(kept.find(adapter.name, adapter.fingerprint)),
+        "examples_file": str(folder / "examples.jsonl"),
+    }
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(f"{result['score']:.3f} {result['metric']} on {result['examples']} test examples, one random seed")
+        typer.echo(f"adapter: {result['adapter']}")
+    return 0

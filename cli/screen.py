@@ -1,0 +1,63 @@
+"""Progress on stderr: a moving bar for people, a line now and then for logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_SECONDS = 10.0
+
+
+class Terminal:
+    """What a person sees of the work."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def track(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        """Progress through the items of one long step."""
+        with self.trials(what, total) as tick:
+            for item in items:
+                yield item
+                tick("")
+
+    @contextmanager
+    def trials(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
+        """Progress through trials; what it yields takes each finished one's line."""
+        began = last = time.monotonic()
+        count = 0
+        if not self._console.is_terminal:
+
+            def log(line: str) -> None:
+                nonlocal last, count
+                count += 1
+                now = time.monotonic()
+                if count == total or now - last > LOG_SECONDS:
+                    last = now
+                    self._console.print(f"{what}: {count}/{total} after {now - began:.0f} s  {line}", soft_wrap=True)
+
+            yield log
+            return
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(
+            *columns,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=self._console,
+        ) as bar:
+            task = bar.add_task(what, total=total, line="")
+            yield lambda line: bar.update(task, advance=1, line=line)
+
+    def warn(self, line: str) -> None:
+        """Something to know, now."""
+        self._console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
+
+    def say(self, line: str) -> None:
+        """A line of what is going on."""
+        self._console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,32 @@
+"""`pkt tasks`: what a teacher and a student can be asked."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from cli import options as o
+
+
+def tasks(as_json: o.Json = False) -> int:
+    """List the tasks: metric, what the loss covers, where the rows come from."""
+    from orchestrator.tasks import TASKS
+
+    rows = {
+        name: {
+            "about": task.about,
+            "metric": f"{task.metric.kind},{task.metric.filter_name}",
+            "loss_covers": task.loss_covers,
+            "source": task.source,
+        }
+        for name, task in TASKS.items()
+    }
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return 0
+    for name, row in rows.items():
+        typer.echo(f"{name}: {row['about']}")
+        typer.echo(f"    metric {row['metric']}; loss covers {row['loss_covers']}; rows from {row['source']}")
+    typer.echo('FILE.jsonl: any chats, one {"messages": [...]} a line; exact match of the whole answer, and its loss')
+    return 0

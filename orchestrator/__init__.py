@@ -1,0 +1,1 @@
+"""Parametric knowledge transfer, orchestrated: measure, extract, finetune, evaluate, compare."""

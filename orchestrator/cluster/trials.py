@@ -1,0 +1,72 @@
+"""Many independent pieces of work over a cluster: Ray Tune as a queue with resources, and nothing else of it.
+
+Tune places, bounds and reuses; what a piece of work computes goes into the store, so that Tune's own state is never
+needed to resume.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run_trials(
+    work: Callable[[T], dict[str, Any]],
+    items: Sequence[T],
+    done: Callable[[int, dict[str, Any]], None],
+    *,
+    cpus: float,
+    gpus: float,
+    at_once: int | None = None,
+) -> None:
+    """Call `work` on every item in worker processes that are reused; `done(index, result)` here as each ends.
+
+    An exception in `work` ends its item alone: its result is {"error": one line, "traceback": all of it}. Needs a
+    running Ray session. KeyboardInterrupt stops all workers and is raised again.
+    """
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+    class Done(tune.Callback):
+        """Hands each finished trial to the caller."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            done(trial.config["index"], trial.last_result["outcome"])
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            text = (trial.error_file and Path(trial.error_file).read_text()) or "the worker died"
+            done(trial.config["index"], {"error": text.strip().splitlines()[-1], "traceback": text})
+
+    scratch = tempfile.mkdtemp(prefix="pkt-tune-")
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trainable, work=work, items=list(items)), {"cpu": cpus, "gpu": gpus}),
+        param_space={"index": tune.grid_search(list(range(len(items))))},
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once, metric="index", mode="max"),
+        run_config=tune.RunConfig(name="trials", storage_path=scratch, verbose=0, callbacks=[Done()]),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any]) -> None:
+    from ray import tune
+
+    try:
+        outcome = work(items[config["index"]])
+    except Exception as error:  # whatever it is, it is this trial's result and not the sweep's end
+        outcome = {"error": f"{type(error).__name__}: {error}".splitlines()[0], "traceback": traceback.format_exc()}
+    tune.report({"outcome": outcome, "index": config["index"]})

@@ -1,0 +1,150 @@
+"""The student's adapter: one LoRA from its start to its portable form.
+
+An arm that starts at (B0, A0) away from zero has to leave the student's function as it was. Writing W - s·B0·A0
+into the base loses 2e-3 in bfloat16 and makes an adapter that fits no stock model. Instead the adapter has rank 2r
+from the beginning: B = [B, -B0] and A = [A; A0], of which the second half is frozen. Its start is exactly nothing, its
+dropout falls on both halves alike, and what is saved loads on the untouched student with plain PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Start = tuple[Tensor, Tensor]
+
+
+def attach(
+    model: nn.Module,
+    targets: list[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    changes_base: bool,
+    starts: Mapping[str, Start],
+) -> Any:
+    """Wrap the model with a LoRA on all `targets` that starts at `starts` (module name → B0 (n, r), A0 (r, m)).
+
+    Modules without a start begin as PEFT begins them. With `changes_base` the adapter has rank 2r and alpha doubles
+    with it, so that the scale alpha / r stays. KeyError for a start whose module the adapter doesn't have.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    double = 2 if changes_base else 1
+    config = LoraConfig(
+        r=rank * double,
+        lora_alpha=alpha * double,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    layers = lora_layers(peft_model)
+    if unknown := sorted(set(starts) - set(layers)):
+        raise KeyError(f"the adapter has no module {unknown[0]}")
+    for name, layer in layers.items():
+        up, down = factors_of(layer)
+        if name in starts:
+            _set(up, down, *starts[name])
+        elif changes_base:
+            _set(up, down, up.detach()[:, :rank].clone(), down.detach()[:rank].clone())
+        if changes_base:
+            _freeze_half(layer, rank)
+    return peft_model
+
+
+def lora_layers(peft_model: nn.Module) -> dict[str, Any]:
+    """The adapted modules by their names in the stock model."""
+    from peft.tuners.lora import LoraLayer
+
+    prefix = "base_model.model."
+    return {name.removeprefix(prefix): m for name, m in peft_model.named_modules() if isinstance(m, LoraLayer)}
+
+
+def factors_of(layer: Any) -> Start:
+    """B (n, r) and A (r, m) of an adapted module, as views of what PEFT trains.
+
+    For an embedding PEFT's roles are swapped: its A holds (r, vocabulary) and its B (hidden, r), while the matrix here
+    is vocabulary x hidden; so B is its Aᵀ and A its Bᵀ.
+    """
+    if "default" in layer.lora_embedding_A:
+        return layer.lora_embedding_A["default"].T, layer.lora_embedding_B["default"].T
+    return layer.lora_B["default"].weight, layer.lora_A["default"].weight
+
+
+def _set(up: Tensor, down: Tensor, b0: Tensor, a0: Tensor) -> None:
+    """Start a module at (B0, A0): live half first, then the half that cancels it where there is room for one."""
+    rank = b0.shape[1]
+    with torch.no_grad():
+        up[:, :rank], down[:rank] = b0, a0
+        if up.shape[1] == 2 * rank:
+            up[:, rank:], down[rank:] = -up[:, :rank], down[:rank].clone()
+
+
+def _freeze_half(layer: Any, rank: int) -> None:
+    """No gradient reaches the cancelling half; Adam without weight decay then leaves it where it is, bit for bit."""
+    embedding = "default" in layer.lora_embedding_A
+    up = layer.lora_embedding_A["default"] if embedding else layer.lora_B["default"].weight
+    down = layer.lora_embedding_B["default"] if embedding else layer.lora_A["default"].weight
+    for parameter, dim in ((up, 0 if embedding else 1), (down, 1 if embedding else 0)):
+        mask = torch.ones_like(parameter)
+        mask.narrow(dim, rank, rank).zero_()
+        parameter.register_hook(mask.mul)
+
+
+def save(peft_model: Any, folder: Path, base_name: str) -> None:
+    """Write the adapter as `PeftModel.from_pretrained` reads it; the base stays out, embeddings included."""
+    peft_model.peft_config["default"].base_model_name_or_path = base_name
+    peft_model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty template; ours says what this adapter is
+
+
+def write_start(
+    folder: Path, starts: Mapping[str, Start], *, base_name: str, embeddings: frozenset[str], scale: float = 1.0
+) -> None:
+    """Write extracted (B0, A0) as an adapter folder, without a model: what `extract` leaves.
+
+    `embeddings` names the modules that are embeddings, where PEFT swaps the factors. All factors have one rank.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    (rank,) = {b0.shape[1] for b0, _ in starts.values()}
+    tensors = {}
+    for name, (b0, a0) in starts.items():
+        key = f"base_model.model.{name}."
+        if name in embeddings:
+            tensors[key + "lora_embedding_A"], tensors[key + "lora_embedding_B"] = b0.T.contiguous(), a0.T.contiguous()
+        else:
+            tensors[key + "lora_A.weight"], tensors[key + "lora_B.weight"] = a0.contiguous(), b0.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank * scale,
+        target_modules=sorted(starts),
+        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+
+
+def read_start(folder: Path) -> dict[str, Start]:
+    """The (B0, A0) of every module of such a folder, in our orientation."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    starts = {}
+    for key in tensors:
+        name = key.removeprefix("base_model.model.")
+        if name.endswith(".lora_A.weight"):
+            starts[name.removesuffix(".lora_A.weight")] = (tensors[key.replace("lora_A", "lora_B")], tensors[key])
+        elif name.endswith(".lora_embedding_A"):
+            up, down = tensors[key].T, tensors[key.replace("lora_embedding_A", "lora_embedding_B")].T
+            starts[name.removesuffix(".lora_embedding_A")] = (up, down)
+    return starts

@@ -1,0 +1,148 @@
+"""What differs between model families, as rows of data.
+
+    family("llama").parameter("q", 3)     # "model.layers.3.self_attn.q_proj.weight"
+
+A family says under which name each role's matrix lives. Dimensions are never written here: they come from the
+checkpoint's own config. A family with new names is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import UserError
+
+ORIGINS: dict[str, tuple[str, ...]] = {  # the paper's "origin" axis: which matrices are extracted
+    "attention": ("q", "k", "v", "o"),
+    "ffn": ("gate", "up", "down"),
+    "embedding": ("embed", "head"),
+}
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Role → parameter name; `{}` stands for the layer."""
+
+    model_type: str
+    layer: str = "model.layers.{}."
+    roles: dict[str, str] = field(
+        default_factory=lambda: {
+            "q": "self_attn.q_proj",
+            "k": "self_attn.k_proj",
+            "v": "self_attn.v_proj",
+            "o": "self_attn.o_proj",
+            "gate": "mlp.gate_proj",
+            "up": "mlp.up_proj",
+            "down": "mlp.down_proj",
+        }
+    )
+    outer: dict[str, str] = field(default_factory=lambda: {"embed": "model.embed_tokens", "head": "lm_head"})
+    norm_offset: float = 0.0
+
+    def module(self, role: str, layer: int | None) -> str:
+        """The name of the module that holds this role's matrix; `layer` is None for embedding and head."""
+        if layer is None:
+            return self.outer[role]
+        return self.layer.format(layer) + self.roles[role]
+
+    def parameter(self, role: str, layer: int | None) -> str:
+        """The name of this role's matrix in the checkpoint."""
+        return self.module(role, layer) + ".weight"
+
+    @property
+    def targets(self) -> list[str]:
+        """The last parts of all adapted modules' names, as PEFT's target_modules wants them."""
+        return sorted({name.rsplit(".", 1)[-1] for name in (*self.roles.values(), *self.outer.values())})
+
+
+FAMILIES = {row.model_type: row for row in map(ModelFamily, ("llama", "mistral", "qwen2", "qwen3"))}
+
+
+def family(model_type: str) -> ModelFamily:
+    """The row of a config's `model_type`. UserError with the known ones for any other."""
+    if model_type not in FAMILIES:
+        raise UserError(f"model: family {model_type!r} is not known; known: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes that decide what can be cut from what, read from a config."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+    @classmethod
+    def of(cls, config: Any) -> Geometry:
+        """From a transformers config; head_dim is its own field where a family decouples it."""
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            ffn=config.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab=config.vocab_size,
+        )
+
+    def shape(self, role: str) -> tuple[int, int]:
+        """Rows (outputs) and columns (inputs) of a role's matrix."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q": (query, self.hidden),
+            "k": (key, self.hidden),
+            "v": (key, self.hidden),
+            "o": (self.hidden, query),
+            "gate": (self.ffn, self.hidden),
+            "up": (self.ffn, self.hidden),
+            "down": (self.hidden, self.ffn),
+            "embed": (self.vocab, self.hidden),
+            "head": (self.vocab, self.hidden),
+        }[role]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One matrix of the student and the teacher's that it is cut from."""
+
+    role: str
+    layer: int | None  # the student's
+    student: tuple[int, int]
+    teacher: tuple[int, int]  # after K/V heads were repeated
+    repeats: int = 1
+
+
+def pairs(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> Iterator[Pair]:
+    """Every matrix to extract, with both shapes. UserError for the first that is larger in the student.
+
+    Where a teacher with grouped queries has fewer K/V rows than the student needs, each of its K/V heads is repeated
+    for its group, which is what attention does with it, and the block is cut from that. Embedding and head keep the
+    whole vocabulary and give up hidden dimensions only.
+    """
+    if student.layers > teacher.layers:
+        raise UserError(
+            f"student: {student.layers} layers, the teacher has only {teacher.layers}; take a larger --teacher"
+        )
+    for origin in origins:
+        for role in ORIGINS[origin]:
+            want, have, repeats = student.shape(role), teacher.shape(role), 1
+            if role in ("k", "v") and have[0] < want[0]:
+                repeats = teacher.heads // teacher.kv_heads
+                have = (have[0] * repeats, have[1])
+            if origin == "embedding":
+                have = (want[0], have[1])  # rows are matched by token, see the vocabulary check
+            if have[0] < want[0] or have[1] < want[1]:
+                raise UserError(
+                    f"teacher: its {role} matrix is {have[0]} x {have[1]}, smaller than the student's"
+                    f" {want[0]} x {want[1]}; take a larger --teacher or leave it out with --modules"
+                )
+            for layer in [None] if origin == "embedding" else range(student.layers):
+                yield Pair(role, layer, want, have, repeats)

@@ -1,0 +1,209 @@
+"""From a name to a checkpoint that can be trusted: an alias, a local folder or a hub id.
+
+    checkpoint = resolve("demo-teacher")        # finds, checks and identifies; loads nothing
+    model = load(checkpoint.folder)             # safetensors only
+
+A checkpoint's identity is the hash of its contents, never its path, so that results can be shared between machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from orchestrator.errors import UserError
+from orchestrator.models import demo
+from orchestrator.models.aliases import ALIASES
+from orchestrator.models.families import Geometry, ModelFamily, family
+
+WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def cache_home() -> Path:
+    """The user's cache: models made by the product, and hashes of checkpoints seen before."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pkt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk: what it was called, where it is, what it is."""
+
+    name: str
+    folder: str
+    sha256: str
+
+    @property
+    def config(self) -> Any:
+        """The transformers config."""
+        return read_config(Path(self.folder), self.name)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Its sizes."""
+        return Geometry.of(self.config)
+
+    @property
+    def family(self) -> ModelFamily:
+        """Its family's row."""
+        return family(self.config.model_type)
+
+
+def resolve(name: str, field: str) -> Checkpoint:
+    """Find, check and identify a checkpoint. `field` names the recipe's field in the message.
+
+    UserError for a name that is neither alias, folder nor hub id, for an unknown family, for weights that are missing,
+    pickled, truncated or not finite, and for weights that a hub would have to provide and can't.
+    """
+    alias = ALIASES.get(name)
+    source = alias.source if alias else name
+    if source.startswith("demo:"):
+        folder = demo.ensure(source.removeprefix("demo:"), cache_home())  # type: ignore[arg-type]
+    elif Path(source).expanduser().is_dir():
+        folder = Path(source).expanduser().absolute()
+    elif alias is None and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise UserError(
+            f"{field}: {name!r} is no alias (see `pkt models`), no folder and no hub id of the form ORG/NAME"
+        )
+    else:
+        folder = _download(source, field)
+    family(read_config(folder, field).model_type)
+    return Checkpoint(name, str(folder), _identify(folder, field))
+
+
+def read_config(folder: Path, field: str) -> Any:
+    """The folder's transformers config; UserError where there is none that can be read."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{field}: {folder} has no config.json; give a folder saved with save_pretrained")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{field}: {folder / 'config.json'} can't be read ({reason})") from error
+
+
+def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
+    """A causal language model in evaluation mode, from safetensors."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+    return model.to(device).eval()
+
+
+class Weights:
+    """A checkpoint's tensors by name, read one at a time, so that no process has to hold a model to cut from it."""
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        self._files: dict[str, Path] = {}
+        if index.is_file():
+            for name, file in json.loads(index.read_text())["weight_map"].items():
+                self._files[name] = folder / file
+        else:
+            for path in folder.glob("*.safetensors"):
+                with safe_open(path, framework="pt") as tensors:
+                    self._files |= dict.fromkeys(tensors.keys(), path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, in the checkpoint's dtype. KeyError for a name that the checkpoint lacks."""
+        with safe_open(self._files[name], framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+
+def load_tokenizer(folder: str, field: str = "model") -> Any:
+    """The checkpoint's tokenizer, with a padding token. UserError where it has no end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{field}: {folder} has no tokenizer that can be read; save one beside the weights") from error
+    if tokenizer.eos_token is None:
+        raise UserError(f"{field}: the tokenizer in {folder} has no eos_token; set one in tokenizer_config.json")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _download(hub_id: str, field: str) -> Path:
+    """The hub's files in the hub's own cache. UserError with what is missing: network, token or licence."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(WEIGHTS)))
+    except GatedRepoError as error:
+        missing = "its licence has to be accepted on its page, and a token of that account set in HF_TOKEN"
+        raise UserError(f"{field}: {hub_id} is gated: {missing}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{field}: {hub_id} is not on the hub, or is private: set HF_TOKEN to a token that may read it"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{field}: {hub_id} is not in the local cache and the hub can't be reached (no network?);"
+            " give a local folder, or connect and set HF_TOKEN if the model asks for one"
+        ) from error
+
+
+def _identify(folder: Path, field: str) -> str:
+    """Hash of the weights and of what shapes them, with every weight checked to be finite, in one reading.
+
+    Large checkpoints take a minute, so each file's hash is kept in the user's cache under its path, size and time.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if missing := [name for name in named if not (folder / name).is_file()]:
+            raise UserError(f"{field}: {folder / missing[0]} is missing, though the index names it; download it again")
+        shards = [folder / name for name in named]
+    if not shards:
+        pickled = next((path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end)), None)
+        why = f"only pickled ones ({pickled}), which are never opened" if pickled else "none"
+        raise UserError(f"{field}: {folder} has no safetensors weights ({why}); save it with save_pretrained")
+    small = [path for name in ("config.json", "tokenizer.json", "tokenizer.model") if (path := folder / name).is_file()]
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        sums = list(pool.map(lambda path: _known_sum(path, field), shards))
+    sums += [hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def _known_sum(path: Path, field: str) -> str:
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    note = cache_home() / "sums" / key
+    if note.is_file():
+        return note.read_text()
+    digest = _checked_sum(path, field)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    aside = note.with_suffix(f".{os.getpid()}")
+    aside.write_text(digest)
+    aside.rename(note)
+    return digest
+
+
+def _checked_sum(path: Path, field: str) -> str:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise UserError(f"{field}: {name} in {path} has NaN or infinite weights; take another checkpoint")
+    except SafetensorError as error:
+        raise UserError(f"{field}: {path} is corrupt or no safetensors file ({error}); download it again") from error
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,209 @@
+"""One recipe → its steps.
+
+ready = prepare(recipe)                       # finds and checks everything; computes and writes nothing
+step = trial(recipe, ready, "test")           # evaluate <- finetune <- extract <- measure
+folder = materialise(step, Store("pkt-store"))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from orchestrator.errors import UserError
+from orchestrator.models.families import Geometry, pairs
+from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve
+from orchestrator.recipe import Recipe, TaskChoice
+from orchestrator.steps.data import data_step
+from orchestrator.steps.evaluate import evaluate
+from orchestrator.steps.extract import extract
+from orchestrator.steps.finetune import finetune
+from orchestrator.steps.measure import measure
+from orchestrator.steps.step import Step
+from orchestrator.tasks import TASKS, Task, chat_task
+from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks.template import encode
+
+Who = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a recipe refers to, found and checked."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+    task: Task
+    splits: dict[Split, list[Example]]
+
+    def checkpoint(self, who: Who) -> Checkpoint:
+        """The teacher's or the student's."""
+        return self.teacher if who == "teacher" else self.student
+
+
+def prepare(recipe: Recipe) -> Ready:
+    """Find models and rows and check all that can be checked before work starts. UserError for the first fault."""
+    task, splits = find_task(recipe.task)
+    if recipe.measure.seeds:
+        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
+    teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
+    tokenizer = load_tokenizer(teacher.folder, "teacher")
+    for example in splits["seed"]:
+        encode(example, recipe.task.template, tokenizer, recipe.measure.max_tokens)
+    return Ready(teacher, student, task, splits)
+
+
+def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
+    """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
+    if choice.name in TASKS:
+        task = TASKS[choice.name]
+        return task, task.splits(choice.data)
+    path = Path(choice.name).expanduser()
+    if path.suffix == ".jsonl" or path.is_file():
+        return chat_task(path)
+    raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
+
+
+def check(recipe: Recipe, ready: Ready) -> None:
+    """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
+    student = ready.student.geometry
+    sides = {role: min(student.shape(role)) for role in ("q", "k", "v", "o", "gate", "up", "down", "embed")}
+    role, side = min(sides.items(), key=lambda item: item[1])
+    if recipe.rank > side:
+        n, m = student.shape(role)
+        raise UserError(
+            f"rank: {recipe.rank} is larger than the student's {role} matrix, {n} x {m}; take at most {side}"
+        )
+    if recipe.layers is None:
+        return
+    teacher = ready.teacher.geometry
+    list(pairs(teacher, student, recipe.modules or ()))
+    try:
+        recipe.layers.select([0.0] * teacher.layers, student.layers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if "embedding" in (recipe.modules or ()):
+        own, theirs = (load_tokenizer(c.folder).get_vocab() for c in (ready.student, ready.teacher))
+        if own != theirs:
+            raise UserError(
+                f"modules: embedding needs one vocabulary, but {ready.teacher.name} and {ready.student.name}"
+                " have different ones; leave it out with --modules attention,ffn"
+            )
+
+
+def granularity(recipe: Recipe, teacher: Geometry, student: Geometry) -> int:
+    """The recipe's, or 1 where exact scores fit into half of this machine's memory, or the largest common tile.
+
+    Tiles have to divide head_dim and the student's sizes, so that windows end on them too.
+    """
+    if recipe.measure.granularity != "auto":
+        return recipe.measure.granularity
+    roles = ("q", "k", "v", "o", "gate", "up", "down")
+    parameters = teacher.layers * sum(math.prod(teacher.shape(role)) for role in roles)
+    parameters += 2 * math.prod(teacher.shape("embed"))
+    if 4 * parameters < psutil.virtual_memory().total / 2:
+        return 1
+    common = math.gcd(teacher.head_dim, student.head_dim, student.hidden, student.ffn)
+    return max(g for g in range(1, 129) if common % g == 0)
+
+
+def measure_step(recipe: Recipe, ready: Ready) -> Step:
+    """The teacher's pass: shared by every trial with these seeds."""
+    seeds = draw(ready.splits["seed"], recipe.measure.examples)
+    return Step(
+        "measure",
+        measure,
+        config={
+            "template": recipe.task.template,
+            "max_tokens": recipe.measure.max_tokens,
+            "granularity": granularity(recipe, ready.teacher.geometry, ready.student.geometry),
+            "dtype": recipe.measure.dtype,
+        },
+        inputs={"seeds": data_step(seeds)},
+        identity={"teacher": ready.teacher.sha256},
+        where={"teacher": ready.teacher.folder},
+    )
+
+
+def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
+    """The factors at the stored rank, which every smaller rank of a sweep shares; or at just this `rank`."""
+    assert recipe.layers and recipe.structure and recipe.modules
+    student = ready.student.geometry
+    smallest = min(min(pair.student) for pair in pairs(ready.teacher.geometry, student, recipe.modules))
+    return Step(
+        "extract",
+        extract,
+        config={
+            "layers": recipe.layers.model_dump(mode="json"),
+            "structure": recipe.structure.model_dump(mode="json"),
+            "modules": list(recipe.modules),
+            "rank": rank or min(smallest, max(recipe.stored_rank, recipe.rank)),
+        },
+        inputs={"measured": measure_step(recipe, ready)},
+        identity={"teacher": ready.teacher.sha256, "student": ready.student.sha256},
+        where={
+            "teacher": ready.teacher.folder, "student": ready.student.folder, "student_name": ready.student.name,
+        },
+    )  # fmt: skip
+
+
+def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student") -> Step:
+    """The training of one trial; of the teacher itself, where the teacher's own reach on the task is asked for."""
+    part, trained = recipe.finetune, ready.checkpoint(who)
+    rows = draw(ready.splits["train"], part.examples)
+    names = {"student": trained.name, "task": ready.task.name}
+    if recipe.arm.extracts:
+        names["teacher"] = ready.teacher.name
+    return Step(
+        "finetune",
+        finetune,
+        config={
+            "arm": recipe.arm.model_dump(mode="json"),
+            "rank": recipe.rank,
+            "alpha": part.alpha or float(recipe.rank),
+            "lr": recipe.lr,
+            "seed": recipe.seed,
+            "template": recipe.task.template,
+            **part.model_dump(exclude={"examples", "alpha"}),
+        },
+        inputs={"rows": data_step(rows)} | ({"start": extract_step(recipe, ready)} if recipe.arm.extracts else {}),
+        identity={"student": trained.sha256},
+        where={"student": trained.folder, "names": names},
+    )
+
+
+def evaluate_step(
+    recipe: Recipe, ready: Ready, split: Split, who: Who = "student", adapter: Step | None = None
+) -> Step:
+    """The score of a model as it is, or with an adapter, on a split."""
+    rows, scored = ready.splits[split], ready.checkpoint(who)
+    if recipe.evaluate.examples:
+        rows = draw(rows, recipe.evaluate.examples)
+    return Step(
+        "evaluate",
+        evaluate,
+        config={
+            "template": recipe.task.template,
+            "metric": _listed(asdict(ready.task.metric)),
+            "choices": list(ready.task.choices),
+            "batch_size": recipe.evaluate.batch_size,
+            "max_tokens": recipe.finetune.max_tokens,
+            "dtype": recipe.finetune.dtype,
+        },
+        inputs={"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {}),
+        identity={"model": scored.sha256},
+        where={"model": scored.folder},
+    )
+
+
+def trial(recipe: Recipe, ready: Ready, split: Split) -> Step:
+    """The whole way of one trial: its score on a split."""
+    return evaluate_step(recipe, ready, split, adapter=finetune_step(recipe, ready))
+
+
+def _listed(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

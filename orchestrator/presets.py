@@ -1,0 +1,40 @@
+"""What a sweep is when little is said: `pkt sweep --teacher llama2-70b` is a complete command."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import UserError
+from orchestrator.models.aliases import ALIASES
+
+ARMS = ("lora", "pissa", "transfer", "spectrum_control")
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what it leaves open filled in. UserError where a teacher has no natural student.
+
+    Four arms, one rank and one layer strategy, three learning rates and three random seeds make 24 fine-tunings. The
+    demo's own teacher brings the demo's protocol.
+    """
+    recipe = document.get("recipe") or {}
+    teacher = recipe.get("teacher", "demo-teacher")
+    base: dict[str, Any] = {"recipe": {"teacher": teacher, "task": {"name": "gsm8k"}}, "axes": {"arm": list(ARMS)}}
+    if teacher == "demo-teacher":
+        base = yaml.safe_load((files("orchestrator") / "demo.yaml").read_text())
+    if "student" not in recipe and "student" not in base["recipe"]:
+        alias = ALIASES.get(teacher)
+        if alias is None or alias.student is None:
+            raise UserError(f"student: {teacher!r} has no natural student; name one with --student (see `pkt models`)")
+        base["recipe"]["student"] = alias.student
+    return _merged(base, document)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result

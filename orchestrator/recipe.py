@@ -1,0 +1,154 @@
+"""What to do, as one frozen value.
+
+    Recipe(teacher="llama2-70b", student="llama2-7b", task={"name": "gsm8k"}, arm="transfer", rank=16, seed=3)
+
+A recipe is one trial. Its sections are the steps' parts: a step's result is named by its section and by what it builds
+on, so that trials that agree on a section share that step. Where and how things run is `Run`, which is never hashed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from orchestrator.transfer.arms import Arm, Lora
+from orchestrator.transfer.blocks import BlockSelection, Window
+from orchestrator.transfer.layers import LayerSelection, Sensitivity
+
+Origin = Literal["attention", "ffn", "embedding"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Frozen, and without room for a misspelt field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskChoice(Section):
+    """Which task, and where its rows are if not where it has them from."""
+
+    name: str = "demo"
+    data: str | None = None
+    template: Literal["plain", "chat"] = "plain"
+
+
+class Measure(Section):
+    """The teacher's pass over the seed examples."""
+
+    seeds: str | None = None  # a chat JSONL in place of the task's own seed examples
+    examples: int = Field(32, ge=1)
+    max_tokens: int = Field(2048, ge=2)
+    granularity: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    dtype: Dtype = "auto"
+
+
+class Finetune(Section):
+    """The student's training: the published hyperparameters (Seeking Neural Nuggets) unless said otherwise."""
+
+    examples: int = Field(1000, ge=1)
+    epochs: float = Field(3, gt=0)
+    batch_size: int = Field(64, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)  # what fits on the device at once; same result, less memory
+    warmup: float = Field(0.03, ge=0, lt=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    alpha: float | None = Field(None, gt=0)  # None: the rank, so that the scale is 1 at every rank of a sweep
+    max_tokens: int = Field(2048, ge=2)
+    dtype: Dtype = "auto"
+
+
+class Evaluate(Section):
+    """How a model is scored."""
+
+    examples: int | None = Field(None, ge=1)  # None: the whole split
+    batch_size: int = Field(64, ge=1)
+
+
+def _names(value: Any) -> Any:
+    if isinstance(value, str):
+        return ORIGINS if value == "all" else tuple(part.strip() for part in value.split(","))
+    return value
+
+
+class Recipe(Section):
+    """One trial. `layers`, `structure` and `modules` are null for an arm that extracts nothing from a teacher."""
+
+    teacher: str
+    student: str
+    task: TaskChoice = TaskChoice()
+    measure: Measure = Measure()
+    arm: Arm = Lora()
+    layers: LayerSelection | None = Sensitivity()
+    structure: BlockSelection | None = Window()
+    modules: Annotated[tuple[Origin, ...] | None, BeforeValidator(_names)] = ORIGINS
+    stored_rank: int = Field(64, ge=1)
+    rank: int = Field(16, ge=1)
+    lr: float = Field(3e-4, gt=0)
+    seed: int = Field(0, ge=0)
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("modules")
+    @classmethod
+    def _modules(cls, value: tuple[Origin, ...] | None) -> tuple[Origin, ...] | None:
+        return None if value is None else tuple(origin for origin in ORIGINS if origin in value)
+
+    @model_validator(mode="after")
+    def _null_what_means_nothing(self) -> Recipe:
+        if not self.arm.extracts:
+            for name in ("layers", "structure", "modules"):
+                object.__setattr__(self, name, None)
+        return self
+
+
+class Sweep(Section):
+    """A recipe and what varies around it.
+
+    `axes` maps a recipe's field (dotted for a nested one) to its values. `lr` is the grid from which each
+    leaderboard row takes its own learning rate, on the validation split; a single value is used as it is.
+    """
+
+    name: str | None = None
+    recipe: Recipe
+    axes: dict[str, tuple[Any, ...]] = {}
+    lr: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)
+    repeats: int = Field(3, ge=1)
+    baseline: str = "lora"
+    tuned_teacher: bool = False  # fine-tune the teacher on the task, too: its row is the gate's
+    gate: float | None = Field(None, ge=0, le=1)  # the least score at which the teacher counts as knowing the task
+    max_trials: int = Field(24, ge=1)
+
+
+class Run(BaseModel):
+    """Where and how: never part of a fingerprint, so that it can differ between a run and its repetition."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    store: Path = Path("pkt-store")
+    cpus_per_trial: int = Field(1, ge=1)
+    gpus_per_trial: float | None = Field(None, ge=0)  # None: one where there is one
+    trials_at_once: int | None = Field(None, ge=1)
+
+
+def one_line(error: ValidationError) -> str:
+    """A recipe's first fault as "field: value: why", for people."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"]) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    context = first.get("ctx", {})
+    if first["type"] == "union_tag_invalid":
+        known = context["expected_tags"].replace("'", "")
+        return f"{path}: {context['tag']!r} is not known; known: {known}{more}"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: there is no such field; `pkt strategies` lists the fields{more}"
+    if first["type"] == "missing":
+        return f"{path}: is needed and was not given{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {first['input']!r}: {message[0].lower()}{message[1:]}{more}"

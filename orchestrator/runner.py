@@ -1,0 +1,155 @@
+"""Trials to results: what the store has is taken, the rest runs on Ray, and all of it is told to the tracker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.cluster.session import session
+from orchestrator.cluster.trials import run_trials
+from orchestrator.recipe import Run
+from orchestrator.steps.evaluate import read_metrics
+from orchestrator.steps.step import Step, materialise
+from orchestrator.store import Store
+from orchestrator.tracking import NullTracker, Tracker
+
+
+class Screen(Protocol):
+    """What a person sees of the work."""
+
+    def track(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        """Progress through the items of one long step."""
+
+    def trials(self, what: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Progress through trials; what it yields takes each finished one's line."""
+
+    def warn(self, line: str) -> None:
+        """Something to know, now."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A score to reach: the evaluation step, and what it is called."""
+
+    label: str
+    step: Step
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Runner:
+    """A sweep's hands: one Ray session for all that the store lacks, none where it lacks nothing."""
+
+    store: Store
+    run: Run
+    key: str  # the sweep's, under which its trials are tracked
+    screen: Screen
+    tracker: Tracker = field(default_factory=NullTracker)
+    parent: str = ""  # the sweep's run, once it is open
+    failed: dict[str, str] = field(default_factory=dict)  # label → reason
+
+    def __enter__(self) -> Runner:
+        self._stack = ExitStack()
+        self._resources: dict[str, float] | None = None
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def share(self, steps: Sequence[Step]) -> None:
+        """Make what many trials build on: here, or on the cluster where only that has a GPU."""
+        missing = [step for step in steps if self.store.find(step.name, step.fingerprint) is None]
+        if not missing:
+            return
+        import torch
+
+        if torch.cuda.is_available() or not self._session().get("GPU"):
+            for step in missing:
+                materialise(step, self.store, self.screen.track)
+        else:
+            for step in [before for last in missing for before in last.ancestors()]:
+                self._run([Trial(step.name, step)], f"{step.name} on the cluster")
+        if self.failed:
+            raise RuntimeError(next(iter(self.failed.values())))
+
+    def go(self, what: str, trials: Sequence[Trial]) -> None:
+        """Reach every trial's score and tell the tracker; a failed one is noted with its reason."""
+        have = [trial for trial in trials if self._folder(trial)]
+        for trial in have:
+            self._tell(trial)
+        missing = [trial for trial in trials if not self._folder(trial)]
+        unique = list({trial.step.fingerprint: trial for trial in missing}.values())
+        if unique:
+            self._run(unique, what)
+
+    def metrics(self, trial: Trial) -> dict[str, Any] | None:
+        """The finished trial's figures, None where it failed."""
+        folder = self._folder(trial)
+        return read_metrics(folder) if folder else None
+
+    def _session(self) -> dict[str, float]:
+        if self._resources is None:
+            self._resources = self._stack.enter_context(session(cpus=self.run.cpus_per_trial, gpus=self._gpus(None)))
+        return self._resources
+
+    def _gpus(self, resources: dict[str, float] | None) -> float:
+        if self.run.gpus_per_trial is not None:
+            return self.run.gpus_per_trial
+        return 1.0 if resources and resources.get("GPU") else 0.0
+
+    def _run(self, trials: list[Trial], what: str) -> None:
+        gpus = self._gpus(self._session())
+        with self.screen.trials(what, len(trials)) as tick:
+
+            def done(index: int, outcome: dict[str, Any]) -> None:
+                trial = trials[index]
+                if reason := outcome.get("error"):
+                    self.failed[trial.label] = reason
+                    self.screen.warn(f"{trial.label} failed: {reason}")
+                    (self.store.root / "failures").mkdir(parents=True, exist_ok=True)
+                    (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
+                elif trial.step.name == "evaluate":
+                    self._tell(trial)
+                score = outcome.get("score")
+                tick(trial.label if score is None else f"{trial.label}: {score:.3f}")
+
+            work = Work(str(self.store.root))
+            cpus, at_once = self.run.cpus_per_trial, self.run.trials_at_once
+            run_trials(work, [trial.step for trial in trials], done, cpus=cpus, gpus=gpus, at_once=at_once)
+
+    def _folder(self, trial: Trial) -> Path | None:
+        return self.store.find(trial.step.name, trial.step.fingerprint)
+
+    def _tell(self, trial: Trial) -> None:
+        """Record a finished trial, once: its parameters, final figures, training curve, adapter and examples."""
+        folder, key = self._folder(trial), f"{self.key}/{trial.step.fingerprint}"
+        if folder is None or self.tracker.finished(key):
+            return
+        run = self.tracker.open(key, trial.label, trial.params, self.parent)
+        metrics = self.metrics(trial) or {}
+        self.tracker.metrics(run, {"score": metrics["score"], "gold_loss": metrics["loss"]})
+        self.tracker.artifacts(run, folder, "evaluation")
+        if adapter := trial.step.inputs.get("adapter"):
+            trained = self.store.find(adapter.name, adapter.fingerprint)
+            assert trained is not None
+            history = json.loads((trained / "history.json").read_text())
+            for name in ("loss", "learning_rate", "grad_norm"):
+                self.tracker.curve(run, f"train_{name}", [(point["step"], point[name]) for point in history])
+            self.tracker.artifacts(run, trained, "adapter")
+        self.tracker.close(run, "FINISHED")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker does with a step: nothing that the store has already."""
+
+    store: str
+
+    def __call__(self, step: Step) -> dict[str, Any]:
+        """The evaluation's figures; nothing for another step."""
+        folder = materialise(step, Store(Path(self.store)))
+        return read_metrics(folder) if step.name == "evaluate" else {}

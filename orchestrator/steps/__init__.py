@@ -1,0 +1,1 @@
+"""The steps: plain functions of values, each leaving one folder."""

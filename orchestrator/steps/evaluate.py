@@ -1,0 +1,82 @@
+"""Scores, example by example: what every comparison is made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.steps import data
+from orchestrator.tasks.scoring import Item, Metric, score
+from orchestrator.tasks.template import Encoded, TemplateName, collate, encode, prompt_of
+from orchestrator.transfer.sensitivity import example_losses
+
+
+def evaluate(
+    folder: Path,
+    *,
+    rows: Path,
+    model: str,
+    template: TemplateName,
+    metric: dict[str, Any],
+    choices: list[str],
+    batch_size: int,
+    max_tokens: int,
+    dtype: str,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    """Write examples.jsonl (id, prompt, output, answer, gold, score, loss) and metrics.json.
+
+    An adapter is loaded as anybody would load it: from its folder, on the stock model.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(model)
+    network = load(model, dtype=dtype, device=device)
+    if adapter is not None:
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, str(adapter)).eval()
+    examples = data.read(rows)
+    items = [
+        Item(example.id, prompt_of(example, template, tokenizer), example.gold, tuple(choices)) for example in examples
+    ]
+    scored = score(network, tokenizer, items, _metric(metric), batch_size=batch_size)
+    encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
+    losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
+    with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
+        for row, loss in zip(scored, losses, strict=True):
+            file.write(json.dumps({**asdict(row), "loss": loss}, ensure_ascii=False) + "\n")
+    result = {
+        "score": sum(row.score for row in scored) / len(scored),
+        "loss": sum(losses) / len(losses),
+        "examples": len(scored),
+        "metric": f"{metric['kind']},{metric['filter_name']}",
+    }
+    (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+@torch.no_grad()
+def gold_losses(model: Any, encoded: list[Encoded], pad: int, batch_size: int) -> list[float]:
+    """Per example, the mean cross-entropy of its gold answer's tokens."""
+    device = next(model.parameters()).device
+    losses: list[float] = []
+    for first in range(0, len(encoded), batch_size):
+        batch = collate(encoded[first : first + batch_size], pad)
+        labels = batch.pop("labels").to(device)
+        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+        losses += example_losses(logits, labels).tolist()
+    return losses
+
+
+def _metric(fields: dict[str, Any]) -> Metric:
+    return Metric(**{**fields, "ignore": tuple(fields["ignore"])})
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures of a finished evaluation."""
+    return json.loads((folder / "metrics.json").read_text())

@@ -1,0 +1,99 @@
+"""A step as a value, and the one rule: a step whose folder is there is not run.
+
+adapter = Step("finetune", finetune, config={...}, inputs={"rows": train})
+folder = materialise(adapter, store)         # runs what is missing, inputs first
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.store import Store, fingerprint
+
+T = TypeVar("T")
+Track = Callable[[Iterable[T], str, int], Iterator[T]]
+
+
+def silent(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Progress for whoever has no screen."""
+    yield from items
+
+
+@dataclass(frozen=True)
+class Step:
+    """`run(folder, **config, **where, **inputs)` and what names its result.
+
+    `config` and `identity` (contents that `config` doesn't hold, such as a model's hash) are hashed, and so are the
+    inputs' fingerprints. `where` (folders, devices) is passed and never hashed. `version` rises when `run` changes
+    what it computes.
+    """
+
+    name: str
+    run: Callable[..., dict[str, Any] | None]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Step] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The result's name."""
+        return fingerprint(self.lineage)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Everything that determines the result."""
+        return {
+            "step": self.name,
+            "version": self.version,
+            "config": dict(self.config),
+            "identity": dict(self.identity),
+            "inputs": {key: step.fingerprint for key, step in self.inputs.items()},
+        }
+
+    def ancestors(self) -> Iterator[Step]:
+        """Every step that this one builds on, nearest last, and then itself."""
+        for step in self.inputs.values():
+            yield from step.ancestors()
+        yield self
+
+
+def materialise(step: Step, store: Store, track: Track[Any] = silent) -> Path:
+    """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory."""
+    if folder := store.find(step.name, step.fingerprint):
+        return folder
+    inputs = {key: materialise(before, store, track) for key, before in step.inputs.items()}
+    manifest: dict[str, Any] = {"lineage": step.lineage, "versions": versions()}
+    with store.writing(step.name, step.fingerprint, manifest) as folder:
+        began = time.perf_counter()
+        extra = {"track": track} if step.name in TRACKED else {}
+        facts = step.run(folder, **step.config, **step.where, **inputs, **extra)
+        manifest["seconds"] = round(time.perf_counter() - began, 3)
+        manifest["peak_memory_bytes"] = peak_memory()
+        manifest["facts"] = facts or {}
+    found = store.find(step.name, step.fingerprint)
+    assert found is not None
+    return found
+
+
+TRACKED = ("measure", "extract")  # steps that can take long on the driver, and so show their progress
+
+
+def versions() -> dict[str, str]:
+    """The libraries that numbers depend on."""
+    names = ("pkt", "torch", "transformers", "peft", "lm-eval", "deepspeed", "ray")
+    return {"python": sys.version.split()[0]} | {name: version(name) for name in names}
+
+
+def peak_memory() -> int:
+    """The process's largest resident size so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,83 @@
+"""Where results live: a directory for each step, named by everything that determines it.
+
+    with store.writing("measure", fingerprint) as folder: ...     # appears at once, whole, or not at all
+    store.find("measure", fingerprint)                            # the folder, or None: then run the step
+
+The three calls are all that a step's caller needs; they map to an object store's get and put, since what a step
+leaves is small files that are written once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(value: Any) -> str:
+    """A name for a JSON value: equal values, equal names. TypeError for anything else, rather than a guess."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class Store:
+    """Finished steps under one root: `<root>/<step>/<fingerprint>/`, each with its manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    def check(self) -> None:
+        """UserError where nothing could be kept, before anything is computed. Leaves no trace."""
+        place = self.root
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"store: {self.root} is not writable; name another folder with --store DIR")
+
+    def find(self, step: str, key: str) -> Path | None:
+        """The finished step's folder, or None."""
+        folder = self.root / step / key
+        return folder if (folder / MANIFEST).is_file() else None
+
+    @contextmanager
+    def writing(self, step: str, key: str, manifest: Mapping[str, Any]) -> Iterator[Path]:
+        """A folder to fill, moved to its place when the block ends without an error.
+
+        Files are flushed to disk before the move, and the manifest, with the sha256 of each, is written last.
+        Where another process finished the same step first, its folder stays and this one is dropped.
+        """
+        target = self.root / step / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
+        try:
+            yield aside
+            files = sorted(path for path in aside.rglob("*") if path.is_file())
+            sums = {str(path.relative_to(aside)): _flush(path) for path in files}
+            content = {"step": step, "fingerprint": key, **manifest, "files": sums}
+            (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+            _flush(aside / MANIFEST)
+            try:
+                aside.rename(target)
+            except OSError:
+                if self.find(step, key) is None:
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> str:
+    """Sync a file to disk; returns its sha256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest

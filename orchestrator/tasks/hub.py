@@ -1,0 +1,21 @@
+"""Rows of a public data set by its hub name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.errors import UserError
+
+
+def hub_rows(name: str, config: str, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a split. UserError that names the data set and what is missing where it can't be had."""
+    import datasets
+
+    try:
+        return list(datasets.load_dataset(name, config, split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"task: the data set {name} is not in the local cache and the hub can't be reached (no network?);"
+            " give local rows with --data DIR (train.jsonl, test.jsonl), or connect and set HF_TOKEN if it asks for one"
+        ) from error

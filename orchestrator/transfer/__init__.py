@@ -1,0 +1,1 @@
+"""Floor 0: the mathematics. Tensors in, tensors out; no files, no devices, no Ray, no logging."""

@@ -1,0 +1,269 @@
+"""A wrong score looks like any other number, so each one here is worked out a second time by hand, with plain
+calls of `model.forward` on one unpadded prompt: no lm-eval, no `generate`, no batches.
+"""
+
+import random
+import re
+import string
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from orchestrator.tasks.scoring import Item, Metric, Scored, score
+
+NEW = 12  # tokens to generate
+GENERATE = Metric("exact_match", "strict", max_new_tokens=NEW)
+PICK_OUT = Metric("exact_match", "letter", pattern=r"([rstvw])", max_new_tokens=NEW)
+CHOOSE = Metric("multiple_choice", "none")
+JINJA = "{{ 1 + 1 }} {% if x %} {# gone #} {{prompt}}"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # On products this small, threads that share a busy machine's cores make a test ten times slower.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def char_tokenizer(*, bos: bool = False, pad: bool = False) -> PreTrainedTokenizerFast:
+    """One token per character; without a pad token, as most published causal models have it, unless asked."""
+    symbols = ["<unk>", "<s>", "</s>", "<pad>", *string.printable]
+    backend = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    if pad:
+        names["pad_token"] = "<pad>"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+    """Weights so large that the output depends on the prompt; more vocabulary rows than the tokenizer has."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"vocab_size": 128, "max_position_embeddings": 192, "initializer_range": 0.4}
+    return LlamaForCausalLM(LlamaConfig(**(shape | sizes | changes))).eval()
+
+
+def prompts(count: int) -> list[str]:
+    draw = random.Random(0)
+    words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(1, 40))) for _ in range(count)]
+    return [f"<|user|>\nReverse: {word}\n\n<|assistant|>\n" for word in words]
+
+
+def items(golds: Sequence[str], choices: Sequence[str] = ()) -> list[Item]:
+    asked = zip(prompts(len(golds)), golds, strict=True)
+    return [Item(f"q{number}", prompt, gold, tuple(choices)) for number, (prompt, gold) in enumerate(asked)]
+
+
+def letters(count: int) -> list[Item]:
+    return items(random.Random(1).choices("ABCD", k=count), "ABCD")
+
+
+def decode_by_hand(model: Any, tokenizer: Any, prompt: str) -> str:
+    ids = tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + NEW and tokenizer.eos_token_id not in ids[start:]:
+            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+def choose_by_hand(model: Any, tokenizer: Any, item: Item) -> str:
+    sums = []
+    for choice in item.choices:
+        start, ids = len(tokenizer(item.prompt)["input_ids"]), tokenizer(item.prompt + choice)["input_ids"]
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        sums.append(sum(float(logs[place - 1, ids[place]]) for place in range(start, len(ids))))
+    return item.choices[sums.index(max(sums))]
+
+
+def test_generation_equals_greedy_decoding_by_hand() -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    outputs = [decode_by_hand(model, tokenizer, prompt) for prompt in prompts(24)]
+    assert min(map(len, outputs)) < NEW // 2 < max(map(len, outputs))  # some end at eos
+    assert len(set(outputs)) > 12
+    asked = items([f" {output}\n" if place % 2 else "another" for place, output in enumerate(outputs)])
+    for item, output, scored in zip(asked, outputs, score(model, tokenizer, asked, GENERATE), strict=True):
+        value = float(output.strip() == item.gold.strip())
+        assert scored == Scored(item.id, item.prompt, output, output.strip(), item.gold.strip(), value)
+
+
+def test_filter_takes_the_last_match_and_says_where_there_is_none() -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    matches = [re.findall("[rstvw]", decode_by_hand(model, tokenizer, prompt)) for prompt in prompts(24)]
+    assert any(found[0] != found[-1] for found in matches if found)
+    answers = [found[-1] if found else "[invalid]" for found in matches]
+    assert len(set(answers)) > 3
+    assert "[invalid]" in answers
+    scores = score(model, tokenizer, items(answers), PICK_OUT)
+    assert [(scored.answer, scored.score) for scored in scores] == [(answer, 1.0) for answer in answers]
+    with pytest.raises(ValueError, match="exactly one group"):
+        Metric("exact_match", "two", pattern="(a)|(b)")
+
+
+def test_ignored_patterns_are_removed_from_both_sides() -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    prompt = prompts(1)[0]
+    output = decode_by_hand(model, tokenizer, prompt)
+    asked = [Item("i", prompt, "," + output.replace(output[2], ""))]
+    ignoring = Metric("exact_match", "strict", None, NEW, (",", re.escape(output[2])))
+    assert score(model, tokenizer, asked, GENERATE)[0].score == 0.0
+    assert score(model, tokenizer, asked, ignoring)[0].score == 1.0
+
+
+@pytest.mark.parametrize("choices", ["ABCD", ("ab", "cd", "xyz")])
+def test_choice_has_the_highest_log_probability(choices: Sequence[str]) -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    asked = items(random.Random(1).choices(choices, k=24), choices)
+    picks = [choose_by_hand(model, tokenizer, item) for item in asked]
+    assert len(set(picks)) > 1
+    expected = [
+        Scored(item.id, item.prompt, pick, pick, item.gold, float(pick == item.gold))
+        for item, pick in zip(asked, picks, strict=True)
+    ]
+    assert score(model, tokenizer, asked, CHOOSE) == expected
+    with pytest.raises(ValueError, match="'q7' has gold 'E'"):
+        score(model, tokenizer, [Item("q7", "?", "E", ("A", "B"))], CHOOSE)
+
+
+@pytest.mark.parametrize("metric", [PICK_OUT, CHOOSE])
+def test_batching_changes_nothing(metric: Metric) -> None:
+    model, tokenizer, asked = tiny_llama(), char_tokenizer(bos=True), letters(20)
+    alone = score(model, tokenizer, asked, metric, batch_size=1)
+    assert alone == score(model, tokenizer, asked, metric, batch_size=8)
+    assert alone == [score(model, tokenizer, [item], metric)[0] for item in asked]
+    assert score(model, tokenizer, [], metric) == []
+
+
+@pytest.mark.parametrize("metric", [GENERATE, CHOOSE])
+def test_template_syntax_in_a_prompt_is_text(metric: Metric) -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    item = Item("j", f"<|user|>\n{JINJA}\n\n<|assistant|>\n", "{{ gold }}", ("{{ gold }}", "{% raw %}"))
+    scored = score(model, tokenizer, [item], metric)[0]
+    assert (scored.prompt, scored.gold) == (item.prompt, item.gold)
+    by_hand = choose_by_hand(model, tokenizer, item)
+    assert scored.output == (by_hand if metric is CHOOSE else decode_by_hand(model, tokenizer, item.prompt))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_model_sees_the_ids_of_training(bos: bool) -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer(bos=bos)
+    seen: list[list[int]] = []
+
+    def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        mask = kwargs.get("attention_mask", torch.ones_like(ids))
+        if ids.shape == mask.shape:  # the pass over the prompt, not one over a next token
+            seen.extend(row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True))
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    # The longest text is the first of its batch; HFLM by itself would encode the others after its pattern.
+    texts = ["<s>the chat template wrote this\n", "abcdef\n", "  \nx y \n"]
+
+    def in_training(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=not text.startswith("<s>"))["input_ids"])
+
+    score(model, tokenizer, [Item(text, text, "A") for text in texts], GENERATE)
+    assert sorted(seen) == sorted(in_training(text) for text in texts)
+    assert [in_training(text).count(tokenizer.bos_token_id) for text in texts] == [1, int(bos), int(bos)]
+    seen.clear()
+    score(model, tokenizer, [Item(text, text, "A", ("A", "B")) for text in texts], CHOOSE, batch_size=1)
+    assert sorted(seen) == sorted(in_training(text + "A")[:-1] for text in texts)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # which peft asks for
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_adapter_takes_part(task_type: str | None) -> None:
+    tokenizer, asked = char_tokenizer(), letters(12)
+    config = LoraConfig(task_type=task_type, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny_llama(), config).eval()
+    outputs = [scored.output for scored in score(model, tokenizer, asked, GENERATE)]
+    assert outputs == [decode_by_hand(model, tokenizer, item.prompt) for item in asked]
+    assert outputs != [scored.output for scored in score(tiny_llama(), tokenizer, asked, GENERATE)]
+    picks = [choose_by_hand(model, tokenizer, item) for item in asked]
+    assert [scored.output for scored in score(model, tokenizer, asked, CHOOSE)] == picks
+
+
+@pytest.mark.parametrize("metric", [GENERATE, CHOOSE])
+@pytest.mark.parametrize("pad", [True, False])
+def test_caller_keeps_model_and_tokenizer_as_they_were(metric: Metric, pad: bool) -> None:
+    model = tiny_llama(attention_dropout=0.5, tie_word_embeddings=True)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 2)  # edited after loading
+    model.generation_config = hostile = GenerationConfig(
+        eos_token_id=50, repetition_penalty=3.0, do_sample=True, temperature=0.5, suppress_tokens=[70, 71, 72]
+    )
+    tokenizer, asked = char_tokenizer(pad=pad), letters(8)
+    expected = score(model, tokenizer, asked, metric)
+    if metric is GENERATE:  # the model's own settings don't take part in greedy decoding
+        assert [s.output for s in expected] == [decode_by_hand(model, tokenizer, i.prompt) for i in asked]
+
+    model.train()
+    model.model.layers[0].eval()
+    tokenizer.padding_side = "right"
+
+    def state() -> list[Any]:
+        return [
+            {name: (id(weight), weight.tolist()) for name, weight in model.named_parameters()},
+            {name: module.training for name, module in model.named_modules()},
+            (model.config.to_dict(), id(model.generation_config), hostile.to_dict()),
+            (tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.padding_side),
+            torch.get_rng_state().tolist(),
+        ]
+
+    before = state()
+    assert score(model, tokenizer, asked, metric) == expected  # so dropout was off
+    assert state() == before
+    assert model.get_input_embeddings().num_embeddings > len(tokenizer)
+
+
+def test_too_long_a_prompt_is_refused_by_name() -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    fits, long, longer = (Item(f"x{length}", "x" * length, "A", ("A",)) for length in (180, 181, 192))
+    score(model, tokenizer, [fits], GENERATE)
+    with pytest.raises(ValueError, match="'x181' needs 193 tokens of 192"):
+        score(model, tokenizer, [fits, long], GENERATE)
+    score(model, tokenizer, [long], CHOOSE)
+    with pytest.raises(ValueError, match="'x192' needs 193 tokens of 192"):
+        score(model, tokenizer, [longer], CHOOSE)
+
+
+def test_nothing_is_said(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    tokenizer.model_max_length = 8  # of which transformers would remind us
+    for metric in (GENERATE, PICK_OUT, CHOOSE):
+        score(model, tokenizer, letters(8), metric, batch_size=4)
+    assert capfd.readouterr() == ("", "")
+    assert (caplog.records, recwarn.list) == ([], [])
+
+
+def test_nothing_is_said_in_a_fresh_process_and_no_host_is_called() -> None:
+    # Imports have messages of their own, and under pytest Python's handler of last resort is not at work.
+    script = """
+import socket, sys
+sys.path.insert(0, "tests/tasks")
+socket.socket.connect = lambda self, address: print("calls", address)
+import orchestrator.tasks.scoring
+assert "lm_eval" not in sys.modules
+from test_scoring import *
+for metric in (GENERATE, CHOOSE):
+    assert len(score(tiny_llama(), char_tokenizer(), letters(4), metric)) == 4
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
