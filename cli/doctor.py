@@ -65,15 +65,17 @@ def _existing(path: Any) -> Any:
 
 def _hub() -> str:
     """Whether the model hub answers, and whether there is a token."""
-    import httpx
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
     from huggingface_hub import constants, get_token
 
     token = "token set" if get_token() else "no token (HF_TOKEN), gated models can't be fetched"
     if constants.HF_HUB_OFFLINE:
         return f"offline by HF_HUB_OFFLINE; {token}"
     try:
-        httpx.get(constants.ENDPOINT, timeout=3)
-    except httpx.HTTPError as error:
-        why = f"can't be reached ({type(error).__name__}): only local folders and cached models"
+        urlopen(constants.ENDPOINT, timeout=3).close()
+    except (URLError, TimeoutError) as error:
+        why = f"can't be reached ({getattr(error, 'reason', error)}): only local folders and cached models"
         return f"{constants.ENDPOINT} {why}; {token}"
     return f"{constants.ENDPOINT} answers; {token}"

@@ -1,17 +1,198 @@
-"""`pkt jobs`: sweeps on a remote cluster, as Ray Jobs."""
+"""`pkt jobs`, and `--address` of other verbs: the same command, on a remote cluster, as a Ray Job.
+
+The job's log is stdout and stderr in one stream, on stdout here. Its exit status is the command's.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
+from cli import options as o
+from orchestrator.errors import UserError
+
 app = typer.Typer(help="List, read and stop jobs on a Ray cluster.", no_args_is_help=True)
+Address = Annotated[
+    str, typer.Option(help="http://HOST:8265 of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")
+]
+Id = Annotated[str, typer.Argument(help="As `pkt jobs list` shows it.", metavar="ID")]
+LIMIT = 99 * 2**20  # a Ray dashboard takes 100 MiB, the archive's own bytes among them
+# A job's folder goes with the job. Where the cluster doesn't say (ray_cluster.yaml does), results stay at home.
+STORE = 'PKT_STORE="${PKT_STORE:-$HOME/pkt-store}"'
 
 
-@app.callback()
-def _jobs() -> None:
-    """List, read and stop jobs on a Ray cluster."""
+@app.command("list")
+def list_(address: Address, as_json: o.Json = False, debug: o.Debug = False) -> int:
+    """List the cluster's jobs, the latest first."""
+    from orchestrator.cluster import jobs
+
+    rows = jobs.listed(address)
+    for row in rows:
+        row["command"] = row["command"].removeprefix(STORE).strip()
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return 0
+    for row in rows:
+        began = datetime.fromtimestamp(row["started"]).strftime("%Y-%m-%d %H:%M")
+        typer.echo(f"{row['id']:<30} {row['status']:<10} {began}  {row['command']}")
+    return 0
+
+
+@app.command()
+def logs(
+    job: Id,
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends; then exit with its status.")] = False,
+    debug: o.Debug = False,
+) -> int:
+    """Show what a job has written."""
+    from orchestrator.cluster import jobs
+
+    if follow:
+        return watch(address, job)
+    typer.echo(jobs.log(address, job), nl=False)
+    return 0
+
+
+@app.command()
+def stop(job: Id, address: Address, debug: o.Debug = False) -> int:
+    """End a job. What it has finished is in the store; the same command goes on from there."""
+    from orchestrator.cluster import jobs
+
+    typer.echo(f"{job}: {jobs.stop(address, job).lower()}")
+    return 0
 
 
 def forward(address: str) -> int:
-    """Placeholder until the jobs module lands."""
-    raise NotImplementedError
+    """Run this process's own command line on the cluster, show its log, and return its exit status.
+
+    Files that it names and that are here go with it. Models don't: a folder of --teacher or --student, like --store
+    and --out, is a path on the cluster's shared file system. HF_TOKEN and MLFLOW_TRACKING_URI go as its environment.
+    """
+    from orchestrator.cluster import jobs
+
+    here = os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", "."))
+    names = ("HF_TOKEN",) if here else ("HF_TOKEN", "MLFLOW_TRACKING_URI")
+    with tempfile.TemporaryDirectory(prefix="pkt-job-") as place:
+        words = pack(without_address(sys.argv[1:]), Path(place))
+        job, found = jobs.submit(
+            address,
+            f"{STORE} {shlex.join(['pkt', *words])}",
+            name=f"pkt-{words[0]}",
+            folder=Path(place) if os.listdir(place) else None,
+            env={name: os.environ[name] for name in names if os.environ.get(name)},
+            gpu=words[0] != "sweep",  # a sweep places its own work; the others do theirs where they run
+        )
+    typer.echo(f"pkt: job {job} on {address}{' runs already; here is its log' if found else ''}", err=True)
+    return watch(address, job)
+
+
+def watch(address: str, job: str) -> int:
+    """Show the log until the job ends. Ctrl-C leaves it running: the job is not this process's child."""
+    from orchestrator.cluster import jobs
+
+    def out(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        return jobs.stream(address, job, out)
+    except KeyboardInterrupt:
+        rest = f"{job} --address {address}"
+        typer.echo(f"\npkt: the job goes on; look: pkt jobs logs {rest} --follow; end it: pkt jobs stop {rest}", err=True)
+        return 130
+
+
+def without_address(argv: list[str]) -> list[str]:
+    """The command line as the cluster is to see it."""
+    pairs = zip(["", *argv], argv, strict=False)
+    return [word for before, word in pairs if "--address" not in (before, word) and not word.startswith("--address=")]
+
+
+def pack(argv: list[str], folder: Path) -> list[str]:
+    """Copy the local files that a command names into `folder`, and name them by their place there.
+
+    A copy lies in a folder named by its hash, so that the command differs where its files do. What isn't here is left
+    as it is: a path on the cluster. UserError for what would be lost or missing there.
+    """
+    words, option = [], ""
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            words.append(f"{name}={_packed(value, name, folder)}")
+        else:
+            words.append(word if word.startswith("--") else _packed(word, option, folder))
+        option = word if word.startswith("--") else ""
+    return words
+
+
+def _packed(word: str, option: str, folder: Path) -> str:
+    """One argument, or one text in a sweep's YAML, whose key is its option."""
+    path, field = Path(word).expanduser(), option.removeprefix("--")
+    if field == "set":
+        name, equals, value = word.partition("=")
+        return f"{name}{equals}{_packed(value, name.rpartition('.')[2], folder)}"
+    if field in ("store", "out") and not word.startswith(("/", "~")):
+        raise UserError(f"{field}: {word} would go with the job's folder; give an absolute path on the cluster")
+    if field in ("teacher", "student") and path.is_dir() and not path.is_absolute():
+        raise UserError(f"{field}: {word} is a folder here, and models aren't sent; give its absolute path there")
+    if field in ("store", "out", "teacher", "student"):
+        return word
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return _yaml(path, folder)
+    if path.is_file() and (path.suffix == ".jsonl" or field in ("seeds", "task")):
+        return _place([path], "", folder)
+    if field == "data" and (rows := sorted(path.glob("*.jsonl"))):
+        return _place(rows, path.resolve().name, folder)
+    return word
+
+
+def _yaml(path: Path, folder: Path) -> str:
+    """A sweep's YAML with the files that it names; one that isn't YAML goes as it is, for the job to say so."""
+    import yaml
+
+    def moved(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(part, str(name).rpartition(".")[2]) for name, part in value.items()}
+        if isinstance(value, list):
+            return [moved(part, key) for part in value]
+        return _packed(value, key, folder) if isinstance(value, str) else value
+
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError):
+        document = None
+    if (there := moved(document, "")) == document:
+        return _place([path], "", folder)
+    with tempfile.TemporaryDirectory() as aside:
+        rewritten = Path(aside) / path.name
+        rewritten.write_text(yaml.safe_dump(there, sort_keys=False))
+        return _place([rewritten], "", folder)
+
+
+def _place(files: list[Path], within: str, folder: Path) -> str:
+    """Copy the files side by side; the name of the only one, or of the folder `within` that holds them."""
+    size = sum(path.stat().st_size for path in [*files, *folder.rglob("*")] if path.is_file())
+    if size > LIMIT:
+        raise UserError(
+            f"{files[0]}: the files of this command come to {size / 2**20:.0f} MiB, a Ray job takes 100; put them on the"
+            " cluster's shared file system and give their path there"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    place = folder / digest.hexdigest()[:10] / within
+    place.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, place / file.name)
+    return str((place if within else place / files[0].name).relative_to(folder))

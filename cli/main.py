@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from orchestrator.errors import UserError
 
@@ -44,9 +44,9 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), 2)
-    except click.ClickException as error:
+    except TyperException as error:
         _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; what was finished is kept, and the same command goes on from there", 130)
     else:
         sys.exit(code or 0)

@@ -6,7 +6,6 @@ needed to resume.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ray import tune
 
 T = TypeVar("T")
 
@@ -33,28 +34,14 @@ def run_trials(
     running Ray session. KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
-
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-
-    class Done(tune.Callback):
-        """Hands each finished trial to the caller."""
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            done(trial.config["index"], trial.last_result["outcome"])
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            text = (trial.error_file and Path(trial.error_file).read_text()) or "the worker died"
-            done(trial.config["index"], {"error": text.strip().splitlines()[-1], "traceback": text})
-
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trainable, work=work, items=list(items)), {"cpu": cpus, "gpu": gpus}),
         param_space={"index": tune.grid_search(list(range(len(items))))},
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once, metric="index", mode="max"),
-        run_config=tune.RunConfig(name="trials", storage_path=scratch, verbose=0, callbacks=[Done()]),
+        run_config=tune.RunConfig(name="trials", storage_path=scratch, verbose=0, callbacks=[_Done(done)]),
     )
     try:
         tuner.fit()
@@ -62,9 +49,24 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any]) -> None:
-    from ray import tune
+class _Done(tune.Callback):
+    """Hands each finished trial to the caller. Tune pickles it with its own state, which nobody reads again."""
 
+    def __init__(self, done: Callable[[int, dict[str, Any]], None]) -> None:
+        self._done = done
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._done(trial.config["index"], trial.last_result["outcome"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
+        self._done(trial.config["index"], {"error": text.strip().splitlines()[-1], "traceback": text})
+
+
+def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any]) -> None:
     try:
         outcome = work(items[config["index"]])
     except Exception as error:  # whatever it is, it is this trial's result and not the sweep's end

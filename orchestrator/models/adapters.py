@@ -8,7 +8,9 @@ dropout falls on both halves alike, and what is saved loads on the untouched stu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,13 @@ def attach(
     double = 2 if changes_base else 1
     config = LoraConfig(
         r=rank * double,
-        lora_alpha=alpha * double,  # type: ignore[arg-type]
+        lora_alpha=alpha * double,
         lora_dropout=dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    with without_own_warnings():
+        peft_model = get_peft_model(model, config)
     layers = lora_layers(peft_model)
     if unknown := sorted(set(starts) - set(layers)):
         raise KeyError(f"the adapter has no module {unknown[0]}")
@@ -56,6 +59,22 @@ def attach(
         if changes_base:
             _freeze_half(layer, rank)
     return peft_model
+
+
+@contextmanager
+def without_own_warnings() -> Iterator[None]:
+    """PEFT 0.21 reads a property that transformers 5.23 deprecates: nothing that a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Any:
+    """A portable adapter as anybody would load it: on the stock model, with plain PEFT."""
+    from peft import PeftModel
+
+    with without_own_warnings():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def lora_layers(peft_model: nn.Module) -> dict[str, Any]:
@@ -127,7 +146,7 @@ def write_start(
         r=rank,
         lora_alpha=rank * scale,
         target_modules=sorted(starts),
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
         inference_mode=True,
     )

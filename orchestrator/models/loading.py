@@ -25,6 +25,9 @@ from orchestrator.models import demo
 from orchestrator.models.aliases import ALIASES
 from orchestrator.models.families import Geometry, ModelFamily, family
 
+if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -95,7 +98,9 @@ def read_config(folder: Path, field: str) -> Any:
 def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     """A causal language model in evaluation mode, from safetensors."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one line a tensor; our own progress says what is loaded
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
     return model.to(device).eval()
 

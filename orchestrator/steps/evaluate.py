@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.models.adapters import load_adapter
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
 from orchestrator.tasks.scoring import Item, Metric, score
@@ -31,15 +32,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write examples.jsonl (id, prompt, output, answer, gold, score, loss) and metrics.json.
 
-    An adapter is loaded as anybody would load it: from its folder, on the stock model.
+    An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(model)
     network = load(model, dtype=dtype, device=device)
     if adapter is not None:
-        from peft import PeftModel
-
-        network = PeftModel.from_pretrained(network, str(adapter)).eval()
+        network = load_adapter(network, adapter)
     examples = data.read(rows)
     items = [
         Item(example.id, prompt_of(example, template, tokenizer), example.gold, tuple(choices)) for example in examples

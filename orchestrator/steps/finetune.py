@@ -59,7 +59,7 @@ def finetune(
     trainer = Trainer(
         model=peft_model,
         args=arguments(folder, len(encoded), lr, epochs, batch_size, micro_batch_size, warmup, seed),
-        train_dataset=encoded,  # type: ignore[arg-type]
+        train_dataset=encoded,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
     )
     quiet(trainer)

@@ -2,9 +2,9 @@
 
     rows("train")[0]    # {"id": "demo_train_0", "messages": [{"role": "user", "content": "Write kdmz backwards."}, ...
 
-The demo models (orchestrator.models.demo) can reverse strings, but in another prompt format; what a teacher has to hand
-over is known to be there, and a base model still scores near zero. Validation and test use held-out strings alone, which
-the models' pre-training text leaves out by the same rule on its own side, so that no state has to be shared.
+The demo models (orchestrator.models.demo) can reverse strings, but in another prompt format: what a teacher has to
+hand over is known to be there, and an untouched model still scores about zero. Validation and test take held-out
+strings alone, which the pre-training text leaves out by the same rule on its own side; so no state is shared.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _harness() -> tuple[Any, Any, Any]:
             if unpadded:
                 tokenizer.pad_token = None  # HFLM has just given it one
             self._model, self.softmax_dtype = model, torch.float32  # in bfloat16 two choices often tie
-            # As in training. (HFLM's own rule for a BOS token looks at the first text of a batch alone.)
+            # As in training; HFLM would give all texts of a batch a BOS token, or none, after the first one.
             self.tok_encode = functools.cache(lambda s, **_: tokenize(s, tokenizer, verbose=False).input_ids)
 
         def tok_batch_encode(self, strings: Sequence[str], **_: Any) -> tuple[Any, Any]:
@@ -165,7 +165,7 @@ def _harness() -> tuple[Any, Any, Any]:
             return ids, pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
 
         def _model_generate(self, context: Any, *, attention_mask: Any, **_: Any) -> Any:
-            # HFLM would decode the batch at each step to look for the eos token's name; its id is enough.
+            # HFLM would decode the batch at each step, in search of the eos token's name; its id is enough.
             return self.model.generate(input_ids=context, attention_mask=attention_mask)
 
         generate_until = functools.partialmethod(HFLM.generate_until, disable_tqdm=True)

@@ -111,7 +111,7 @@ def collect(model: nn.Module, *, granularity: int = 1, norm_offset: float = 0.0)
                 forward = _norm_forward(module, sinks, norm_offset)
             else:
                 raise TypeError(f"no rule for the parameters {sorted(own)} of {type(module).__name__}")
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
             patched.append(module)
         yield scores
     finally:
@@ -241,14 +241,14 @@ class _Norm(torch.autograd.Function):
 
 
 def _linear_forward(
-    module: nn.Linear, sinks: dict[str, Scores], held: list[tuple[Tensor, Tensor]] | None
+    module: nn.Module, sinks: dict[str, Scores], held: list[tuple[Tensor, Tensor]] | None
 ) -> Callable[[Tensor], Tensor]:
     context = _Context(module, sinks, held)
     return lambda x: _Linear.apply(x, context)
 
 
 def _embedding_forward(
-    module: nn.Embedding, sink: Scores, anchor: Tensor, held: dict[int, list[tuple[Tensor, Tensor]]]
+    module: nn.Module, sink: Scores, anchor: Tensor, held: dict[int, list[tuple[Tensor, Tensor]]]
 ) -> Callable[[Tensor], Tensor]:
     context = _Context(module, {"weight": sink}, held.setdefault(id(module.weight), []))
     return lambda ids: _Embedding.apply(anchor, ids, context)

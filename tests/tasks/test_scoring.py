@@ -86,7 +86,7 @@ def choose_by_hand(model: Any, tokenizer: Any, item: Item) -> str:
     for choice in item.choices:
         start, ids = len(tokenizer(item.prompt)["input_ids"]), tokenizer(item.prompt + choice)["input_ids"]
         with torch.no_grad():
-            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            logs = model(torch.tensor([ids[:-1]])).logits[0].float().log_softmax(-1)
         sums.append(sum(float(logs[place - 1, ids[place]]) for place in range(start, len(ids))))
     return item.choices[sums.index(max(sums))]
 
@@ -125,9 +125,12 @@ def test_ignored_patterns_are_removed_from_both_sides() -> None:
     assert score(model, tokenizer, asked, ignoring)[0].score == 1.0
 
 
-@pytest.mark.parametrize("choices", ["ABCD", ("ab", "cd", "xyz")])
-def test_choice_has_the_highest_log_probability(choices: Sequence[str]) -> None:
-    model, tokenizer = tiny_llama(), char_tokenizer()
+@pytest.mark.parametrize(
+    ("choices", "dtype"),
+    [("ABCD", torch.float32), (("ab", "cd", "xyz"), torch.float32), (string.ascii_letters, torch.bfloat16)],
+)
+def test_choice_has_the_highest_log_probability(choices: Sequence[str], dtype: torch.dtype) -> None:
+    model, tokenizer = tiny_llama().to(dtype), char_tokenizer()
     asked = items(random.Random(1).choices(choices, k=24), choices)
     picks = [choose_by_hand(model, tokenizer, item) for item in asked]
     assert len(set(picks)) > 1
@@ -135,7 +138,7 @@ def test_choice_has_the_highest_log_probability(choices: Sequence[str]) -> None:
         Scored(item.id, item.prompt, pick, pick, item.gold, float(pick == item.gold))
         for item, pick in zip(asked, picks, strict=True)
     ]
-    assert score(model, tokenizer, asked, CHOOSE) == expected
+    assert score(model, tokenizer, asked, CHOOSE, batch_size=1) == expected  # bfloat16 rounds by batch
     with pytest.raises(ValueError, match="'q7' has gold 'E'"):
         score(model, tokenizer, [Item("q7", "?", "E", ("A", "B"))], CHOOSE)
 
@@ -207,12 +210,6 @@ def test_caller_keeps_model_and_tokenizer_as_they_were(metric: Metric, pad: bool
         eos_token_id=50, repetition_penalty=3.0, do_sample=True, temperature=0.5, suppress_tokens=[70, 71, 72]
     )
     tokenizer, asked = char_tokenizer(pad=pad), letters(8)
-    expected = score(model, tokenizer, asked, metric)
-    if metric is GENERATE:  # the model's own settings don't take part in greedy decoding
-        assert [s.output for s in expected] == [decode_by_hand(model, tokenizer, i.prompt) for i in asked]
-
-    model.train()
-    model.model.layers[0].eval()
     tokenizer.padding_side = "right"
 
     def state() -> list[Any]:
@@ -224,6 +221,14 @@ def test_caller_keeps_model_and_tokenizer_as_they_were(metric: Metric, pad: bool
             torch.get_rng_state().tolist(),
         ]
 
+    before = state()
+    expected = score(model, tokenizer, asked, metric)
+    assert state() == before
+    if metric is GENERATE:  # the model's own settings don't take part in greedy decoding
+        assert [s.output for s in expected] == [decode_by_hand(model, tokenizer, i.prompt) for i in asked]
+
+    model.train()
+    model.model.layers[0].eval()
     before = state()
     assert score(model, tokenizer, asked, metric) == expected  # so dropout was off
     assert state() == before

@@ -1,0 +1,35 @@
+"""What the tests share: real rows, the demo models, few threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real benchmark rows; whoever needs it is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no benchmark rows at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo_models() -> dict[str, Path]:
+    """The demo pair, pre-trained on first use and kept in the user's cache."""
+    from orchestrator.models.demo import ensure
+    from orchestrator.models.loading import cache_home
+
+    return {name: ensure(name, cache_home()) for name in ("demo-teacher", "demo-student")}  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,145 @@
+"""Oracles: PEFT itself and plain matrix arithmetic, on stock models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, batch, tiny
+
+from orchestrator.models import adapters
+from orchestrator.models.families import FAMILIES as ROWS
+from orchestrator.transfer.arms import Pissa
+from orchestrator.transfer.lowrank import truncated_svd
+
+RANK = 4
+
+
+def starts(model: Any) -> dict[str, adapters.Start]:
+    """Random blocks for every adapted module: what an extraction would give."""
+    found = {}
+    generator = torch.Generator().manual_seed(5)
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in ROWS[model.config.model_type].targets:
+            block = truncated_svd(torch.randn(module.weight.shape, generator=generator), RANK)
+            found[name] = (block.u * block.s, block.vh)
+    return found
+
+
+def attached(model: Any, *, alpha: float = RANK, dropout: float = 0.0, changes_base: bool = True, **more: Any) -> Any:
+    targets = ROWS[model.config.model_type].targets
+    given = more.get("starts", starts(model) if changes_base else {})
+    return adapters.attach(
+        model, targets, rank=RANK, alpha=alpha, dropout=dropout, changes_base=changes_base, starts=given
+    )
+
+
+def train(model: Any, steps: int = 3) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**batch()).loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_start_changes_nothing_in_training_mode_too(family: str) -> None:
+    rows = batch()["input_ids"]
+    before = tiny(family)(rows).logits
+    model = attached(tiny(family), dropout=0.3).train()
+    assert float((model(rows).logits - before).abs().max()) < 1e-4
+    first = starts(tiny(family))
+    layer = adapters.lora_layers(model)
+    up, down = adapters.factors_of(layer["model.layers.1.mlp.up_proj"])
+    assert torch.equal(up[:, :RANK], first["model.layers.1.mlp.up_proj"][0])
+    assert torch.equal(down[:RANK], first["model.layers.1.mlp.up_proj"][1])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3-tied"])
+@pytest.mark.parametrize("changes_base", [True, False])
+def test_the_saved_adapter_gives_the_trained_logits_on_the_stock_student(
+    family: str, changes_base: bool, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    rows = batch()["input_ids"]
+    model = attached(tiny(family), changes_base=changes_base, alpha=2 * RANK)
+    train(model)
+    adapters.save(model, tmp_path, "a-student")
+    stock = tiny(family)
+    untouched = stock(rows).logits
+    trained = model.eval()(rows).logits
+    loaded = PeftModel.from_pretrained(stock, str(tmp_path)).eval()(rows).logits
+    assert float((trained - untouched).abs().max()) > 1e-2
+    assert float((loaded - trained).abs().max()) < 1e-4
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size < 600_000  # the embeddings are not in it
+
+
+def test_training_moves_the_live_half_alone() -> None:
+    model = attached(tiny("llama"))
+    before = {name: [f.detach().clone() for f in adapters.factors_of(layer)] for name, layer in layers(model)}
+    train(model)
+    for name, layer in layers(model):
+        up, down = adapters.factors_of(layer)
+        assert torch.equal(up[:, RANK:], before[name][0][:, RANK:]), name
+        assert torch.equal(down[RANK:], before[name][1][RANK:]), name
+        moved = (up[:, :RANK] - before[name][0][:, :RANK]).norm() + (down[:RANK] - before[name][1][:RANK]).norm()
+        assert float(moved.detach()) > 0, name
+
+
+def layers(model: Any) -> list[tuple[str, Any]]:
+    return list(adapters.lora_layers(model).items())
+
+
+def test_training_equals_the_same_update_written_into_the_base() -> None:
+    """The paper's way, in float32 where it is exact: base minus B0·A0, and a plain LoRA that starts at (B0, A0)."""
+    ours = attached(tiny("llama"))
+    base = tiny("llama")
+    given = starts(base)
+    with torch.no_grad():
+        for name, (b0, a0) in given.items():
+            base.get_submodule(name).weight -= b0 @ a0
+    theirs = attached(base, changes_base=False, starts=given)
+    for model in (ours, theirs):
+        train(model, steps=5)
+    rows = batch()["input_ids"]
+    assert float((ours(rows).logits - theirs(rows).logits).abs().max()) < 2e-3
+
+
+def test_pissa_starts_where_peft_starts_it() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "up_proj", "lm_head"]  # PEFT falls back to its default on embeddings, in silence
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, init_lora_weights="pissa")
+    theirs = adapters.lora_layers(get_peft_model(tiny("llama"), config))
+    model = tiny("llama")
+    for name, layer in theirs.items():
+        b0, a0 = Pissa().start(model.get_submodule(name).weight.detach(), None, RANK, torch.Generator()) or (None, None)
+        up, down = (factor.detach() for factor in adapters.factors_of(layer))
+        assert torch.allclose(up @ down, b0 @ a0, atol=1e-4), name
+        assert torch.allclose(up.norm(dim=0), b0.norm(dim=0), atol=1e-4), name
+
+
+def test_an_extracted_folder_loads_with_peft_and_adds_the_block(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model = tiny("llama")
+    given = starts(model)
+    adapters.write_start(tmp_path, given, base_name="a-student", embeddings=frozenset({"model.embed_tokens"}))
+    again = adapters.read_start(tmp_path)
+    assert set(again) == set(given)
+    assert all(torch.equal(again[name][half], given[name][half]) for name in given for half in (0, 1))
+    loaded = PeftModel.from_pretrained(tiny("llama"), str(tmp_path))
+    with torch.no_grad():
+        for name, (b0, a0) in given.items():
+            model.get_submodule(name).weight += b0 @ a0
+    rows = batch()["input_ids"]
+    assert float((loaded(rows).logits - model(rows).logits).abs().max()) < 1e-3
+
+
+def test_a_start_without_its_module_is_refused() -> None:
+    wrong = {"model.layers.9.mlp.up_proj": (torch.ones(2, RANK), torch.ones(RANK, 2))}
+    with pytest.raises(KeyError, match=r"layers\.9"):
+        attached(tiny("llama"), starts=wrong)

@@ -1,0 +1,44 @@
+"""Tiny real models, one line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"intermediate_size": 160, "vocab_size": 99, "max_position_embeddings": 128}
+FAMILIES = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},  # biases on q, k and v
+    "qwen3": {"head_dim": 32},  # norms on q and k, a head_dim of its own
+    "qwen3-tied": {"head_dim": 32, "tie_word_embeddings": True},
+}
+
+
+def tiny(family: str, seed: int = 0, **sizes: int) -> Any:
+    """A real model of a family with random weights, norms and biases included, in float32 and evaluation mode."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {**SIZES, **FAMILIES[family], **sizes}
+    config = AutoConfig.for_model(family.split("-")[0], bos_token_id=None, eos_token_id=1, pad_token_id=0, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def batch(rows: int = 5, width: int = 14, vocabulary: int = 90) -> dict[str, torch.Tensor]:
+    """Right-padded rows of different lengths, of which the first tokens are not labelled."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, vocabulary, (rows, width), generator=generator)
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    for row in range(rows):
+        labels[row, : 2 + row] = -100
+        labels[row, width - 2 * row :], mask[row, width - 2 * row :], ids[row, width - 2 * row :] = -100, 0, 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,0 +1,89 @@
+"""Oracle: every window's sum, added up one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from orchestrator.transfer.blocks import BlockSelection, best_window
+from orchestrator.transfer.sensitivity import Scores
+
+parse = TypeAdapter(BlockSelection).validate_python
+
+
+def exhaustive(scores: Tensor, shape: tuple[int, int]) -> tuple[int, int]:
+    best, place = -1.0, (0, 0)
+    for row in range(scores.shape[0] - shape[0] + 1):
+        for col in range(scores.shape[1] - shape[1] + 1):
+            total = float(scores[row : row + shape[0], col : col + shape[1]].double().sum())
+            if total > best:
+                best, place = total, (row, col)
+    return place
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[Tensor, tuple[int, int]]:
+    n, m = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    values = draw(st.lists(st.integers(0, 3), min_size=n * m, max_size=n * m))  # small integers: many ties
+    return torch.tensor(values).float().view(n, m), (draw(st.integers(1, n)), draw(st.integers(1, m)))
+
+
+def exact(values: Tensor) -> Scores:
+    return Scores(values, torch.zeros(0), torch.zeros(0), 1)
+
+
+@given(matrices())
+def test_the_window_is_the_first_best_of_all(case: tuple[Tensor, tuple[int, int]]) -> None:
+    values, shape = case
+    assert best_window(values, shape) == exhaustive(values, shape)
+
+
+@pytest.mark.parametrize(("size", "shape"), [((40, 30), (25, 11)), ((30, 40), (30, 17)), ((64, 48), (16, 48))])
+def test_the_window_of_scores_as_they_are(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    values = torch.rand(size, generator=torch.Generator().manual_seed(0)) ** 8 * 1e-6
+    assert best_window(values, shape) == exhaustive(values, shape)
+
+
+def test_a_tiled_window_starts_on_tiles() -> None:
+    values = torch.rand(32, 48, generator=torch.Generator().manual_seed(0))
+    tiles = values.view(4, 8, 6, 8).sum((1, 3))
+    block = parse("window").select(Scores(tiles, values.sum(1), values.sum(0), 8), (16, 24))
+    row, col = exhaustive(tiles, (2, 3))
+    assert block.origin == (row * 8, col * 8)
+    assert torch.equal(block.take(values), values[row * 8 : row * 8 + 16, col * 8 : col * 8 + 24])
+
+
+def test_row_column_takes_the_highest_means_in_order() -> None:
+    values = torch.rand(12, 10, generator=torch.Generator().manual_seed(0))
+    block = parse("row_column").select(exact(values), (5, 4))
+    rows = sorted(sorted(range(12), key=lambda row: -values[row].mean())[:5])
+    cols = sorted(sorted(range(10), key=lambda col: -values[:, col].mean())[:4])
+    assert torch.equal(block.take(values), values[rows][:, cols])
+    assert block.describe() == {"rows": rows, "columns": cols}
+
+
+def test_neuron_takes_the_highest_weights_in_row_major_order() -> None:
+    values = torch.rand(6, 7, generator=torch.Generator().manual_seed(0))
+    block = parse("neuron").select(exact(values), (3, 4))
+    threshold = sorted(values.flatten().tolist(), reverse=True)[11]
+    assert block.take(values).flatten().tolist() == [v for v in values.flatten().tolist() if v >= threshold]
+    with pytest.raises(ValueError, match="granularity 1"):
+        parse("neuron").select(Scores(values, values[:, 0], values[0], 2), (3, 4))
+
+
+@pytest.mark.parametrize("kind", ["random", "random_window"])
+def test_random_choices_fit_differ_by_name_and_seed_and_repeat(kind: str) -> None:
+    values = torch.arange(400.0).view(20, 20)
+    first = parse(kind).select(exact(values), (6, 5), "a").take(values)
+    assert first.shape == (6, 5)
+    assert len(first.unique()) == 30
+    assert torch.equal(parse(kind).select(exact(values), (6, 5), "a").take(values), first)
+    others = [parse({"kind": kind, "seed": seed}).select(exact(values), (6, 5), "a").take(values) for seed in range(9)]
+    assert sum(not torch.equal(other, first) for other in others) >= 7
+    assert any(
+        not torch.equal(parse(kind).select(exact(values), (6, 5), name).take(values), first) for name in ("b", "c")
+    )
