@@ -108,8 +108,9 @@ def watch(address: str, job: str) -> int:
     try:
         return jobs.stream(address, job, out)
     except KeyboardInterrupt:
-        rest = f"{job} --address {address}"
-        typer.echo(f"\npkt: the job goes on; look: pkt jobs logs {rest} --follow; end it: pkt jobs stop {rest}", err=True)
+        same = f"{job} --address {address}"
+        line = f"\npkt: the job goes on; to look: pkt jobs logs {same} --follow; to end it: pkt jobs stop {same}"
+        typer.echo(line, err=True)
         return 130
 
 
@@ -185,8 +186,8 @@ def _place(files: list[Path], within: str, folder: Path) -> str:
     size = sum(path.stat().st_size for path in [*files, *folder.rglob("*")] if path.is_file())
     if size > LIMIT:
         raise UserError(
-            f"{files[0]}: the files of this command come to {size / 2**20:.0f} MiB, a Ray job takes 100; put them on the"
-            " cluster's shared file system and give their path there"
+            f"{files[0]}: the files to send come to {size / 2**20:.0f} MiB, a Ray job takes 100; put them on the cluster's"
+            " shared file system and give their path there"
         )
     digest = hashlib.sha256()
     for file in files:

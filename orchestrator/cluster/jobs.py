@@ -11,10 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import logging
+import os
+import socket
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
 

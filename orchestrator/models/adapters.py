@@ -63,9 +63,13 @@ def attach(
 
 @contextmanager
 def without_own_warnings() -> Iterator[None]:
-    """PEFT 0.21 reads a property that transformers 5.23 deprecates: nothing that a user could mend."""
+    """What PEFT 0.21 says that nobody could mend: a property that transformers 5.23 deprecates, and tied embeddings.
+
+    A tied student's embedding and head are adapted apart, on purpose: neither touches the matrix that they share.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
         yield
 
 

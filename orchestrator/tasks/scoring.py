@@ -155,7 +155,7 @@ def _harness() -> tuple[Any, Any, Any]:
             super().__init__(read, "causal", tokenizer=tokenizer, batch_size=batch_size)
             if unpadded:
                 tokenizer.pad_token = None  # HFLM has just given it one
-            self._model, self.softmax_dtype = model, torch.float32  # in bfloat16 two choices often tie
+            self._model, self.softmax_dtype = model, torch.float32  # sums in bfloat16 make choices tie
             # As in training; HFLM would give all texts of a batch a BOS token, or none, after the first one.
             self.tok_encode = functools.cache(lambda s, **_: tokenize(s, tokenizer, verbose=False).input_ids)
 
