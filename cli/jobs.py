@@ -69,8 +69,9 @@ def stop(job: Id, address: Address, debug: o.Debug = False) -> int:
     """End a job. What it has finished is in the store; the same command goes on from there."""
     from orchestrator.cluster import jobs
 
-    typer.echo(f"{job}: {jobs.stop(address, job).lower()}")
-    return 0
+    status = jobs.stop(address, job)
+    typer.echo(f"{job}: {status.lower()}")
+    return 1 if status in ("PENDING", "RUNNING") else 0
 
 
 def forward(address: str) -> int:
@@ -186,8 +187,8 @@ def _place(files: list[Path], within: str, folder: Path) -> str:
     size = sum(path.stat().st_size for path in [*files, *folder.rglob("*")] if path.is_file())
     if size > LIMIT:
         raise UserError(
-            f"{files[0]}: the files to send come to {size / 2**20:.0f} MiB, a Ray job takes 100; put them on the cluster's"
-            " shared file system and give their path there"
+            f"{files[0]}: the files to send come to {size / 2**20:.0f} MiB, a Ray job takes 100; put them on the"
+            " cluster's shared file system and give their path there"
         )
     digest = hashlib.sha256()
     for file in files:

@@ -40,24 +40,23 @@ def submit(
     Ray refuses an id that it has, which decides between two clients that submit at once. What `folder` holds must be
     told apart by the command, as by names made of hashes. `gpu`: on a node with a GPU where the cluster has any.
     """
-    client, headers = _connect(address)
     base = f"{name}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:10]}"
     runtime = {"env_vars": env or {}} | ({"working_dir": str(folder)} if folder else {})
-    with _plain(address):
+    with _client(address) as client:
         same = [job for job in client.list_jobs() if (job.submission_id or "").rpartition("-")[0] == base]
         if alive := [job.submission_id for job in same if not job.status.is_terminal()]:
             return str(alive[0]), True
-        count = max((int(job.submission_id.rpartition("-")[2]) for job in same), default=0) + 1
-        gpus = 1 if gpu and _has_gpu(address, headers) else None
+        job = f"{base}-{1 + max((int(job.submission_id.rpartition('-')[2]) for job in same), default=0)}"
+        gpus = 1 if gpu and _has_gpu(address) else None
         try:
-            job = client.submit_job(
-                entrypoint=entrypoint, submission_id=f"{base}-{count}", runtime_env=runtime, entrypoint_num_gpus=gpus
-            )
+            client.submit_job(
+                entrypoint=entrypoint, submission_id=job, runtime_env=runtime, entrypoint_num_gpus=gpus
+            )  # fmt: skip
         except RuntimeError as error:
             if "already exists" not in str(error):
                 raise
-            return f"{base}-{count}", True
-    return str(job), False
+            return job, True
+    return job, False
 
 
 def stream(address: str, job: str, out: Callable[[str], object]) -> int:
@@ -66,23 +65,22 @@ def stream(address: str, job: str, out: Callable[[str], object]) -> int:
     130 for a job that was stopped, 1 for one that could not start. A broken connection is made again; UserError where
     that fails. The job does not notice either.
     """
-    client, _ = _connect(address)
-    with _plain(address, job):
+    with _client(address, job) as client:
         client.get_job_info(job)
     details = asyncio.run(_follow(client, address, job, out))
-    status, code = str(details.status.value), details.driver_exit_code
+    code = details.driver_exit_code
     if code is not None:
         if code == 127:
             out("the cluster's nodes lack this command; install it there, as ray_cluster.yaml does\n")
         return int(code) if code >= 0 else 128 - int(code)
+    status = str(details.status.value)
     out(f"job {job}: {status.lower()}" + (f": {details.message}\n" if status == "FAILED" else "\n"))
     return 130 if status == "STOPPED" else 1
 
 
 def listed(address: str) -> list[dict[str, Any]]:
     """The submitted jobs, the latest first. Their environment is left out: it may hold tokens."""
-    client, _ = _connect(address)
-    with _plain(address):
+    with _client(address) as client:
         jobs = [job for job in client.list_jobs() if job.submission_id]
     return [
         {
@@ -99,20 +97,20 @@ def listed(address: str) -> list[dict[str, Any]]:
 
 def log(address: str, job: str) -> str:
     """All that the job has written so far."""
-    client, _ = _connect(address)
-    with _plain(address, job):
+    with _client(address, job) as client:
         return str(client.get_job_logs(job))
 
 
 def stop(address: str, job: str, patience: float = 30) -> str:
     """End the job and say what became of it: Ray asks its processes, and kills them after three seconds."""
-    client, _ = _connect(address)
-    with _plain(address, job):
-        client.stop_job(job)
-        until = time.monotonic() + patience
-        while not (status := client.get_job_status(job)).is_terminal() and time.monotonic() < until:
+    until = time.monotonic() + patience
+    with _client(address, job) as client:
+        while True:
+            client.stop_job(job)  # once more each time: a job that is only starting does not hear it
+            status = client.get_job_status(job)
+            if status.is_terminal() or time.monotonic() > until:
+                return str(status.value)
             time.sleep(0.5)
-    return str(status.value)
 
 
 async def _follow(client: Any, address: str, job: str, out: Callable[[str], object]) -> Any:
@@ -166,32 +164,44 @@ async def _tail(client: Any, job: str, show: Callable[[str, int], None]) -> None
         await lines.aclose()
 
 
-def _connect(address: str) -> tuple[Any, dict[str, str]]:
-    """Ray's client, and the headers that its requests carry. UserError for all that can be wrong with the address."""
+@contextmanager
+def _client(address: str, job: str = "") -> Iterator[Any]:
+    """Ray's client; what it raises becomes one line, here and in the block."""
+    client = _connect(address)
+    try:
+        yield client
+    except RuntimeError as error:
+        if "does not exist" in str(error) or "submission type" in str(error):
+            known = f"`pkt jobs list --address {address}` shows those there are"
+            raise UserError(f"id: {address} has no job {job!r}; {known}") from error
+        raise UserError(f"address: {address} can't do that now: {str(error).strip().splitlines()[-1]}") from error
+    except OSError as error:
+        raise UserError(f"address: the connection to {address} broke ({type(error).__name__}); try again") from error
+
+
+def _connect(address: str) -> Any:
     try:
         parts = urlsplit(address)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        if not parts.hostname:
-            raise ValueError(address)
+        usual = {"http": 80, "https": 443}[parts.scheme]
+        place = (parts.hostname or "", parts.port or usual)
     except (ValueError, KeyError) as error:
         raise UserError(f"address: {address!r} is not of the form http://HOST:8265, a Ray dashboard's") from error
     token, source = _token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        socket.create_connection((parts.hostname, port), timeout=10).close()  # Ray's client would wait for minutes
+        socket.create_connection(place, timeout=10).close()  # Ray's client would wait for minutes
     except OSError as error:
         raise UserError(
-            f"address: {address} can't be reached ({error.strerror or error}); check the host and the port, and that"
-            " the cluster's dashboard runs (`ray dashboard ray_cluster.yaml` forwards it to 127.0.0.1:8265)"
+            f"address: {address} can't be reached ({error.strerror or error}); check host and port, and that the"
+            " cluster's dashboard runs (`ray dashboard ray_cluster.yaml` brings it to http://127.0.0.1:8265)"
         ) from error
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # it, or else RAY_ADDRESS, would win over the argument
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # whatever is there, or in RAY_ADDRESS, would win over the argument
     try:
-        return JobSubmissionClient(address, headers=headers), headers
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError as error:
         wrong = f"does not accept the token of {source}" if token else "asks for a token, and there is none"
         raise UserError(
@@ -208,7 +218,7 @@ def _token() -> tuple[str, str]:
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
     try:
         return path.read_text().strip(), str(path)
     except OSError as error:
@@ -217,22 +227,8 @@ def _token() -> tuple[str, str]:
     return "", ""
 
 
-def _has_gpu(address: str, headers: dict[str, str]) -> bool:
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/v0/nodes?detail=1", headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
+def _has_gpu(address: str) -> bool:
+    url, headers = f"{address.rstrip('/')}/api/v0/nodes?detail=1", {"Authorization": f"Bearer {_token()[0]}"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
         nodes = json.load(answer)["data"]["result"]["result"]
     return any(node["state"] == "ALIVE" and node["resources_total"].get("GPU") for node in nodes)
-
-
-@contextmanager
-def _plain(address: str, job: str = "") -> Iterator[None]:
-    """What Ray's client raises, as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "does not exist" in str(error) or "submission type" in str(error):
-            known = f"`pkt jobs list --address {address}` shows those there are"
-            raise UserError(f"id: {address} has no job {job!r}; {known}") from error
-        raise UserError(f"address: {address} can't do that now: {str(error).strip().splitlines()[-1]}") from error
-    except OSError as error:
-        raise UserError(f"address: the connection to {address} broke ({type(error).__name__}); try again") from error

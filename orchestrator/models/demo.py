@@ -20,12 +20,10 @@ import string
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from typing import Any, Literal
 
 RECIPE = "demo-v1"  # names the folder in the cache: whoever changes what is trained here raises it
 
@@ -139,13 +137,16 @@ def _pretrain(name: str, steps: Iterable[int], count: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    groups: dict[Any, list[nn.Parameter]] = {}  # the layers' matrices by shape; under None what Muon isn't made for
-    for path, weight in model.named_parameters():
-        groups.setdefault(weight.shape if weight.ndim == 2 and ".layers." in path else None, []).append(weight)
-    adamw = torch.optim.AdamW(groups.pop(None), betas=(0.9, 0.95), weight_decay=0)
-    momenta = {shape: torch.zeros(len(group), *shape) for shape, group in groups.items()}
+    inner = [weight for path, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in path]
+    outer = [weight for path, weight in model.named_parameters() if weight.ndim == 1 or ".layers." not in path]
+    optimizers = (
+        torch.optim.Muon(inner, lr=MUON_LR, weight_decay=0),
+        torch.optim.AdamW(outer, lr=ADAMW_LR, betas=(0.9, 0.95), weight_decay=0),
+    )
+    share = partial(_share, count=count)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, share) for optimizer in optimizers]
     lines = pretraining_lines(1)
-    for step in steps:
+    for _ in steps:
         pairs = [([*map(TOKENS.get, text)], [*map(TOKENS.get, answer), 1]) for text, answer in islice(lines, BATCH)]
         ids = pad_sequence([torch.tensor(text + answer) for text, answer in pairs], True)
         labels = pad_sequence([torch.tensor([-100] * len(text) + answer) for text, answer in pairs], True, -100)
@@ -153,28 +154,13 @@ def _pretrain(name: str, steps: Iterable[int], count: int) -> Any:
         scored = labels[:, 1:] != -100
         F.cross_entropy(model.lm_head(hidden[scored]), labels[:, 1:][scored]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        share = min(1, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / count)))
-        for shape, group in groups.items():
-            _muon(group, momenta[shape], MUON_LR * share)
-        adamw.param_groups[0]["lr"] = ADAMW_LR * share
-        adamw.step()
-        model.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
     return model
 
 
-def _muon(weights: list[nn.Parameter], momentum: Tensor, lr: float) -> None:
-    """One step of Muon (Jordan 2024) on weights of one shape; PyTorch's, one by one in bfloat16, is slow on a CPU."""
-    import torch
-
-    with torch.no_grad():
-        gradient = torch.stack([weight.grad for weight in weights if weight.grad is not None])
-        momentum.lerp_(gradient, 0.05)
-        x = gradient.lerp(momentum, 0.95)
-        x = x.mT if (tall := x.shape[1] > x.shape[2]) else x
-        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-        for _ in range(5):
-            gram = x @ x.mT
-            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-        scale = lr * max(1, momentum.shape[1] / momentum.shape[2]) ** 0.5
-        for weight, change in zip(weights, x.mT if tall else x, strict=True):
-            weight.sub_(change, alpha=scale)
+def _share(step: int, *, count: int) -> float:
+    """Of the full learning rate: a short warm-up, then half a cosine down to a fiftieth."""
+    return min(1, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / count)))

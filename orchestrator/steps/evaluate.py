@@ -12,7 +12,8 @@ import torch
 from orchestrator.models.adapters import load_adapter
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
-from orchestrator.tasks.scoring import Item, Metric, score
+from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.scoring import Item, score
 from orchestrator.tasks.template import Encoded, TemplateName, collate, encode, prompt_of
 from orchestrator.transfer.sensitivity import example_losses
 

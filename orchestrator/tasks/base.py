@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.tasks.scoring import Metric
+from orchestrator.tasks.metric import Metric
 
 Split = Literal["seed", "train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("seed", "train", "validation", "test")

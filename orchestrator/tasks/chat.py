@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.tasks.base import Example, Split, Task, draw, read_jsonl
-from orchestrator.tasks.scoring import Metric
+from orchestrator.tasks.metric import Metric
 
 
 def chat_task(path: Path) -> tuple[Task, dict[Split, list[Example]]]:

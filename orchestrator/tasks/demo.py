@@ -15,7 +15,7 @@ import zlib
 from typing import Any, Literal
 
 from orchestrator.tasks.base import Task
-from orchestrator.tasks.scoring import Metric
+from orchestrator.tasks.metric import Metric
 
 ROWS = {"seed": 32, "train": 1000, "validation": 200, "test": 200}
 LENGTHS = (4, 6)  # letters, both ends included: those of the pre-training text

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.tasks.base import Task
 from orchestrator.tasks.hub import hub_rows
-from orchestrator.tasks.scoring import Metric
+from orchestrator.tasks.metric import Metric
 
 
 def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.tasks.base import Example, Message, Task
 from orchestrator.tasks.hub import hub_rows
-from orchestrator.tasks.scoring import Metric
+from orchestrator.tasks.metric import Metric
 
 LETTERS = ("A", "B", "C", "D")
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
+from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.template import tokenize
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -29,22 +30,6 @@ class Item:
     prompt: str
     gold: str
     choices: tuple[str, ...] = ()  # empty for generation
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What counts as right, in lm-eval's terms: a greedy answer equal to gold, or the likeliest choice."""
-
-    kind: Literal["exact_match", "multiple_choice"]
-    filter_name: str
-    pattern: str | None = None  # the answer is group 1 of its last match; without one, the stripped output
-    max_new_tokens: int = 64
-    ignore: tuple[str, ...] = ()  # regexes removed from answer and gold before they are compared
-
-    def __post_init__(self) -> None:
-        # With no group lm-eval's filter takes the whole match, with several the first that is not empty.
-        if self.pattern is not None and re.compile(self.pattern).groups != 1:
-            raise ValueError(f"pattern {self.pattern!r} must have exactly one group, the answer")
 
 
 @dataclass(frozen=True)
@@ -141,8 +126,6 @@ def _harness() -> tuple[Any, Any, Any]:
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from torch.nn.utils.rnn import pad_sequence
-
-    from orchestrator.tasks.template import tokenize
 
     # Its warnings say that model and rows come from memory; what can go wrong is refused beforehand.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -1,9 +1,12 @@
 """Jobs on a real head node with token authentication; what a command carries, without one."""
 
+import contextlib
+import http.server
 import itertools
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +26,17 @@ from orchestrator.errors import UserError
 
 TOKEN = secrets.token_hex(32)
 BIN = Path(sys.executable).parent
-ENV = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PKT_", "MLFLOW_", "HF_TOKEN"))}
+ENV = {
+    name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PKT_", "MLFLOW_", "HF_TOKEN"))
+}
 ENV |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+pytestmark = pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")  # in Ray's client
+LONG = "for i in $(seq 900); do echo line $i of a log; done; sleep 3; echo end"
+
+
+def on_cluster(test):
+    """One head node for all of them, where tests run in several processes, too."""
+    return pytest.mark.cluster(pytest.mark.xdist_group("jobs")(test))
 
 
 def free_ports():
@@ -40,7 +52,7 @@ def head():
     """The address of a head node; its processes, and no other Ray's, end with the module."""
     place = tempfile.mkdtemp(prefix="pj", dir="/tmp")  # Ray's sockets need a short path
     port, other = itertools.islice(free_ports(), 2)
-    command = f"start --head --block --num-cpus=2 --disable-usage-stats --temp-dir={place} --port=0"
+    command = f"start --head --block --num-cpus=2 --num-gpus=1 --disable-usage-stats --temp-dir={place} --port=0"
     command += f" --dashboard-host=127.0.0.1 --dashboard-port={port} --dashboard-agent-listen-port=0"
     command += f" --ray-client-server-port={other} --min-worker-port=0 --max-worker-port=0"
     with open(f"{place}/head.log", "w") as log:
@@ -67,6 +79,7 @@ def head():
         for process in psutil.wait_procs(mine, timeout=15)[1]:
             process.kill()
         node.wait()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
@@ -79,7 +92,7 @@ def pkt(*words, **env):
     return subprocess.run([BIN / "pkt", *words], env=ENV | env, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.cluster
+@on_cluster
 def test_a_command_runs_there_and_its_output_comes_here(head, token, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pkt", "models", "--json", "--address", head])
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -93,7 +106,7 @@ def test_a_command_runs_there_and_its_output_comes_here(head, token, monkeypatch
     assert jobs.log(head, row["id"]) == out
 
 
-@pytest.mark.cluster
+@on_cluster
 def test_a_failing_command_returns_its_own_status_and_its_files_are_there(head, tmp_path):
     (tmp_path / "mine.yaml").write_text("recipe: {rank: minus, measure: {seeds: no/such.jsonl}}\n")
     done = pkt("run", str(tmp_path / "mine.yaml"), "--arm", "lora", "--address", head)
@@ -102,17 +115,18 @@ def test_a_failing_command_returns_its_own_status_and_its_files_are_there(head, 
     assert [line for line in done.stdout.splitlines() if line.startswith("pkt: recipe.rank")]
     rows = json.loads(pkt("jobs", "list", "--json", "--address", head).stdout)
     assert [row["exit_code"] for row in rows if "mine.yaml" in row["command"]] == [2]
-    assert rows[0]["id"] in pkt("jobs", "list", RAY_API_SERVER_ADDRESS=head).stdout
+    assert rows[0]["id"] in pkt("jobs", "list", RAY_API_SERVER_ADDRESS=head, RAY_ADDRESS="http://127.0.0.1:1").stdout
 
 
-@pytest.mark.cluster
-def test_the_environment_arrives_and_nobody_sees_it(head, token, capsys):
-    job, _ = jobs.submit(head, 'test "$HF_TOKEN" = hf_secret && exit 7', name="env", env={"HF_TOKEN": "hf_secret"})
+@on_cluster
+def test_tokens_arrive_unseen_and_a_gpu_where_there_is_one(head, token, capsys):
+    command = "test ${#HF_TOKEN}${CUDA_VISIBLE_DEVICES} = 90 && exit 7"
+    job, _ = jobs.submit(head, command, name="env", env={"HF_TOKEN": "hf_secret"}, gpu=True)
     assert jobs.stream(head, job, print) == 7
-    assert "hf_secret" not in capsys.readouterr().out.replace('"$HF_TOKEN" = hf_secret', "")
+    assert "hf_secret" not in capsys.readouterr().out + json.dumps(jobs.listed(head))
 
 
-@pytest.mark.cluster
+@on_cluster
 def test_a_second_submission_joins_the_job_that_runs_and_starts_one_after_it(head, token):
     job, found = jobs.submit(head, "echo awake; sleep 300", name="long")
     assert (job[-2:], found) == ("-1", False)
@@ -134,28 +148,153 @@ def test_a_second_submission_joins_the_job_that_runs_and_starts_one_after_it(hea
     jobs.stop(head, again)
 
 
-@pytest.mark.cluster
+@on_cluster
 def test_a_connection_that_breaks_is_made_again_and_nothing_comes_twice(head, token):
-    with socket.create_server(("127.0.0.1", 0)) as front:
-        def pipe(source, sink, limit):
-            while limit > 0 and (data := source.recv(2000)):
+    job, _ = jobs.submit(head, LONG, name="lines")
+    got: list[str] = []
+    with fragile(head, breaks=2) as (front, tails):
+        assert jobs.stream(front, job, got.append) == 0
+    assert len(tails) > 2
+    assert "".join(got) == jobs.log(head, job)
+    assert "".join(got).endswith("end\n")
+
+
+@contextlib.contextmanager
+def fragile(address, breaks):
+    """The dashboard by a way that drops the first `breaks` logs after 4000 bytes; it, and the logs' connections."""
+    tails: list[int] = []
+
+    def pipe(source, sink, limit):
+        with contextlib.suppress(OSError):
+            while limit > 0 and (data := source.recv(1000)):
                 sink.sendall(data)
                 limit -= len(data)
-            for end in (source, sink):
-                end.close()
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
-        def serve():
-            while True:
-                try:
-                    near, _ = front.accept()
-                except OSError:
-                    return
-                far = socket.create_connection(("127.0.0.1", int(head.rsplit(":", 1)[1])))
-                threading.Thread(target=pipe, args=(near, far, 1e9), daemon=True).start()
-                threading.Thread(target=pipe, args=(far, near, 9000), daemon=True).start()
+    def serve(door):
+        while True:
+            try:
+                near = door.accept()[0]
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+            far.sendall(request := near.recv(65536))
+            if tail := b"/logs/tail" in request:
+                tails.append(1)
+            limit = 4000 if tail and len(tails) <= breaks else 10**9
+            threading.Thread(target=pipe, args=(near, far, 10**9), daemon=True).start()
+            threading.Thread(target=pipe, args=(far, near, limit), daemon=True).start()
 
-        threading.Thread(target=serve, daemon=True).start()
-        job, _ = jobs.submit(head, "for i in $(seq 300); do echo line $i of the long log; sleep 0.01; done", name="lines")
-        got: list[str] = []
-        assert jobs.stream(f"http://127.0.0.1:{front.getsockname()[1]}", job, got.append) == 0
-    assert "".join(got) == jobs.log(head, job)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=serve, args=(door,), daemon=True).start()
+        yield f"http://127.0.0.1:{door.getsockname()[1]}", tails
+
+
+@on_cluster
+def test_what_is_wrong_with_the_token_is_one_line(head, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=f"{head} asks for a token, and there is none; set RAY_AUTH_TOKEN"):
+        jobs.listed(head)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(TOKEN + "\n")
+    jobs.listed(head)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such")
+    with pytest.raises(UserError, match="RAY_AUTH_TOKEN_PATH: /no/such can't be read"):
+        jobs.listed(head)
+    done = pkt("run", "--address", head, RAY_AUTH_TOKEN="another")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pkt: address: {head} does not accept the token of RAY_AUTH_TOKEN")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@on_cluster
+def test_an_unknown_job_is_one_line(head, token):
+    for act in (jobs.log, jobs.stop, lambda *where: jobs.stream(*where, print)):
+        with pytest.raises(UserError, match=f"id: {head} has no job 'nope'"):
+            act(head, "nope")
+
+
+@pytest.mark.parametrize("address", ["here", "localhost:8265", "ray://head:10001", "http://head:port"])
+def test_an_address_that_is_none(address):
+    with pytest.raises(UserError, match="is not of the form http://HOST:8265"):
+        jobs.listed(address)
+
+
+def test_an_address_where_nobody_answers_and_one_where_something_else_does():
+    done = pkt("sweep", "--teacher", "llama2-70b", "--address", f"http://127.0.0.1:{next(free_ports())}")
+    assert done.returncode == 2
+    assert "can't be reached (Connection refused)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="is no Ray dashboard"):
+            jobs.listed(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_the_cluster_sees_the_command_without_the_address():
+    words = ["sweep", "--address", "http://head:8265", "--rank", "8", "--address=http://head:8265", "--json"]
+    assert verbs.without_address(words) == ["sweep", "--rank", "8", "--json"]
+
+
+def test_files_that_are_here_are_carried_and_named_by_their_content(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "rows").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for name in ("seeds.jsonl", "chats.jsonl", "rows/train.jsonl", "rows/test.jsonl", "rows/notes.txt", "more.jsonl"):
+        (here / name).write_text(name)
+    asked = {"recipe": {"task": {"name": "gsm8k", "data": "rows"}, "teacher": "demo-teacher"}, "lr": ["1e-3"]}
+    (here / "mine.yaml").write_text(yaml.safe_dump(asked | {"axes": {"measure.seeds": ["seeds.jsonl", "more.jsonl"]}}))
+    said = ["sweep", "mine.yaml", "--json", f"--seeds={here}/seeds.jsonl", "--task", "chats.jsonl", "--data", "rows"]
+    said += ["--set", "measure.seeds=more.jsonl", "--rank", "8,16", "--name", "rows", "--store", "/mnt/store"]
+    words = verbs.pack(said, there)
+    plain = [
+        "sweep",
+        "--json",
+        "--task",
+        "--data",
+        "--set",
+        "--rank",
+        "8,16",
+        "--name",
+        "rows",
+        "--store",
+        "/mnt/store",
+    ]
+    assert [word for word in words if "/" not in word or word == "/mnt/store"] == plain
+    assert (there / words[1]).name == "mine.yaml"
+    assert (there / words[3].removeprefix("--seeds=")).read_text() == "seeds.jsonl"
+    assert (there / words[5]).read_text() == "chats.jsonl"
+    assert sorted(path.name for path in (there / words[7]).iterdir()) == ["test.jsonl", "train.jsonl"]
+    assert (there / words[9].removeprefix("measure.seeds=")).read_text() == "more.jsonl"
+    sent = yaml.safe_load((there / words[1]).read_text())
+    assert sent["recipe"]["task"] == {"name": "gsm8k", "data": words[7]}
+    assert [(there / seeds).read_text() for seeds in sent["axes"]["measure.seeds"]] == ["seeds.jsonl", "more.jsonl"]
+    assert sent["lr"] == ["1e-3"]
+    assert verbs.pack(said, tmp_path / "again") == words
+    (here / "more.jsonl").write_text("other rows")
+    changed = verbs.pack(said, tmp_path / "changed")
+    assert [changed[at] == words[at] for at in (1, 3, 5, 7, 9)] == [False, True, True, True, False]
+
+
+def test_what_is_not_here_is_a_path_of_the_cluster(tmp_path):
+    said = ["run", "/mnt/pkt/mine.yaml", "--data", "/mnt/pkt/rows", "--teacher", "/mnt/models/llama", "--out", "/mnt/x"]
+    assert verbs.pack(said, tmp_path / "there") == said
+    assert not (tmp_path / "there").exists()
+
+
+def test_what_would_be_lost_or_missing_or_is_too_much_is_said_before_anything_is_sent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="store: results would go with the job's folder"):
+        verbs.pack(["sweep", "--store", "results"], tmp_path / "there")
+    (tmp_path / "llama").mkdir()
+    with pytest.raises(UserError, match="teacher: llama is a folder here"):
+        verbs.pack(["sweep", "--teacher=llama"], tmp_path / "there")
+    with open("big.jsonl", "wb") as big:
+        big.truncate(200 * 2**20)
+    with pytest.raises(UserError, match="come to 200 MiB, a Ray job takes 100; put them on the cluster's shared"):
+        verbs.pack(["sweep", "--seeds", "big.jsonl"], tmp_path / "there")

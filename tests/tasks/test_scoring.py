@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orchestrator.tasks.scoring import Item, Metric, Scored, score
+from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.scoring import Item, Scored, score
 
 NEW = 12  # tokens to generate
 GENERATE = Metric("exact_match", "strict", max_new_tokens=NEW)

@@ -1,0 +1,67 @@
+"""Oracles: textbook t intervals in the cases that are textbook ones, simulated coverage in the crossed one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from orchestrator.steps.compare import Result, interval, leaderboard, share_interval
+
+
+def test_one_seed_is_the_t_interval_over_examples() -> None:
+    scores = np.random.default_rng(0).normal(size=(1, 40))
+    right = stats.ttest_1samp(scores[0], 0).confidence_interval(0.95)
+    assert interval(scores) == pytest.approx((scores.mean(), right.low, right.high))
+
+
+def test_without_differences_between_examples_it_is_the_t_interval_over_seeds() -> None:
+    by_seed = np.random.default_rng(0).normal(size=7)
+    scores = np.repeat(by_seed[:, None], 30, axis=1)
+    right = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
+    assert interval(scores) == pytest.approx((by_seed.mean(), right.low, right.high))
+
+
+@pytest.mark.parametrize(("seed_sd", "example_sd", "noise_sd"), [(0.1, 0.3, 0.3), (0.3, 0.05, 0.3), (0.02, 0.02, 0.5)])
+def test_it_covers_the_mean_under_crossed_variance(seed_sd: float, example_sd: float, noise_sd: float) -> None:
+    rng, hits, runs = np.random.default_rng(1), 0, 1500
+    for _ in range(runs):
+        scores = rng.normal(0, seed_sd, (6, 1)) + rng.normal(0, example_sd, (1, 50)) + rng.normal(0, noise_sd, (6, 50))
+        _, low, high = interval(scores)
+        hits += low <= 0 <= high
+    assert hits / runs > 0.95 - 3 * (0.05 * 0.95 / runs) ** 0.5
+
+
+def test_all_right_or_all_wrong_still_has_an_interval() -> None:
+    exact = stats.binomtest(0, 200).proportion_ci(method="exact")
+    assert share_interval(np.zeros((6, 200))) == pytest.approx((0.0, 0.0, exact.high))
+    assert share_interval(np.ones((6, 200))) == pytest.approx((1.0, 1 - exact.high, 1.0))
+
+
+def result(arm: str, rank: int | None, scores: np.ndarray) -> Result:
+    return Result(arm=arm, layers=None, structure=None, rank=rank, scores=scores)
+
+
+def test_differences_are_paired_with_the_baseline_of_the_same_rank() -> None:
+    rng = np.random.default_rng(2)
+    easy = rng.integers(0, 2, (3, 60)).astype(float)
+    better = np.clip(easy + (rng.random((3, 60)) < 0.2), 0, 1)
+    rows = leaderboard(
+        [
+            result("lora", 8, easy),
+            result("transfer", 8, better),
+            result("lora", 16, 1 - easy),
+            result("teacher", None, better[:1]),
+        ],
+        "lora",
+    )
+    by_name = {(row["arm"], row["rank"]): row for row in rows}
+    row = by_name["transfer", 8]
+    assert row["delta"] == pytest.approx(better.mean() - easy.mean())
+    _, low, high = interval(better - easy)
+    assert row["delta_ci95"] == [low, high]
+    assert high - low < row["ci95"][1] - row["ci95"][0]  # pairing takes the examples' difficulty out
+    assert by_name["lora", 8]["delta"] is None
+    assert by_name["teacher", None]["delta"] is None
+    assert [row["mean"] for row in rows] == sorted((row["mean"] for row in rows), reverse=True)
+    assert set(rows[0]) >= {"arm", "layers", "structure", "rank", "mean", "ci95", "delta", "delta_ci95", "seeds"}

@@ -1,0 +1,109 @@
+"""A step's folder is whole or absent, whoever writes it and whatever breaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import UserError
+from orchestrator.steps.step import Step, materialise
+from orchestrator.store import Store, fingerprint
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON)
+def test_a_fingerprint_is_the_value_and_not_the_object(value: object) -> None:
+    assert fingerprint(value) == fingerprint(json.loads(json.dumps(value)))
+
+
+def test_fingerprints_differ_and_refuse_what_has_no_value() -> None:
+    assert len({fingerprint(value) for value in (1, "1", [1], {"a": 1}, {"a": [1]}, None, 1.5)}) == 7
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    with pytest.raises(TypeError):
+        fingerprint({"path": Path("x")})
+    with pytest.raises(ValueError):
+        fingerprint(float("nan"))
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    with pytest.raises(KeyError), store.writing("step", "key", {}) as folder:
+        (folder / "half").write_text("x")
+        raise KeyError("stop")
+    assert store.find("step", "key") is None
+    assert list((tmp_path / "s" / "step").iterdir()) == []
+
+
+def test_the_manifest_sums_every_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.writing("step", "key", {"a": 1}) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_text("content")
+    found = store.find("step", "key")
+    assert found
+    manifest = json.loads((found / "manifest.json").read_text())
+    assert manifest["files"] == {"deep/file": hashlib.sha256(b"content").hexdigest()}
+    assert manifest["a"] == 1
+
+
+def test_of_many_writers_one_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def write(number: int) -> None:
+        with store.writing("step", "key", {}) as folder:
+            (folder / "who").write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(24)))
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["key"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_that_is_not_writable(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="is not writable"):
+        Store(tmp_path / "s").check()
+
+
+def test_a_store_under_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not writable"):
+        Store(tmp_path / "file" / "s").check()
+    Store(tmp_path / "new" / "s").check()
+    assert not (tmp_path / "new").exists()
+
+
+def _write(folder: Path, *, text: str, calls: list[str], before: Path | None = None) -> dict[str, str]:
+    calls.append(text)
+    (folder / "out").write_text(text + ((before / "out").read_text() if before else ""))
+    return {"wrote": text}
+
+
+def test_a_step_runs_once_and_its_name_is_what_determines_it(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+    first = Step("a", _write, config={"text": "one"}, where={"calls": calls})
+    second = Step("b", _write, config={"text": "two"}, inputs={"before": first}, where={"calls": calls})
+    folder = materialise(second, store)
+    assert (folder / "out").read_text() == "twoone"
+    assert materialise(second, store) == folder
+    assert calls == ["one", "two"]
+    elsewhere = Step("a", _write, config={"text": "one"}, where={"calls": []})
+    assert elsewhere.fingerprint == first.fingerprint
+    changes = [
+        Step("a", _write, config={"text": "uno"}),
+        Step("a", _write, config={"text": "one"}, identity={"model": "x"}),
+        Step("a", _write, config={"text": "one"}, version=2),
+        Step("a", _write, config={"text": "one"}, inputs={"before": first}),
+    ]
+    assert len({step.fingerprint for step in (first, *changes)}) == 5

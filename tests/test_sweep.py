@@ -1,0 +1,110 @@
+"""From YAML to cells: what multiplies, what doesn't, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.presets import complete
+from orchestrator.recipe import Recipe, Sweep
+from orchestrator.sweep import Plan, expand
+
+
+def sweep(**document: Any) -> Sweep:
+    return Sweep.model_validate(complete(document))
+
+
+def test_axes_that_mean_nothing_for_an_arm_do_not_multiply() -> None:
+    axes = {
+        "arm": ["lora", "pissa", "transfer", "spectrum_control"],
+        "rank": [4, 8],
+        "layers": ["sensitivity", "first", "0,1,2,3"],
+        "structure": ["window", "row_column"],
+    }
+    recipes = expand(sweep(axes=axes))
+    count = {arm: sum(recipe.arm.kind == arm for recipe in recipes) for arm in axes["arm"]}
+    assert count == {"lora": 2, "pissa": 2, "transfer": 2 * 3 * 2, "spectrum_control": 2 * 3 * 2}
+    assert all(recipe.layers is None and recipe.modules is None for recipe in recipes if recipe.arm.kind == "lora")
+
+
+def test_any_field_can_be_an_axis() -> None:
+    recipes = expand(sweep(axes={"arm": ["lora"], "rank": [4], "finetune.epochs": [1, 2], "modules": ["ffn", "attention"]}))
+    assert [recipe.finetune.epochs for recipe in recipes] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"arm": ["lorra"]}, r"arm: 'lorra' is not known; known: lora, pissa"),
+        ({"rnak": [4]}, r"rnak: there is no such field"),
+        ({"finetune.epoch": [4]}, r"finetune.epoch: there is no such field"),
+        ({"rank.deep": [4]}, r"'rank.deep' is no field"),
+        ({"rank": [0]}, r"rank: 0: input should be greater than or equal to 1"),
+        ({"layers": ["sensitivty"]}, r"layers: 'sensitivty' is not known; known: sensitivity, random"),
+        ({"structure": ["block"]}, r"structure: 'block' is not known"),
+        ({"modules": ["atention"]}, r"modules.0: 'atention': input should be 'attention', 'ffn' or 'embedding'"),
+    ],
+)
+def test_what_is_wrong_is_named(axes: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand(sweep(axes={"arm": ["transfer"], **axes}))
+
+
+def test_the_smallest_teacher_needs_a_student() -> None:
+    with pytest.raises(UserError, match=r"student: 'llama2-7b' has no natural student; name one with --student"):
+        complete({"recipe": {"teacher": "llama2-7b"}})
+
+
+def test_a_teachers_name_alone_is_a_complete_sweep_of_24() -> None:
+    asked = sweep(recipe={"teacher": "llama2-70b"})
+    assert asked.recipe.student == "llama2-7b"
+    assert asked.recipe.task.name == "gsm8k"
+    assert asked.tuned_teacher is False
+    cells = expand(asked)
+    assert len(cells) * (len(asked.lr) + asked.repeats) == 24 == asked.max_trials
+
+
+def test_what_is_said_wins_over_the_demos_protocol() -> None:
+    asked = sweep(recipe={"task": {"name": "gsm8k", "data": "rows"}}, axes={"rank": [2]})
+    assert asked.recipe.task.data == "rows"
+    assert asked.axes["rank"] == (2,)
+    assert asked.recipe.student == "demo-student"
+
+
+def test_recipes_are_values() -> None:
+    recipe = Recipe(teacher="a", student="b")
+    assert recipe == Recipe.model_validate(recipe.model_dump(mode="json", exclude_none=True))
+    assert hash(recipe) == hash(Recipe(teacher="a", student="b"))
+    assert Recipe(teacher="a", student="b", arm="transfer", modules="all").modules == ("attention", "ffn", "embedding")
+
+
+def test_the_demo_plan_shares_its_steps(demo_models: dict[str, Any]) -> None:
+    plan = Plan.of(sweep())
+    assert len({step.inputs["measured"].fingerprint for step in plan.shared}) == 1
+    assert len(plan.shared) == len({str(cell.recipe.layers) for cell in plan.cells if cell.recipe.arm.extracts}) == 2
+    assert plan.trials >= 24
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"axes": {"rank": [40]}}, r"rank: 40 is larger than the student's k matrix, 32 x 64; take at most 32"),
+        ({"axes": {"arm": ["transfer"]}}, r"baseline: 'lora' is not among the arms transfer"),
+        ({"axes": {"layers": ["0,1"]}}, r"layers: 0,1 given, but 4 of the teacher's 0..5 are needed"),
+        (
+            {"recipe": {"teacher": "demo-student", "student": "demo-teacher", "task": {"name": "demo"}}},
+            r"student: 6 layers, the teacher has only 4",
+        ),
+        ({"recipe": {"task": {"name": "gms8k"}}}, r"task: 'gms8k' is not known; known: demo, gsm8k, mmlu"),
+        ({"recipe": {"task": {"name": "gsm8k"}}}, r"task: the data set openai/gsm8k is not in the local cache"),
+        ({"recipe": {"task": {"template": "chat"}}}, r"no chat template; use --template plain"),
+    ],
+)
+def test_a_sweep_that_can_not_be_is_refused(
+    document: dict[str, Any], message: str, demo_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=message):
+        Plan.of(sweep(**document))
