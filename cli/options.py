@@ -47,7 +47,13 @@ Tracking = Annotated[
     str | None,
     typer.Option(help="MLflow address; by default a sqlite file in the store.", envvar="MLFLOW_TRACKING_URI"),
 ]
-Address = Annotated[str | None, typer.Option(help="http://HOST:8265 of a Ray cluster: run there as a job.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="http://HOST:8265 of a Ray cluster: run there, as a job. Files named here are sent; --store,"
+        " --out and model folders are paths there."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 STORE = Path("pkt-store")

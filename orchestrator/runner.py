@@ -117,8 +117,8 @@ class Runner:
                 score = outcome.get("score")
                 tick(trial.label if score is None else f"{trial.label}: {score:.3f}")
 
-            work = Work(str(self.store.root))
             cpus, at_once = self.run.cpus_per_trial, self.run.trials_at_once
+            work = Work(str(self.store.root), cpus)
             run_trials(work, [trial.step for trial in trials], done, cpus=cpus, gpus=gpus, at_once=at_once)
 
     def _folder(self, trial: Trial) -> Path | None:
@@ -148,8 +148,12 @@ class Work:
     """What a worker does with a step: nothing that the store has already."""
 
     store: str
+    cpus: int
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """The evaluation's figures; nothing for another step."""
+        import torch
+
+        torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
         folder = materialise(step, Store(Path(self.store)))
         return read_metrics(folder) if step.name == "evaluate" else {}

@@ -30,7 +30,9 @@ def test_axes_that_mean_nothing_for_an_arm_do_not_multiply() -> None:
 
 
 def test_any_field_can_be_an_axis() -> None:
-    recipes = expand(sweep(axes={"arm": ["lora"], "rank": [4], "finetune.epochs": [1, 2], "modules": ["ffn", "attention"]}))
+    recipes = expand(
+        sweep(axes={"arm": ["lora"], "rank": [4], "finetune.epochs": [1, 2], "modules": ["ffn", "attention"]})
+    )
     assert [recipe.finetune.epochs for recipe in recipes] == [1, 2]
 
 

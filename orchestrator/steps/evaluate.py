@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.errors import UserError
 from orchestrator.models.adapters import load_adapter
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
@@ -34,6 +36,7 @@ def evaluate(
     """Write examples.jsonl (id, prompt, output, answer, gold, score, loss) and metrics.json.
 
     An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
+    UserError where a loss is not finite: the training broke the model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(model)
@@ -47,6 +50,9 @@ def evaluate(
     scored = score(network, tokenizer, items, _metric(metric), batch_size=batch_size)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
+    for example, loss in zip(examples, losses, strict=True):
+        if not math.isfinite(loss):
+            raise UserError(f"lr: after training the loss on example {example.id!r} is {loss}; take a smaller one")
     with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
         for row, loss in zip(scored, losses, strict=True):
             file.write(json.dumps({**asdict(row), "loss": loss}, ensure_ascii=False) + "\n")

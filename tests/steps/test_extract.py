@@ -1,0 +1,167 @@
+"""What is cut from where, against arithmetic by hand on the checkpoints' own tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_blocks import exhaustive
+from tiny import tiny
+
+from orchestrator.models import adapters
+from orchestrator.models.families import FAMILIES, Geometry, pairs
+from orchestrator.steps.extract import Teacher, extract
+from orchestrator.steps.measure import FILE, layer_scores, save_scores
+from orchestrator.transfer.sensitivity import Scores
+
+ALL = ["attention", "ffn", "embedding"]
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
+
+
+def pair_of(tmp_path: Path, family: str, granularity: int = 1, **student: int) -> dict[str, Any]:
+    """A teacher with random sensitivities and a smaller student, both saved."""
+    teacher = tiny(family)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tiny(family, 1, **{**SMALL, **student}).save_pretrained(tmp_path / "student")
+    generator = torch.Generator().manual_seed(3)
+    exact = {name: torch.rand(p.shape, generator=generator) ** 4 for name, p in teacher.named_parameters()}
+    scores = {}
+    for name, values in exact.items():
+        score = Scores.zeros(values.shape, granularity, torch.device("cpu"))
+        if values.ndim == 1:
+            score.tiles += values
+        else:
+            score.add(0, values)
+        scores[name] = score
+    (tmp_path / "measured").mkdir()
+    save_scores(scores, tmp_path / "measured" / FILE)
+    layers = layer_scores(scores, FAMILIES[teacher.config.model_type].layer, 3)
+    (tmp_path / "measured" / "layers.json").write_text(json.dumps(layers))
+    return {"teacher": teacher, "exact": exact, "layers": layers}
+
+
+def run(
+    tmp_path: Path, structure: str = "window", layers: Any = "sensitivity", modules: Any = ALL, rank: int = 8
+) -> Any:
+    out = tmp_path / f"out-{structure}"
+    out.mkdir()
+    extract(
+        out,
+        measured=tmp_path / "measured",
+        teacher=str(tmp_path / "teacher"),
+        student=str(tmp_path / "student"),
+        student_name="a-student",
+        layers={"kind": layers} if isinstance(layers, str) else layers,
+        structure={"kind": structure},
+        modules=modules,
+        rank=rank,
+    )
+    return out, json.loads((out / "transfer.json").read_text()), adapters.read_start(out)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_windows_and_factors_are_those_of_the_oracles(family: str, tmp_path: Path) -> None:
+    """8 query heads of 8 and 4 K/V heads cut directly: teacher and student have the same head_dim."""
+    made = pair_of(tmp_path, family)
+    _, record, starts = run(tmp_path)
+    best = sorted(sorted(range(3), key=lambda layer: -made["layers"][layer])[:2])
+    assert record["layers"] == best
+    assert record["layer_scores"] == [made["layers"][layer] for layer in best]
+    weights = dict(made["teacher"].named_parameters())
+    student = Geometry.of(tiny(family, 1, **SMALL).config)
+    row = FAMILIES[family]
+    for pair in pairs(Geometry.of(made["teacher"].config), student, tuple(ALL)):
+        name = row.parameter(pair.role, None if pair.layer is None else best[pair.layer])
+        own = row.parameter(pair.role, pair.layer)
+        scores, weight = made["exact"][name], weights[name].detach()
+        if pair.repeats > 1:
+            continue
+        row_, col = exhaustive(scores, pair.student)
+        assert record["windows"][own] == [row_, col], own
+        block = weight[row_ : row_ + pair.student[0], col : col + pair.student[1]]
+        u, s, vh = torch.linalg.svd(block, full_matrices=False)
+        b0, a0 = starts[own.removesuffix(".weight")]
+        assert torch.allclose(b0 @ a0, u[:, :8] * s[:8] @ vh[:8], atol=1e-4), own
+        assert record["singular_values"][own] == pytest.approx(s[:8].tolist(), rel=1e-4)
+        assert record["energy_kept"][own] == pytest.approx(float((s[:8] ** 2).sum() / (s**2).sum()), rel=1e-4)
+
+
+def test_repeated_kv_heads_are_what_attention_sees(tmp_path: Path) -> None:
+    """A teacher with 2 K/V heads of 16 for a student with 4 of 16: each head is repeated for its group of 2."""
+    made = pair_of(tmp_path, "llama", num_attention_heads=4, num_key_value_heads=4, hidden_size=64)
+    teacher = Teacher.open(tmp_path / "teacher", tmp_path / "measured" / FILE)
+    student = Geometry.of(tiny("llama", 1, **{**SMALL, "hidden_size": 64, "num_key_value_heads": 4}).config)
+    pair = next(p for p in pairs(teacher.geometry, student, ("attention",)) if p.role == "k" and p.layer == 0)
+    assert (pair.teacher, pair.repeats) == ((64, 64), 2)
+    from transformers.models.llama.modeling_llama import repeat_kv
+
+    name = "model.layers.2.self_attn.k_proj.weight"
+    heads = made["teacher"].get_parameter(name).detach().view(1, 2, 16, 64)
+    assert torch.equal(teacher.weight(pair, 2), repeat_kv(heads, 2).reshape(64, 64))
+    exact = made["exact"][name].view(1, 2, 16, 64)
+    assert torch.allclose(teacher.scores(pair, 2).tiles, repeat_kv(exact, 2).reshape(64, 64) / 2)
+    _, record, _ = run(tmp_path)
+    assert len(record["windows"]) == 7 * 2 + 2
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+def test_tiled_scores_give_windows_on_tiles(family: str, tmp_path: Path) -> None:
+    made = pair_of(tmp_path, family, granularity=8)
+    _, record, _ = run(tmp_path)
+    name = "model.layers.{}.mlp.up_proj.weight"
+    scores = made["exact"][name.format(record["layers"][1])]
+    tiles = scores.view(20, 8, 8, 8).sum((1, 3))
+    row, col = exhaustive(tiles, (12, 4))
+    assert record["windows"][name.format(1)] == [row * 8, col * 8]
+    assert record["windows"]["lm_head.weight"][0] == 0
+
+
+def test_a_tied_head_is_cut_from_the_embedding(tmp_path: Path) -> None:
+    pair_of(tmp_path, "llama-tied")
+    _, record, starts = run(tmp_path)
+    assert record["windows"]["lm_head.weight"] == record["windows"]["model.embed_tokens.weight"]
+    assert torch.equal(starts["lm_head"][0], starts["model.embed_tokens"][0])
+
+
+def test_a_longer_padded_vocabulary_is_filled_up_with_nothing(tmp_path: Path) -> None:
+    made = pair_of(tmp_path, "llama", vocab_size=104)
+    _, record, starts = run(tmp_path, modules=["embedding"], rank=32)
+    _, col = record["windows"]["lm_head.weight"]
+    right = made["teacher"].lm_head.weight.detach()[:, col : col + 32]
+    b0, a0 = starts["lm_head"]
+    assert b0.shape[0] == 104
+    assert torch.allclose((b0 @ a0)[:99], right, atol=1e-4)
+    assert float((b0 @ a0)[99:].abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("structure", ["row_column", "neuron", "random", "random_window"])
+def test_every_structure_leaves_its_places(structure: str, tmp_path: Path) -> None:
+    made = pair_of(tmp_path, "llama")
+    out, record, starts = run(tmp_path, structure, modules=["ffn"], rank=32)
+    name = "model.layers.0.mlp.down_proj.weight"
+    weight = made["teacher"].get_parameter(name.replace("0", str(record["layers"][0]), 1)).detach()
+    b0, a0 = starts[name.removesuffix(".weight")]
+    assert b0.shape == (32, 32)
+    if structure == "random_window":
+        row, col = record["windows"][name]
+        block = weight[row : row + 32, col : col + 96]
+    elif structure == "row_column":
+        places = record["indices"][name]
+        block = weight[places["rows"]][:, places["columns"]]
+    else:
+        flat = load_file(out / record["indices"][name]["file"])[name]
+        block = weight.flatten()[flat].view(32, 96)
+    assert torch.allclose(b0 @ a0, block, atol=1e-4)
+    assert ("windows" in record) == (structure == "random_window")
+
+
+def test_only_the_asked_modules_are_extracted(tmp_path: Path) -> None:
+    pair_of(tmp_path, "llama")
+    out, record, starts = run(tmp_path, modules=["attention"], layers={"kind": "explicit", "layers": [2, 0]})
+    assert record["layers"] == [2, 0]
+    assert {name.rsplit(".", 1)[-1] for name in starts} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert "adds the blocks" in (out / "README.md").read_text()

@@ -1,0 +1,137 @@
+"""One recipe through all its steps, on the demo pair and its real task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from orchestrator import pipeline
+from orchestrator.models import adapters
+from orchestrator.presets import complete
+from orchestrator.recipe import Recipe, Sweep
+from orchestrator.steps.step import materialise
+from orchestrator.store import Store
+
+ROWS = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def recipe(**fields: Any) -> Recipe:
+    short = {"examples": 128, "epochs": 1, "batch_size": 64, "dropout": 0.1}
+    document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "evaluate": {"examples": 20}, **fields}}
+    return Sweep.model_validate(complete(document)).recipe
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.parametrize("arm", ["lora", "pissa", "transfer", "spectrum_control"])
+def test_the_exported_adapter_is_the_trained_model(
+    arm: str, store: Store, demo_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[torch.Tensor] = []
+    save = adapters.save
+
+    def save_and_remember(model: Any, *args: Any) -> None:
+        with torch.no_grad():
+            trained.append(model.eval()(ROWS).logits)
+        save(model, *args)
+
+    monkeypatch.setattr(adapters, "save", save_and_remember)
+    asked = recipe(arm=arm)
+    step = pipeline.finetune_step(asked, pipeline.prepare(asked))
+    folder = materialise(step, store)
+    stock = AutoModelForCausalLM.from_pretrained(demo_models["demo-student"], dtype="float32").eval()
+    with torch.no_grad():
+        before = stock(ROWS).logits
+        loaded = PeftModel.from_pretrained(stock, str(folder)).eval()(ROWS).logits
+    assert float((trained[0] - before).abs().max()) > 0.1
+    assert float((loaded - trained[0]).abs().max()) < 1e-4
+    card = (folder / "README.md").read_text()
+    assert 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("demo-student")' in card
+    assert f"| arm | {arm} |" in card
+
+
+@pytest.mark.parametrize("arm", ["pissa", "transfer", "spectrum_control"])
+def test_every_arm_starts_at_the_students_own_function(arm: str, store: Store, demo_models: dict[str, Path]) -> None:
+    from orchestrator.models.loading import load
+    from orchestrator.steps.finetune import adapted
+
+    asked = recipe(arm=arm)
+    ready = pipeline.prepare(asked)
+    start = materialise(pipeline.extract_step(asked, ready), store) if asked.arm.extracts else None
+    stock = load(ready.student.folder)
+    with torch.no_grad():
+        before = stock(ROWS).logits
+        model = adapted(stock, asked.arm.model_dump(), 4, 4.0, 0.0, 0, start)
+        assert float((model(ROWS).logits - before).abs().max()) < 1e-4
+    up, down = adapters.factors_of(adapters.lora_layers(model)["model.layers.0.mlp.gate_proj"])
+    live = (up[:, :4] @ down[:4]).detach()
+    assert float(live.norm()) > 0.1
+    if start:
+        record = json.loads((start / "transfer.json").read_text())
+        values = record["singular_values"]["model.layers.0.mlp.gate_proj.weight"][:4]
+        assert torch.linalg.svdvals(live)[:4].tolist() == pytest.approx(values, rel=1e-3)
+
+
+def test_evaluation_keeps_every_example_and_agrees_with_itself(store: Store, demo_models: dict[str, Path]) -> None:
+    asked = recipe(arm="lora")
+    step = pipeline.trial(asked, pipeline.prepare(asked), "test")
+    folder = materialise(step, store)
+    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(lines) == 20
+    assert set(lines[0]) == {"id", "prompt", "output", "answer", "gold", "score", "loss"}
+    assert metrics["score"] == pytest.approx(sum(line["score"] for line in lines) / 20)
+    assert all(line["score"] == float(line["answer"] == line["gold"]) for line in lines)
+    assert all(line["prompt"].endswith("\n\n<|assistant|>\n") for line in lines)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["lineage"]["config"]["metric"]["filter_name"] == "whole-answer"
+    assert manifest["seconds"] > 0
+    assert set(manifest["files"]) == {"examples.jsonl", "metrics.json"}
+
+
+def test_the_same_recipe_gives_the_same_score(demo_models: dict[str, Path], store: Store, tmp_path: Path) -> None:
+    asked = recipe(arm="transfer", seed=3)
+    ready = pipeline.prepare(asked)
+    folders = [materialise(pipeline.trial(asked, ready, "validation"), place) for place in (store, Store(tmp_path))]
+    first, second = ((folder / "examples.jsonl").read_text() for folder in folders)
+    assert first == second
+
+
+def test_ranks_share_one_extraction_and_arms_one_measurement(demo_models: dict[str, Path]) -> None:
+    ready = pipeline.prepare(recipe())
+    asked = [recipe(arm=arm, rank=rank) for arm in ("transfer", "spectrum_control") for rank in (2, 4, 8)]
+    assert len({pipeline.extract_step(one, ready).fingerprint for one in asked}) == 1
+    others = [recipe(arm="transfer", layers="last"), recipe(arm="transfer", structure="row_column")]
+    assert len({pipeline.extract_step(one, ready).fingerprint for one in [asked[0], *others]}) == 3
+    assert len({pipeline.measure_step(one, ready).fingerprint for one in [*asked, *others]}) == 1
+
+
+def test_a_path_is_no_part_of_a_fingerprint(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    moved = {name: shutil.copytree(folder, tmp_path / name) for name, folder in demo_models.items()}
+    asked = recipe(arm="transfer")
+    task = {"name": "demo"}
+    there = recipe(arm="transfer", task=task, teacher=str(moved["demo-teacher"]), student=str(moved["demo-student"]))
+    steps = [pipeline.trial(one, pipeline.prepare(one), "test") for one in (asked, there)]
+    assert steps[0].fingerprint == steps[1].fingerprint
+
+
+def test_a_diverging_trial_says_so(demo_models: dict[str, Path], store: Store) -> None:
+    from orchestrator.errors import UserError
+
+    asked = recipe(arm="lora", lr=1e20)
+    with pytest.raises(UserError, match=r"lr: after training the loss on example 'demo_test_0' is nan"):
+        materialise(pipeline.trial(asked, pipeline.prepare(asked), "test"), store)
+    longer = recipe(arm="lora", lr=1e20, finetune={"examples": 256, "epochs": 2, "batch_size": 64})
+    with pytest.raises(UserError, match=r"lr: the loss is (nan|inf) at step \d+; take a smaller one than 1e\+20"):
+        materialise(pipeline.finetune_step(longer, pipeline.prepare(longer)), store)
