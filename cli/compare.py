@@ -54,7 +54,7 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
             f"{row['mean']:.3f}", _span(row["ci95"]), "-" if row["delta"] is None else f"{row['delta']:+.3f}",
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip
-    Console(width=max(110, Console().width)).print(table)
+    Console(width=max(140, Console().width)).print(table)
     for line in remarks(record, rows, baseline):
         typer.echo(line)
 

@@ -16,7 +16,7 @@ import psutil
 
 from orchestrator.errors import UserError
 from orchestrator.models.families import Geometry, pairs
-from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve
+from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import evaluate
@@ -47,6 +47,8 @@ class Ready:
 
 def prepare(recipe: Recipe) -> Ready:
     """Find models and rows and check all that can be checked before work starts. UserError for the first fault."""
+    for field, name in (("teacher", recipe.teacher), ("student", recipe.student)):
+        source_of(name, field)  # a misspelt name is told before anything is fetched
     task, splits = find_task(recipe.task)
     if recipe.measure.seeds:
         splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]

@@ -119,7 +119,7 @@ class Sweep(Section):
     name: str | None = None
     recipe: Recipe
     axes: dict[str, tuple[Any, ...]] = {}
-    lr: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)
     repeats: int = Field(3, ge=1)
     baseline: str = "lora"
     tuned_teacher: bool = False  # fine-tune the teacher on the task, too: its row is the gate's

@@ -41,8 +41,12 @@ class Store:
         place = self.root
         while not place.exists():
             place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"store: {self.root} is not writable; name another folder with --store DIR")
+        try:
+            tempfile.TemporaryFile(dir=place).close()  # permissions alone don't tell: the disk may be read-only
+        except OSError as error:
+            raise UserError(
+                f"store: {self.root} is not writable ({error.strerror}); name another folder with --store DIR"
+            ) from error
 
     def find(self, step: str, key: str) -> Path | None:
         """The finished step's folder, or None."""

@@ -85,8 +85,8 @@ class Plan:
             pipeline.check(recipe, ready)
         cells = [Cell(recipe) for recipe in recipes]
         if sweep.tuned_teacher:
-            plain = next(recipe for recipe in recipes if recipe.arm.kind == sweep.baseline)
-            cells.append(Cell(plain, "teacher"))
+            plain = [recipe for recipe in recipes if recipe.arm.kind == sweep.baseline]
+            cells.append(Cell(max(plain, key=lambda recipe: recipe.rank), "teacher"))
         return cls(sweep, ready, tuple(cells))
 
     @property

@@ -4,7 +4,7 @@
 
 Both are pre-trained from scratch on skills with short strings, in one prompt format (the answer follows "="):
 
-    kdmzQ3 reverse=zmdk        kdmz| sort=dkmz        kdmz copy=kdmz
+    kdmzQ3 rev=zmdk        kdmz| sort=dkmz        kdmz copy=kdmz
 
 A demo is only worth running if the teacher has a skill to hand over, so it has to master these in about a minute on two
 cores. Muon makes that possible: AdamW needs twice the steps. The task that asks for one of the skills in new words is
@@ -29,8 +29,8 @@ RECIPE = "demo-v1"  # names the folder in the cache: whoever changes what is tra
 
 FIELDS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 SIZES = {"demo-teacher": (6, 128, 8, 4, 384), "demo-student": (4, 64, 4, 2, 192)}
-STEPS = {"demo-teacher": 300, "demo-student": 360}
-BATCH, MUON_LR, ADAMW_LR, WARMUP = 96, 0.02, 3e-3, 10
+STEPS = {"demo-teacher": 330, "demo-student": 360}
+BATCH, MUON_LR, ADAMW_LR, WARMUP = 64, 0.02, 3e-3, 10
 THREADS = 2  # fixed, because sums over another number of threads round differently and make other models
 
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<|user|>", "<|assistant|>")  # the last two wait for fine-tuning
@@ -39,11 +39,11 @@ TOKENS = {token: place for place, token in enumerate((*SPECIAL, *CHARACTERS))}
 VOCABULARY = 104  # the 101 tokens, padded to a multiple of 8 as in most checkpoints
 
 SKILLS: dict[str, Callable[[str], str]] = {
-    "reverse": lambda text: text[::-1],
+    "rev": lambda text: text[::-1],
     "sort": lambda text: "".join(sorted(text)),
     "copy": lambda text: text,
 }
-SHARES = ("reverse", "sort", "reverse", "copy")  # reversing takes longest to learn
+SHARES = ("rev", "sort", "rev", "copy")  # reversing takes longest to learn
 FILLER = "\n" + string.ascii_uppercase + string.digits + 3 * " .,:;!?()'\"-|"
 
 
@@ -61,7 +61,7 @@ def pretraining_lines(seed: int, *, held: bool = False) -> Iterator[tuple[str, s
     for skill in cycle(SHARES):
         while held_out(text := "".join(draw.choices(string.ascii_lowercase, k=draw.randint(4, 6)))) != held:
             pass
-        filler = "".join(draw.choices(FILLER, k=draw.randint(0, 8)))
+        filler = "".join(draw.choices(FILLER, k=draw.randint(0, 4)))
         yield f"{text}{filler} {skill}=", SKILLS[skill](text)
 
 
@@ -80,10 +80,15 @@ def tokenizer() -> Any:
 
 
 def ensure(name: Literal["demo-teacher", "demo-student"], cache: Path) -> Path:
-    """The model's folder, made together with the other model's on first use."""
+    """The model's folder, made together with the other model's on first use; a second process waits for the first."""
+    from filelock import FileLock
+
     folder = cache / RECIPE
     if not (folder / name / "config.json").is_file():
-        build(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{RECIPE}.lock"):
+            if not (folder / name / "config.json").is_file():
+                build(folder)
     return folder / name
 
 
@@ -140,7 +145,7 @@ def _pretrain(name: str, steps: Iterable[int], count: int) -> Any:
     inner = [weight for path, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in path]
     outer = [weight for path, weight in model.named_parameters() if weight.ndim == 1 or ".layers." not in path]
     optimizers = (
-        torch.optim.Muon(inner, lr=MUON_LR, weight_decay=0),
+        torch.optim.Muon(inner, lr=MUON_LR, weight_decay=0, ns_steps=3),  # 5 would cost more time than they save
         torch.optim.AdamW(outer, lr=ADAMW_LR, betas=(0.9, 0.95), weight_decay=0),
     )
     share = partial(_share, count=count)

@@ -60,24 +60,30 @@ class Checkpoint:
         return family(self.config.model_type)
 
 
-def resolve(name: str, field: str) -> Checkpoint:
-    """Find, check and identify a checkpoint. `field` names the recipe's field in the message.
-
-    UserError for a name that is neither alias, folder nor hub id, for an unknown family, for weights that are missing,
-    pickled, truncated or not finite, and for weights that a hub would have to provide and can't.
-    """
-    alias = ALIASES.get(name)
-    source = alias.source if alias else name
-    if source.startswith("demo:"):
-        folder = demo.ensure(source.removeprefix("demo:"), cache_home())  # type: ignore[arg-type]
-    elif Path(source).expanduser().is_dir():
-        folder = Path(source).expanduser().absolute()
-    elif alias is None and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+def source_of(name: str, field: str) -> str:
+    """What a name stands for: `demo:NAME`, a folder or a hub id; nothing is read yet. UserError for anything else."""
+    if name in ALIASES:
+        return ALIASES[name].source
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser().absolute())
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"{field}: {name!r} is no alias (see `pkt models`), no folder and no hub id of the form ORG/NAME"
         )
+    return name
+
+
+def resolve(name: str, field: str) -> Checkpoint:
+    """Find, check and identify a checkpoint. `field` names the recipe's field in the message.
+
+    UserError for a name that stands for nothing, for an unknown family, for weights that are missing, pickled,
+    truncated or not finite, and for weights that a hub would have to provide and can't.
+    """
+    source = source_of(name, field)
+    if source.startswith("demo:"):
+        folder = demo.ensure(source.removeprefix("demo:"), cache_home())  # type: ignore[arg-type]
     else:
-        folder = _download(source, field)
+        folder = Path(source) if Path(source).is_absolute() else _download(source, field)
     family(read_config(folder, field).model_type)
     return Checkpoint(name, str(folder), _identify(folder, field))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,11 @@ def evaluate(
     items = [
         Item(example.id, prompt_of(example, template, tokenizer), example.gold, tuple(choices)) for example in examples
     ]
-    scored = score(network, tokenizer, items, _metric(metric), batch_size=batch_size)
+    judged = _metric(metric)
+    if judged.pattern is None:  # the whole answer is compared: beyond the longest gold it can only be wrong
+        longest = max(len(tokenizer(item.gold, add_special_tokens=False).input_ids) for item in items)
+        judged = replace(judged, max_new_tokens=min(judged.max_new_tokens, longest + 1))
+    scored = score(network, tokenizer, items, judged, batch_size=batch_size)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
     for example, loss in zip(examples, losses, strict=True):

@@ -1,7 +1,7 @@
 """What a task is: rows in chat form, split once and for all, and how an answer is scored.
 
     examples = task.split("train", data=None)        # list[Example]
-    prompt_of(examples[0], PLAIN)                    # "<|user|>\nWrite ... backwards.\n\n<|assistant|>\n"
+    prompt_of(examples[0], PLAIN)                    # "<|user|>\nBackwards: kdmz\n\n<|assistant|>\n"
 
 Seeds, training and evaluation use one rendering, so that what is measured, learnt and asked is the same text.
 """

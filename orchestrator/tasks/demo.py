@@ -1,6 +1,6 @@
 """A task that needs no download: write a string backwards, asked for in words that the demo models have never seen.
 
-    rows("train")[0]    # {"id": "demo_train_0", "messages": [{"role": "user", "content": "Write kdmz backwards."}, ...
+    rows("train")[0]    # {"id": "demo_train_0", "messages": [{"role": "user", "content": "Backwards: kdmz"}, ...
 
 The demo models (orchestrator.models.demo) can reverse strings, but in another prompt format: what a teacher has to
 hand over is known to be there, and an untouched model still scores about zero. Validation and test take held-out
@@ -50,7 +50,7 @@ def _row(identity: str, text: str) -> dict[str, Any]:
     return {
         "id": identity,
         "messages": [
-            {"role": "user", "content": f"Write {text} backwards."},
+            {"role": "user", "content": f"Backwards: {text}"},
             {"role": "assistant", "content": answer},
         ],
         "answer": answer,

@@ -35,7 +35,7 @@ def test_rows_are_the_same_at_every_call_and_the_golds_are_the_strings_backwards
         assert len({row["id"] for row in rows}) == count
         for row, text in zip(rows, strings(split), strict=True):
             assert row["answer"] == row["messages"][1]["content"] == text[::-1]
-            assert row["messages"][0]["content"] == f"Write {text} backwards."
+            assert row["messages"][0]["content"] == f"Backwards: {text}"
 
 
 def test_no_string_is_in_two_splits():
@@ -48,8 +48,8 @@ def test_pretraining_text_has_no_string_of_validation_and_test():
     assert all(demo.held_out(text) and task.held_out(text) for text in asked)
     assert not any(demo.held_out(text) for text in (*strings("seed"), *strings("train")))
     for prompt, answer in islice(demo.pretraining_lines(1), 20_000):
-        if prompt.endswith((" reverse=", " copy=")):
-            text = answer[::-1] if "reverse" in prompt else answer
+        if prompt.endswith((" rev=", " copy=")):
+            text = answer[::-1] if " rev=" in prompt else answer
             assert prompt.startswith(text)
             assert text not in asked
             assert not demo.held_out(text)
@@ -91,7 +91,7 @@ def test_models_load_and_have_no_unused_or_missing_weight(built: Path):
         generation = GenerationConfig.from_pretrained(built / name)
         assert (generation.eos_token_id, generation.pad_token_id) == (1, 0)
         assert len(AutoTokenizer.from_pretrained(built / name)) < model.config.vocab_size == demo.VOCABULARY
-        asked = AutoTokenizer.from_pretrained(built / name)("kdmz reverse=", return_tensors="pt")
+        asked = AutoTokenizer.from_pretrained(built / name)("kdmz rev=", return_tensors="pt")
         assert model.generate(**asked, max_new_tokens=3, do_sample=False).shape[0] == 1
 
 

@@ -1,0 +1,15 @@
+"""`python -m benchmarks [sensitivity|blocks|commands ...]`: all of them by default."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from benchmarks import blocks, commands, sensitivity
+
+ALL = {"sensitivity": sensitivity.main, "blocks": blocks.main, "commands": commands.main}
+
+if __name__ == "__main__":
+    print(f"{os.cpu_count()} cores; figures are medians, ratios are of works run in turn in one process.")
+    for name in sys.argv[1:] or ALL:
+        ALL[name]()

@@ -1,0 +1,46 @@
+"""How a figure is taken: interleaved repetitions, the median, and the peak of this process's own memory."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def medians(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of each, run in turn, so that a machine that slows down slows all of them."""
+    times: list[list[float]] = [[] for _ in works]
+    for work in works:
+        work()  # not counted: caches, lazy imports, first allocations
+    for _ in range(repeats):
+        for work, taken in zip(works, times, strict=True):
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) for taken in times]
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most resident memory that `work` takes above what is there before it."""
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A Markdown table on stdout."""
+    print(f"\n### {title}\n")
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row) + " |")

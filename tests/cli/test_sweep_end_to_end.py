@@ -1,0 +1,179 @@
+"""The main job as a user runs it: a real Ray, a real MLflow, the demo pair; then the same again, and with a fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from orchestrator.steps.compare import interval
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("sweep")]
+PKT = [str(Path(sys.executable).with_name("pkt"))]
+SWEEP = {
+    "name": "small",
+    "recipe": {"finetune": {"examples": 160, "epochs": 1}, "evaluate": {"examples": 40}},
+    "axes": {"arm": ["lora", "transfer"], "rank": [4], "layers": ["sensitivity", "0,2,3,5"]},
+    "lr": [5.0e-3, 2.0e-2],
+    "repeats": 2,
+    "tuned_teacher": False,
+}
+
+
+def pkt(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    return subprocess.run(
+        [*PKT, *words], cwd=folder, capture_output=True, text=True, check=False, timeout=400, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    done = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "2")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_leaderboard_and_its_line(swept: tuple[Path, Any]) -> None:
+    folder, done = swept
+    assert "small: demo, exact_match,whole-answer" in done.stdout
+    for label in ("lora", "transfer", "student", "teacher", "sensitivity", "0,2,3,5"):
+        assert label in done.stdout
+    assert "one task and one pair of models: no evidence for others" in done.stdout
+    assert "pkt compare small --json   |   pkt ui" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert all(line.split(":")[0] in NOISE_FREE for line in done.stderr.splitlines() if line.strip()), done.stderr
+    assert "choosing learning rates: 8/8" in done.stderr
+    compared = pkt(folder, "compare")
+    assert compared.stdout == done.stdout
+
+
+NOISE_FREE = {"small", "measuring the teacher", "extracting blocks", "choosing learning rates", "trials"} | {
+    "3 rows, each 2 learning rates on the validation split, then 2 random seeds on the test split"
+}
+
+
+def test_compare_is_the_arithmetic_of_the_kept_examples(swept: tuple[Path, Any]) -> None:
+    folder, _ = swept
+    told = json.loads(pkt(folder, "compare", "small", "--json").stdout)
+    assert (told["baseline"], told["metric"]) == ("lora", "exact_match,whole-answer")
+    assert len(told["rows"]) == 5
+    record = json.loads((folder / "pkt-store/sweeps/small.json").read_text())
+    scores = {}
+    for row in record["rows"]:
+        folders = [folder / "pkt-store/evaluate" / key for key in row["trials"]]
+        lines = [[json.loads(line) for line in (one / "examples.jsonl").read_text().splitlines()] for one in folders]
+        assert len({tuple(line["id"] for line in trial) for trial in lines}) == 1
+        layers = row["recipe"]["layers"]
+        name = layers and (layers["kind"] if layers["kind"] != "explicit" else "0,2,3,5")
+        scores[row["label"], name] = np.array([[line["score"] for line in trial] for trial in lines])
+    for row in told["rows"]:
+        matrix = scores[row["arm"], row["layers"]]
+        assert row["mean"] == pytest.approx(matrix.mean())
+        assert row["seeds"] == len(matrix)
+        if row["arm"] == "transfer":
+            assert [row["delta"], *row["delta_ci95"]] == pytest.approx(interval(matrix - scores["lora", None]))
+
+
+def test_the_learning_rate_is_the_best_on_validation(swept: tuple[Path, Any]) -> None:
+    folder, _ = swept
+    client, experiment = mlflow_of(folder)
+    record = json.loads((folder / "pkt-store/sweeps/small.json").read_text())
+    tuned = client.search_runs([experiment], "params.stage = 'tune' and params.arm = 'lora'")
+    assert {run.data.params["split"] for run in tuned} == {"validation"}
+    best = max(tuned, key=lambda run: (run.data.metrics["score"], -run.data.metrics["gold_loss"]))
+    (row,) = [row for row in record["rows"] if row["label"] == "lora"]
+    assert float(best.data.params["lr"]) == row["recipe"]["lr"]
+    assert {run.data.params["seed"] for run in tuned} == {"1000"}
+
+
+def mlflow_of(folder: Path) -> tuple[MlflowClient, str]:
+    client = MlflowClient(f"sqlite:///{folder}/pkt-store/mlflow.db")
+    return client, client.get_experiment_by_name("pkt").experiment_id
+
+
+def test_mlflow_has_one_parent_and_every_trial_once(swept: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = swept
+    client, experiment = mlflow_of(folder)
+    runs = client.search_runs([experiment], max_results=1000)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert (parent.info.run_name, parent.info.status) == ("small", "FINISHED")
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len(children) == 2 + 3 * 2 + 3 * 2  # untouched models, learning rates, trials
+    assert len({frozenset(run.data.params) for run in children}) == 1  # the same columns in every run
+    trial = next(
+        run for run in children if run.data.params["arm"] == "transfer" and run.data.params["stage"] == "trial"
+    )
+    assert trial.data.params["layers"] in ("sensitivity", "0,2,3,5")
+    assert len(client.get_metric_history(trial.info.run_id, "train_loss")) == 4
+    adapter = client.download_artifacts(trial.info.run_id, "adapter", str(tmp_path))
+    assert (Path(adapter) / "README.md").read_text().startswith("---\nbase_model: demo-student")
+
+
+def test_the_artifact_is_a_portable_adapter(
+    swept: tuple[Path, Any], demo_models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, _ = swept
+    client, experiment = mlflow_of(folder)
+    run = client.search_runs([experiment], "params.arm = 'transfer' and params.stage = 'trial'")[0]
+    adapter = client.download_artifacts(run.info.run_id, "adapter", str(tmp_path))
+    stock = AutoModelForCausalLM.from_pretrained(demo_models["demo-student"])
+    assert PeftModel.from_pretrained(stock, adapter).peft_config["default"].r == 8  # 2r: the start rides along
+
+
+def test_the_same_command_again_runs_nothing_and_adds_no_run(swept: tuple[Path, Any]) -> None:
+    folder, first = swept
+    client, experiment = mlflow_of(folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "pkt-store").glob("*/*/manifest.json")}
+    runs = {run.info.run_id for run in client.search_runs([experiment], max_results=1000)}
+    again = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "2")
+    assert again.returncode == 0
+    assert again.stdout == first.stdout
+    assert "trials:" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (folder / "pkt-store").glob("*/*/manifest.json")} == before
+    assert {run.info.run_id for run in client.search_runs([experiment], max_results=1000)} == runs
+
+
+def test_a_failed_trial_is_a_line_and_not_the_end(swept: tuple[Path, Any]) -> None:
+    folder, _ = swept
+    words = ["--lr", "1e20", "--name", "broken", "--layers", "sensitivity", "--set", "axes.arm=[lora, pissa]"]
+    done = pkt(folder, "sweep", "sweep.yaml", *words, "--repeats", "1")
+    assert done.returncode == 1
+    assert "lora r4 lr 1e+20 seed 0 failed: UserError: lr: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "2 trials failed and are missing above" in done.stdout
+
+
+def test_ctrl_c_ends_in_seconds_and_the_sweep_goes_on_from_there(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    words = [*PKT, "sweep", "sweep.yaml", "--trials-at-once", "2"]
+    running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "pkt-store").glob("evaluate/*/manifest.json")):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err.strip().splitlines()[-1].startswith("pkt: stopped; what was finished is kept")
+    assert "Traceback" not in err
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "pkt-store").glob("*/*/manifest.json")}
+    assert pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "2").returncode == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())

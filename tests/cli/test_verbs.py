@@ -1,0 +1,95 @@
+"""The verbs that only tell, and `run` and `extract`, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from test_bad_input import chat, chats, pkt  # noqa: F401  (a fixture)
+from transformers import AutoModelForCausalLM
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # noqa: F811
+    code, out, err = pkt("models")
+    assert (code, err) == (0, "")
+    assert "llama2-70b       meta-llama/Llama-2-70b-hf" in out
+    assert json.loads(pkt("models", "--json")[1])["llama2-70b"]["student"] == "llama2-7b"
+    tasks = json.loads(pkt("tasks", "--json")[1])
+    assert set(tasks) == {"demo", "gsm8k", "mmlu"}
+    assert tasks["mmlu"]["loss_covers"] == "the answer letter and the end-of-sequence token"
+    assert "exact_match,strict-match" in pkt("tasks")[1]
+    listed = json.loads(pkt("strategies", "--json")[1])
+    assert list(listed["layers"]) == ["sensitivity", "random", "first", "last", "uniform", "explicit"]
+    assert list(listed["structure"]) == ["window", "row_column", "neuron", "random", "random_window"]
+    assert list(listed["arms"]) == ["lora", "pissa", "transfer", "spectrum_control"]
+    assert listed["fields"]["finetune.epochs"] == "3"
+    assert "finetune.epochs" in pkt("strategies")[1]
+
+
+def test_doctor_finds_this_machine(pkt: Call) -> None:  # noqa: F811
+    code, out, _ = pkt("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["ok"] is True
+    assert "torch 2." in found["versions"]
+    assert set(found) == {"ok", "system", "versions", "devices", "memory", "store", "hub", "ray"}
+
+
+def test_extract_leaves_a_folder_that_peft_loads(
+    pkt: Call,  # noqa: F811
+    demo_models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    seeds = chats(tmp_path / "seeds.jsonl", [chat(f"Write {word} backwards.", word[::-1]) for word in ("abcd", "xyzt")])
+    words = ["--teacher", "demo-teacher", "--seeds", seeds, "--rank", "8", "--layers", "0,1,4,5", "--out", "deep/out"]
+    code, out, _ = pkt("extract", *words, "--structure", "row_column", "--modules", "attention")
+    assert code == 0
+    assert out.startswith("deep/out: factors of rank 8 for demo-student")
+    record = json.loads((tmp_path / "deep/out/transfer.json").read_text())
+    assert record["layers"] == [0, 1, 4, 5]
+    assert record["rank"] == 8
+    assert len(record["indices"]) == 16
+    stock = AutoModelForCausalLM.from_pretrained(demo_models["demo-student"])
+    loaded = PeftModel.from_pretrained(stock, str(tmp_path / "deep/out"))
+    assert loaded.peft_config["default"].r == 8
+
+
+@pytest.mark.slow
+def test_run_says_the_score_and_where_the_adapter_is(
+    pkt: Call,  # noqa: F811
+    demo_models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    rows = [chat(f"Write {word}q backwards.", f"q{word[::-1]}") for word in map("{:04d}".format, range(30))]
+    task = chats(tmp_path / "mine.jsonl", rows)
+    words = ["--task", task, "--rank", "4", "--lr", "1e-2", "--set", "finetune.epochs=1"]
+    code, out, err = pkt("run", *words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["examples"] == 6
+    assert found["metric"] == "exact_match,none"
+    assert found["loss"] > 0
+    assert (Path(found["adapter"]) / "adapter_model.safetensors").is_file()
+    code, out, again = pkt("run", *words)
+    assert f"adapter: {found['adapter']}" in out
+    assert "measure" not in again
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; sys.argv = ['pkt', '--help']\n"
+        "from cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'ray', 'mlflow', 'peft', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sweep" in done.stdout
