@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -23,9 +24,23 @@ def medians(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
+def ratio(work: Callable[[], Any], reference: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds of `work`, and the median over pairs run in turn of its time by the reference's."""
+    pairs = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        reference()
+        middle = time.perf_counter()
+        work()
+        pairs.append((time.perf_counter() - middle, middle - began))
+    pairs = pairs[1:]  # the first is not counted: caches, lazy imports, first allocations
+    return statistics.median(own for own, _ in pairs), statistics.median(own / other for own, other in pairs)
+
+
 def peak_bytes(work: Callable[[], Any]) -> int:
     """The most resident memory that `work` takes above what is there before it."""
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is freed and still held would hide what is taken
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     work()

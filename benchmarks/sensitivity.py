@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.measuring import medians, peak_bytes, table
+from benchmarks.measuring import peak_bytes, ratio, table
 from orchestrator.transfer.sensitivity import collect, example_losses
 
 TOKENS = 256
@@ -52,12 +52,12 @@ def main() -> None:
         return run
 
     works = {"plain backward": plain, "published way": published, "pkt, tiles of 64": ours(64), "pkt, exact": ours(1)}
-    times = medians(list(works.values()), 5)
-    memory = [peak_bytes(work) for work in works.values()]
-    rows = [
-        (name, seconds, seconds / times[0], peak / 2**20, peak / memory[0])
-        for name, seconds, peak in zip(works, times, memory, strict=True)
-    ]
+    base = peak_bytes(plain)
+    rows = []
+    for name, work in works.items():
+        seconds, against = ratio(work, plain, 9)
+        peak = peak_bytes(work)
+        rows.append((name, seconds, against, peak / 2**20, peak / base))
     size = sum(parameter.numel() for parameter in llama.parameters())
     title = (
         f"Sensitivities of one example of {TOKENS} tokens, Llama of {size / 1e6:.0f}M parameters, float32, 2 threads"

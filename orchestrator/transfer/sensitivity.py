@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-SLAB = 1 << 18  # weights scored at once: a slab of float32 this size stays in a core's cache
+SLAB = 1 << 19  # weights scored at once: a slab of float32 this size stays in a core's cache
 
 
 @dataclass
@@ -60,11 +60,13 @@ class Scores:
         if g == 1:
             self.tiles[start : start + height] += scores
             return
-        self.cols += scores.sum(0)
-        scores = F.pad(scores, (0, -width % g, 0, -height % g))
-        by_row = scores.view(-1, scores.shape[1] // g, g).sum(2)
-        self.rows[start : start + height] += by_row.sum(1)[:height]
-        self.tiles[start // g : -(-(start + height) // g)] += by_row.view(-1, g, by_row.shape[1]).sum(1)
+        self.rows[start : start + height] += scores.sum(1)
+        if height % g:
+            scores = F.pad(scores, (0, 0, 0, -height % g))
+        bands = scores.view(-1, g, width).sum(1)  # the tiles' rows first: along memory, and all else is g times smaller
+        self.cols += bands.sum(0)
+        bands = F.pad(bands, (0, -width % g))
+        self.tiles[start // g : -(-(start + height) // g)] += bands.view(len(bands), -1, g).sum(2)
 
 
 def example_losses(logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"]) -> Float[Tensor, " b"]:
@@ -134,10 +136,11 @@ def _score_matrix(sink: Scores, weight: Tensor, gy: Tensor, x: Tensor, extra: Ex
     n, m = weight.shape
     g = sink.granularity
     height = max(g, SLAB // m // g * g)
+    slab = torch.empty(min(height, n), m, device=gy.device)
     for b in range(gy.shape[0]):
         left, right = gy[b].float().t(), x[b].float()
         for start in range(0, n, height):
-            grad = left[start : start + height] @ right
+            grad = torch.mm(left[start : start + height], right, out=slab[: n - start])
             if extra is not None:
                 extra.add_into(grad, start, b)
             sink.add(start, grad.mul_(weight[start : start + height]).abs_())
