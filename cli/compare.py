@@ -36,7 +36,7 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
 
     baseline = baseline or record["baseline"]
     found = results(record, store)
-    if baseline not in (arms := sorted({result.arm for result in found})):
+    if baseline not in (arms := sorted({row["label"] for row in record["rows"]})):
         raise UserError(f"baseline: {baseline!r} has no row in {record['name']}; rows: {', '.join(arms)}")
     rows = leaderboard(found, baseline)
     if as_json:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -26,8 +29,23 @@ def _register() -> None:
 
     for module in (sweep, run, extract, compare, ui, models, tasks, strategies, doctor):
         name = module.__name__.rsplit(".", 1)[-1]
-        app.command(name)(getattr(module, name))
+        app.command(name)(_stoppable(getattr(module, name)))
     app.add_typer(jobs.app, name="jobs")
+
+
+class Stopped(Exception):
+    """Ctrl-C, which typer would turn into a bare exit status."""
+
+
+def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(verb)
+    def call(*args: Any, **options: Any) -> int:
+        try:
+            return verb(*args, **options)
+        except KeyboardInterrupt as stop:
+            raise Stopped from stop
+
+    return call
 
 
 _register()
@@ -46,7 +64,7 @@ def main() -> None:
         _fail(str(error), 2)
     except TyperException as error:
         _fail(error.format_message(), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except Stopped:
         _fail("stopped; what was finished is kept, and the same command goes on from there", 130)
     else:
         sys.exit(code or 0)

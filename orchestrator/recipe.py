@@ -137,6 +137,14 @@ class Run(BaseModel):
     trials_at_once: int | None = Field(None, ge=1)
 
 
+def label(strategy: dict[str, Any]) -> str:
+    """A dumped strategy's name for people, with those of its fields that are set: `random(seed=1)`, `0,2,5`."""
+    if strategy["kind"] == "explicit":
+        return ",".join(map(str, strategy["layers"]))
+    fields = ",".join(f"{key}={value}" for key, value in strategy.items() if key != "kind" and value)
+    return f"{strategy['kind']}({fields})" if fields else str(strategy["kind"])
+
+
 def one_line(error: ValidationError) -> str:
     """A recipe's first fault as "field: value: why", for people."""
     first = error.errors()[0]

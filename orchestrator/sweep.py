@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from orchestrator import pipeline
 from orchestrator.errors import UserError
 from orchestrator.pipeline import Ready, Who
-from orchestrator.recipe import Recipe, Run, Sweep, one_line
+from orchestrator.recipe import Recipe, Run, Sweep, label, one_line
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.record import write_record
@@ -51,9 +51,9 @@ class Cell:
     def name(self, **more: Any) -> str:
         """For people: the fields that tell cells of a sweep apart."""
         recipe = self.recipe
-        parts = [self.label, recipe.layers and recipe.layers.kind, recipe.structure and recipe.structure.kind]
-        parts += [f"r{recipe.rank}"] if self.adapted else []
-        return " ".join([str(part) for part in parts if part] + [f"{key} {value:g}" for key, value in more.items()])
+        strategies = [label(part.model_dump()) for part in (recipe.layers, recipe.structure) if part]
+        rank = [f"r{recipe.rank}"] if self.adapted else []
+        return " ".join([self.label, *strategies, *rank, *(f"{key} {value:g}" for key, value in more.items())])
 
     def trial(self, ready: Ready, split: Split, *, lr: float, seed: int, stage: str) -> Trial:
         """This cell at one learning rate and random seed, scored on a split."""
@@ -216,11 +216,11 @@ def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names, strategies by their kind: what MLflow shows side by side."""
+    """Nested fields under dotted names, strategies by their label: what MLflow shows side by side."""
     result: dict[str, Any] = {}
     for key, value in fields.items():
         if isinstance(value, dict) and "kind" in value:
-            result[prefix + key] = value["kind"] if len(value) == 1 else value
+            result[prefix + key] = label(value)
         elif isinstance(value, dict):
             result |= flat(value, f"{prefix}{key}.")
         else:

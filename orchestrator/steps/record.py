@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import UserError
+from orchestrator.recipe import label
 from orchestrator.steps.compare import Result
 from orchestrator.store import Store
 
@@ -46,8 +47,8 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
             found.append(
                 Result(
                     arm=row["label"],
-                    layers=_strategy(recipe["layers"]),
-                    structure=_strategy(recipe["structure"]),
+                    layers=recipe["layers"] and label(recipe["layers"]),
+                    structure=recipe["structure"] and label(recipe["structure"]),
                     modules=",".join(recipe["modules"]) if recipe["modules"] else None,
                     rank=recipe["rank"] if row["adapted"] else None,
                     lr=recipe["lr"] if row["adapted"] else None,
@@ -61,13 +62,3 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
 def read_scores(folder: Path) -> list[float]:
     """One trial's scores, in the order of the examples."""
     return [json.loads(line)["score"] for line in (folder / "examples.jsonl").read_text().splitlines()]
-
-
-def _strategy(value: dict[str, Any] | None) -> str | None:
-    """A strategy's name, with its fields where they differ from none: random(seed=1)."""
-    if value is None:
-        return None
-    if value["kind"] == "explicit":
-        return ",".join(map(str, value["layers"]))
-    fields = ",".join(f"{key}={field}" for key, field in value.items() if key != "kind" and field)
-    return f"{value['kind']}({fields})" if fields else str(value["kind"])
