@@ -116,7 +116,7 @@ class Sweep(Section):
     leaderboard row takes its own learning rate, on the validation split; a single value is used as it is.
     """
 
-    name: str | None = None
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")  # it names a folder
     recipe: Recipe
     axes: dict[str, tuple[Any, ...]] = {}
     lr: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)

@@ -24,7 +24,7 @@ from orchestrator.pipeline import Ready, Who
 from orchestrator.recipe import Recipe, Run, Sweep, label, one_line
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.record import write_record
+from orchestrator.steps.record import check_name, write_record
 from orchestrator.steps.step import Step
 from orchestrator.store import Store, fingerprint
 from orchestrator.tasks.base import Split
@@ -121,7 +121,8 @@ class Plan:
     @property
     def name(self) -> str:
         """As named, or after task, teacher and identity."""
-        return self.sweep.name or f"{self.ready.task.name}-{Path(self.ready.teacher.name).name}-{self.key[:6]}"
+        task, teacher = self.ready.task.name, Path(self.ready.teacher.name).name
+        return self.sweep.name or f"{teacher if teacher.startswith(task) else f'{task}-{teacher}'}-{self.key[:6]}"
 
 
 def expand(sweep: Sweep) -> list[Recipe]:
@@ -145,6 +146,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     `track` opens the tracker once the shared steps are done, so that bad weights or rows leave no run behind.
     """
     store, sweep, ready = Store(run.store), plan.sweep, plan.ready
+    check_name(store, plan.name, plan.key)
     with Runner(store, run, plan.key, screen) as runner:
         runner.share(plan.shared)
         tracker = runner.tracker = track()
@@ -180,7 +182,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "rows": rows,
             "failed": runner.failed,
         }
-        write_record(store, record)
+        tracker.artifacts(runner.parent, write_record(store, record), "sweep")
         tracker.close(runner.parent, "FAILED" if runner.failed else "FINISHED")
     return record
 

@@ -11,30 +11,42 @@ import numpy as np
 
 from orchestrator.errors import UserError
 from orchestrator.recipe import label
-from orchestrator.steps.compare import Result
+from orchestrator.steps.compare import Result, leaderboard
+from orchestrator.steps.figure import draw
 from orchestrator.store import Store
+
+RECORD = "sweep.json"
 
 
 def write_record(store: Store, record: dict[str, Any]) -> Path:
-    """Put the record in place at once."""
-    folder = store.root / "sweeps"
+    """Put the record in place, and the leaderboard's picture beside it; returns their folder."""
+    folder = store.root / "sweeps" / record["name"]
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{record['name']}.{os.getpid()}"
+    if found := results(record, store):
+        title = f"{record['name']}: {record['task']}, {record['metric']}"
+        draw(leaderboard(found, record["baseline"]), title, folder / "leaderboard.png")
+    aside = folder / f".{os.getpid()}"
     aside.write_text(json.dumps(record, indent=1) + "\n")
-    return aside.rename(folder / f"{record['name']}.json")
+    aside.rename(folder / RECORD)
+    return folder
+
+
+def check_name(store: Store, name: str, key: str) -> None:
+    """UserError where the store has another sweep of this name: its record would be lost."""
+    path = store.root / "sweeps" / name / RECORD
+    if path.is_file() and json.loads(path.read_text())["key"] != key:
+        raise UserError(f"name: {name!r} is another sweep's in {store.root}; choose another --name, or another --store")
 
 
 def read_record(store: Store, name: str | None) -> dict[str, Any]:
     """The named sweep's, or the latest's. UserError with the names that there are."""
-    found = sorted((store.root / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    found = sorted((store.root / "sweeps").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(f"sweep: the store {store.root} has none yet; run `pkt sweep`, or name another --store")
-    if name is None:
-        return json.loads(found[-1].read_text())
-    for path in found:
-        if path.stem == name:
-            return json.loads(path.read_text())
-    raise UserError(f"sweep: {name!r} is not in {store.root}; there: {', '.join(path.stem for path in found)}")
+    named = {path.parent.name: path for path in found}
+    if name is not None and name not in named:
+        raise UserError(f"sweep: {name!r} is not in {store.root}; there: {', '.join(named)}")
+    return json.loads((named[name] if name else found[-1]).read_text())
 
 
 def results(record: dict[str, Any], store: Store) -> list[Result]:

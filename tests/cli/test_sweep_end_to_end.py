@@ -73,7 +73,7 @@ def test_compare_is_the_arithmetic_of_the_kept_examples(swept: tuple[Path, Any])
     told = json.loads(pkt(folder, "compare", "small", "--json").stdout)
     assert (told["baseline"], told["metric"]) == ("lora", "exact_match,whole-answer")
     assert len(told["rows"]) == 5
-    record = json.loads((folder / "pkt-store/sweeps/small.json").read_text())
+    record = json.loads((folder / "pkt-store/sweeps/small/sweep.json").read_text())
     scores = {}
     for row in record["rows"]:
         folders = [folder / "pkt-store/evaluate" / key for key in row["trials"]]
@@ -93,7 +93,7 @@ def test_compare_is_the_arithmetic_of_the_kept_examples(swept: tuple[Path, Any])
 def test_the_learning_rate_is_the_best_on_validation(swept: tuple[Path, Any]) -> None:
     folder, _ = swept
     client, experiment = mlflow_of(folder)
-    record = json.loads((folder / "pkt-store/sweeps/small.json").read_text())
+    record = json.loads((folder / "pkt-store/sweeps/small/sweep.json").read_text())
     tuned = client.search_runs([experiment], "params.stage = 'tune' and params.arm = 'lora'")
     assert {run.data.params["split"] for run in tuned} == {"validation"}
     best = max(tuned, key=lambda run: (run.data.metrics["score"], -run.data.metrics["gold_loss"]))

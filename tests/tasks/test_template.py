@@ -190,7 +190,8 @@ def test_question_has_the_tokens_of_training(kind: str) -> None:
     assert encoded.ids[: len(asked)] == asked
     assert encoded.labels[len(asked) :] == encoded.ids[len(asked) :]
     assert encoded.labels[len(asked) - 1] == -100
-    assert encoded.ids.count(tokenizer.convert_tokens_to_ids("<s>")) == ("bos" in kind)
+    begins = [tokenizer.bos_token_id] if "bos" in kind else []
+    assert [token for token in encoded.ids if token == tokenizer.bos_token_id] == begins
 
 
 def test_tokenizers_exercise_the_offsets() -> None:
@@ -235,15 +236,6 @@ def test_cut_on_the_right(kind: str) -> None:
     for length in (start, 1):
         with pytest.raises(UserError, match=f"'x' has no assistant token within its first {length} tokens"):
             encode(row, "plain", tokenizer, length)
-
-
-def test_a_first_token_is_not_counted_since_nothing_predicts_it() -> None:
-    """By the shift of the loss: a label in the first place is never compared with anything."""
-    tokenizer = chat_tokenizer("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}", bos=False)
-    row = Example(id="alone", messages=[Message(role="assistant", content="7 8")])
-    assert encode(row, "chat", tokenizer, 2).labels == encode(row, "chat", tokenizer, 2).ids
-    with pytest.raises(UserError, match="'alone' has no assistant token"):
-        encode(row, "chat", tokenizer, 1)
 
 
 def test_a_text_longer_than_the_tokenizer_says_is_not_cut_by_it() -> None:
@@ -302,8 +294,18 @@ def test_a_template_that_shows_the_last_turn_otherwise_labels_no_word_of_the_use
 
 def test_no_chat_template_is_the_users_to_mend() -> None:
     """The error names the field and the remedy."""
-    with pytest.raises(UserError, match="template: .* --template plain"):
+    with pytest.raises(UserError, match=r"template: .* --template plain"):
         encode(CHATS["one turn"], "chat", byte_level(), 2048)
+
+
+@pytest.mark.parametrize(
+    "chat", [example("q", "a", system="s"), Example(id="x", messages=CHATS["one turn"].messages[1:])]
+)
+def test_a_chat_that_the_template_refuses_is_the_users_to_mend(chat: Example) -> None:
+    """By what a user reads: a UserError, whether the template has no system turn (Gemma's) or needs a user's first."""
+    refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}"
+    with pytest.raises(UserError, match="template"):
+        encode(chat, "chat", chat_tokenizer(refusing + CHAT), 2048)
 
 
 def test_collate_pads_on_the_right() -> None:
