@@ -63,9 +63,8 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
     """What the figures do and do not show, and where to look further."""
     lines = []
     if failed := record["failed"]:
-        lines.append(
-            f"{len(failed)} trials failed and are missing above; the first: " + " - ".join(next(iter(failed.items())))
-        )
+        first = next(iter(failed.values()))
+        lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")
     gate = record["gate"]
     if gate and not gate["passed"]:
         lines.append(
@@ -85,14 +84,18 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
 def _meaning(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> str:
     """One line: intervals over random seeds and test examples, one task, one pair."""
     transfer = [row for row in rows if row["arm"] == "transfer" and row["delta_ci95"]]
-    control = {(row["rank"], row["layers"]): row for row in rows if row["arm"] == "spectrum_control"}
-    above = sum(row["delta_ci95"][0] > 0 for row in transfer)
-    beyond = sum(
-        row["ci95"][0] > control[key]["ci95"][1] for row in transfer if (key := (row["rank"], row["layers"])) in control
-    )
-    start = f"Transfer is above {baseline} in {above} of {len(transfer)} rows" if transfer else "No transfer row"
-    if control and transfer:
-        start += f", and clear of its own spectrum control in {beyond}"
+    controlled = [row for row in rows if row["control_ci95"]]
+    parts = []
+    for name, field, among in (
+        (baseline, "delta_ci95", transfer),
+        ("its spectrum control", "control_ci95", controlled),
+    ):
+        if among:
+            above, below = (sum(row[field][side] * sign > 0 for row in among) for side, sign in ((0, 1), (1, -1)))
+            parts.append(
+                f"against {name} better in {above}, worse in {below}, can't tell in {len(among) - above - below}"
+            )
+    start = f"Transfer rows: {'; '.join(parts)}" if parts else "No transfer row to judge"
     return (
         f"{start} (95 % intervals over seeds and examples, uncorrected for {len(rows)} rows);"
         " one task and one pair of models: no evidence for others."

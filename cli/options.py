@@ -42,7 +42,12 @@ Lr = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any other field: finetune.epochs=1", metavar="PATH=VALUE")
 ]
-StoreDir = Annotated[Path, typer.Option("--store", help="Where results are kept.", envvar="PKT_STORE")]
+StoreDir = Annotated[
+    Path,
+    typer.Option(
+        "--store", help="Where results are kept.", envvar="PKT_STORE", callback=lambda path: path.expanduser()
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option(help="MLflow address; by default a sqlite file in the store.", envvar="MLFLOW_TRACKING_URI"),
@@ -140,6 +145,14 @@ def tracker_of(store: Path, uri: str | None) -> Tracker:
     from orchestrator.tracking import MlflowTracker
 
     if uri:
-        return MlflowTracker(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return MlflowTracker(uri)
+        except MlflowException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"tracking: {uri} can't be used ({reason}); give an http:// or sqlite:/// address"
+            ) from error
     store.mkdir(parents=True, exist_ok=True)
     return MlflowTracker(f"sqlite:///{store.absolute() / 'mlflow.db'}", artifacts=store / "mlflow-artifacts")

@@ -18,7 +18,7 @@ def run(
     data: o.Data = None,
     template: o.Template = None,
     seeds: o.Seeds = None,
-    arm: Annotated[str, typer.Option(help="lora, pissa, transfer or spectrum_control.")] = "transfer",
+    arm: Annotated[str | None, typer.Option(help="lora, pissa, transfer (the default) or spectrum_control.")] = None,
     rank: Annotated[int | None, typer.Option(min=1)] = None,
     layers: o.Layers = None,
     structure: o.Structure = None,
@@ -42,7 +42,7 @@ def run(
         "recipe.layers": layers, "recipe.structure": structure, "recipe.modules": modules and modules[0],
         "recipe.lr": lr, "recipe.seed": seed,
     }  # fmt: skip
-    recipe = o.sweep_of(file, flags, {}, set_ or []).recipe
+    recipe = o.sweep_of(file, flags, {}, set_ or []).recipe.settled()
 
     from cli.screen import Terminal
     from orchestrator import pipeline

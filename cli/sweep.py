@@ -76,7 +76,8 @@ def sweep(
         )
     screen.say(text(plan))
     run = Run(store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once)
-    record = run_sweep(plan, run, lambda: o.tracker_of(store, tracking), screen)
+    ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
+    record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     show(record, Store(store), as_json=as_json, baseline=None)
     return 1 if record["failed"] else 0
 

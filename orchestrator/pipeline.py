@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+import torch
 
 from orchestrator.errors import UserError
 from orchestrator.models.families import Geometry, pairs
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.steps.data import data_step
-from orchestrator.steps.evaluate import evaluate
+from orchestrator.steps.evaluate import evaluate, questions
 from orchestrator.steps.extract import extract
 from orchestrator.steps.finetune import finetune
 from orchestrator.steps.measure import measure
 from orchestrator.steps.step import Step
 from orchestrator.tasks import TASKS, Task, chat_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks.scoring import check as check_items
 from orchestrator.tasks.template import encode
 
 Who = Literal["teacher", "student"]
@@ -53,10 +55,22 @@ def prepare(recipe: Recipe) -> Ready:
     if recipe.measure.seeds:
         splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
     teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
-    tokenizer = load_tokenizer(teacher.folder, "teacher")
-    for example in splits["seed"]:
-        encode(example, recipe.task.template, tokenizer, recipe.measure.max_tokens)
+    template, tokenizer = recipe.task.template, load_tokenizer(teacher.folder, "teacher")
+    for example in draw(splits["seed"], recipe.measure.examples):
+        encode(example, template, tokenizer, recipe.measure.max_tokens)
+    tokenizer = load_tokenizer(student.folder, "student")
+    for example in draw(splits["train"], recipe.finetune.examples):
+        encode(example, template, tokenizer, recipe.finetune.max_tokens)
+    for split in ("validation", "test"):
+        rows = scored_rows(recipe, splits[split])
+        items, metric = questions(rows, template, tokenizer, task.metric, task.choices)
+        check_items(items, metric, tokenizer, student.config.max_position_embeddings)
     return Ready(teacher, student, task, splits)
+
+
+def scored_rows(recipe: Recipe, rows: list[Example]) -> list[Example]:
+    """The rows of a split that an evaluation takes."""
+    return draw(rows, recipe.evaluate.examples) if recipe.evaluate.examples else rows
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
@@ -80,6 +94,11 @@ def check(recipe: Recipe, ready: Ready) -> None:
         raise UserError(
             f"rank: {recipe.rank} is larger than the student's {role} matrix, {n} x {m}; take at most {side}"
         )
+    part = recipe.finetune
+    if part.micro_batch_size and part.batch_size % part.micro_batch_size:
+        raise UserError(
+            f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
+        )
     if recipe.layers is None:
         return
     teacher = ready.teacher.geometry
@@ -88,6 +107,11 @@ def check(recipe: Recipe, ready: Ready) -> None:
         recipe.layers.select([0.0] * teacher.layers, student.layers)
     except ValueError as error:
         raise UserError(str(error)) from error
+    g = granularity(recipe, teacher, student)
+    if uneven := [size for size in _tiled(teacher, student) if size % g]:
+        raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
+    if g > 1 and recipe.structure and recipe.structure.kind == "neuron":
+        raise UserError(f"structure: neuron needs exact scores, and these are tiles of {g}; set measure.granularity=1")
     if "embedding" in (recipe.modules or ()):
         own, theirs = (load_tokenizer(c.folder).get_vocab() for c in (ready.student, ready.teacher))
         if own != theirs:
@@ -98,19 +122,24 @@ def check(recipe: Recipe, ready: Ready) -> None:
 
 
 def granularity(recipe: Recipe, teacher: Geometry, student: Geometry) -> int:
-    """The recipe's, or 1 where exact scores fit into half of this machine's memory, or the largest common tile.
-
-    Tiles have to divide head_dim and the student's sizes, so that windows end on them too.
-    """
+    """The recipe's, or 1 where exact scores fit into half of the memory here, or the largest common tile up to 128."""
     if recipe.measure.granularity != "auto":
         return recipe.measure.granularity
     roles = ("q", "k", "v", "o", "gate", "up", "down")
     parameters = teacher.layers * sum(math.prod(teacher.shape(role)) for role in roles)
     parameters += 2 * math.prod(teacher.shape("embed"))
-    if 4 * parameters < psutil.virtual_memory().total / 2:
+    memory = psutil.virtual_memory().total
+    if torch.cuda.is_available():
+        memory = min(memory, torch.cuda.get_device_properties(0).total_memory)
+    if 4 * parameters < memory / 2:
         return 1
-    common = math.gcd(teacher.head_dim, student.head_dim, student.hidden, student.ffn)
+    common = math.gcd(*_tiled(teacher, student))
     return max(g for g in range(1, 129) if common % g == 0)
+
+
+def _tiled(teacher: Geometry, student: Geometry) -> list[int]:
+    """The sizes that tiles have to divide, so that windows start and end on them."""
+    return [size for model in (teacher, student) for size in (model.head_dim, model.hidden, model.ffn)]
 
 
 def measure_step(recipe: Recipe, ready: Ready) -> Step:
@@ -182,9 +211,7 @@ def evaluate_step(
     recipe: Recipe, ready: Ready, split: Split, who: Who = "student", adapter: Step | None = None
 ) -> Step:
     """The score of a model as it is, or with an adapter, on a split."""
-    rows, scored = ready.splits[split], ready.checkpoint(who)
-    if recipe.evaluate.examples:
-        rows = draw(rows, recipe.evaluate.examples)
+    rows, scored = scored_rows(recipe, ready.splits[split]), ready.checkpoint(who)
     return Step(
         "evaluate",
         evaluate,

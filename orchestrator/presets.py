@@ -19,8 +19,13 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     Four arms, one rank and one layer strategy, three learning rates and three random seeds make 24 fine-tunings. The
     demo's own teacher brings the demo's protocol.
     """
-    recipe = document.get("recipe") or {}
+    for field in ("recipe", "axes"):
+        if not isinstance(document.setdefault(field, {}), dict):
+            raise UserError(f"{field}: {document[field]!r} is no mapping of fields to values; see `pkt strategies`")
+    recipe = document["recipe"]
     teacher = recipe.get("teacher", "demo-teacher")
+    if not isinstance(teacher, str):
+        raise UserError(f"teacher: {teacher!r} is no name; give an alias, a folder or a hub id")
     base: dict[str, Any] = {"recipe": {"teacher": teacher, "task": {"name": "gsm8k"}}, "axes": {"arm": list(ARMS)}}
     if teacher == "demo-teacher":
         base = yaml.safe_load((files("orchestrator") / "demo.yaml").read_text())
@@ -29,6 +34,9 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         if alias is None or alias.student is None:
             raise UserError(f"student: {teacher!r} has no natural student; name one with --student (see `pkt models`)")
         base["recipe"]["student"] = alias.student
+    base["axes"] = {axis: values for axis, values in base["axes"].items() if axis not in recipe}  # said, so fixed
+    if "lr" in recipe:
+        base["lr"] = [recipe["lr"]]
     return _merged(base, document)
 
 

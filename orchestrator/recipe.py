@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from orchestrator.transfer.arms import Arm, Lora
+from orchestrator.transfer.arms import Arm, Transfer
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
 
@@ -74,13 +74,13 @@ def _names(value: Any) -> Any:
 
 
 class Recipe(Section):
-    """One trial. `layers`, `structure` and `modules` are null for an arm that extracts nothing from a teacher."""
+    """One trial. In a settled one, `layers`, `structure` and `modules` are null where the arm extracts nothing."""
 
     teacher: str
     student: str
     task: TaskChoice = TaskChoice()
     measure: Measure = Measure()
-    arm: Arm = Lora()
+    arm: Arm = Transfer()
     layers: LayerSelection | None = Sensitivity()
     structure: BlockSelection | None = Window()
     modules: Annotated[tuple[Origin, ...] | None, BeforeValidator(_names)] = ORIGINS
@@ -99,14 +99,14 @@ class Recipe(Section):
     @field_validator("modules")
     @classmethod
     def _modules(cls, value: tuple[Origin, ...] | None) -> tuple[Origin, ...] | None:
+        if value == ():
+            raise ValueError("name at least one of attention, ffn, embedding")
         return None if value is None else tuple(origin for origin in ORIGINS if origin in value)
 
-    @model_validator(mode="after")
-    def _null_what_means_nothing(self) -> Recipe:
-        if not self.arm.extracts:
-            for name in ("layers", "structure", "modules"):
-                object.__setattr__(self, name, None)
-        return self
+    def settled(self) -> Recipe:
+        """Without what means nothing for its arm, so that trials that do the same are the same."""
+        unused = {} if self.arm.extracts else dict.fromkeys(("layers", "structure", "modules"))
+        return self.model_copy(update=unused)
 
 
 class Sweep(Section):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
+from orchestrator.errors import UserError
 from orchestrator.recipe import Run
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, materialise
@@ -50,11 +51,11 @@ class Runner:
     screen: Screen
     tracker: Tracker = field(default_factory=NullTracker)
     parent: str = ""  # the sweep's run, once it is open
-    failed: dict[str, str] = field(default_factory=dict)  # label → reason
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprint → label and reason
 
     def __enter__(self) -> Runner:
         self._stack = ExitStack()
-        self._resources: dict[str, float] | None = None
+        self._gpus: float | None = None
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -67,17 +68,20 @@ class Runner:
             return
         import torch
 
-        if torch.cuda.is_available() or not self._session().get("GPU"):
+        if torch.cuda.is_available() or not self._session():
             for step in missing:
                 materialise(step, self.store, self.screen.track)
         else:
             for step in [before for last in missing for before in last.ancestors()]:
                 self._run([Trial(step.name, step)], f"{step.name} on the cluster")
-        if self.failed:
-            raise RuntimeError(next(iter(self.failed.values())))
+        for failure in self.failed.values():
+            raise UserError(failure["reason"])
 
     def go(self, what: str, trials: Sequence[Trial]) -> None:
-        """Reach every trial's score and tell the tracker; a failed one is noted with its reason."""
+        """Reach every trial's score and tell the tracker; a failed one is noted with its reason.
+
+        A trial that only tries a learning rate may fail: the choice falls on another.
+        """
         have = [trial for trial in trials if self._folder(trial)]
         for trial in have:
             self._tell(trial)
@@ -91,24 +95,25 @@ class Runner:
         folder = self._folder(trial)
         return read_metrics(folder) if folder else None
 
-    def _session(self) -> dict[str, float]:
-        if self._resources is None:
-            self._resources = self._stack.enter_context(session(cpus=self.run.cpus_per_trial, gpus=self._gpus(None)))
-        return self._resources
-
-    def _gpus(self, resources: dict[str, float] | None) -> float:
-        if self.run.gpus_per_trial is not None:
-            return self.run.gpus_per_trial
-        return 1.0 if resources and resources.get("GPU") else 0.0
+    def _session(self) -> float:
+        """A trial's share of GPUs, once Ray runs."""
+        if self._gpus is None:
+            self._gpus = self._stack.enter_context(session(cpus=self.run.cpus_per_trial, gpus=self.run.gpus_per_trial))
+        return self._gpus
 
     def _run(self, trials: list[Trial], what: str) -> None:
-        gpus = self._gpus(self._session())
+        gpus = self._session()
         with self.screen.trials(what, len(trials)) as tick:
 
             def done(index: int, outcome: dict[str, Any]) -> None:
                 trial = trials[index]
-                if reason := outcome.get("error"):
-                    self.failed[trial.label] = reason
+                reason = outcome.get("error")
+                if not reason and self._folder(trial) is None:
+                    reason = f"its worker doesn't share the store {self.store.root}; name one on a common file system"
+                    outcome["traceback"] = reason
+                if reason:
+                    if trial.params.get("stage") != "tune":
+                        self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
                     self.screen.warn(f"{trial.label} failed: {reason}")
                     (self.store.root / "failures").mkdir(parents=True, exist_ok=True)
                     (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
@@ -129,6 +134,12 @@ class Runner:
         folder, key = self._folder(trial), f"{self.key}/{trial.step.fingerprint}"
         if folder is None or self.tracker.finished(key):
             return
+        try:
+            self._record(trial, folder, key)
+        except Exception as error:  # the store has everything; a record that is down must not cost a trial
+            self.screen.warn(f"{trial.label} is not in MLflow ({error}); the same command again will put it there")
+
+    def _record(self, trial: Trial, folder: Path, key: str) -> None:
         run = self.tracker.open(key, trial.label, trial.params, self.parent)
         metrics = self.metrics(trial) or {}
         self.tracker.metrics(run, {"score": metrics["score"], "gold_loss": metrics["loss"]})

@@ -70,6 +70,7 @@ class Store:
             content = {"step": step, "fingerprint": key, **manifest, "files": sums}
             (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
             _flush(aside / MANIFEST)
+            aside.chmod(0o755)  # mkdtemp's folders are the owner's alone; a store is shared
             try:
                 aside.rename(target)
             except OSError:

@@ -23,14 +23,26 @@ from orchestrator.errors import UserError
 from orchestrator.pipeline import Ready, Who
 from orchestrator.recipe import Recipe, Run, Sweep, label, one_line
 from orchestrator.runner import Runner, Screen, Trial
+from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.record import check_name, write_record
 from orchestrator.steps.step import Step
 from orchestrator.store import Store, fingerprint
 from orchestrator.tasks.base import Split
 from orchestrator.tracking import Tracker
+from orchestrator.transfer.arms import Lora
 
 TUNING_SEED = 1000  # no trial has it: a learning rate is chosen without a look at the trials that it is for
+
+
+FIXED = {  # what all trials of a sweep have in common, or what the sweep itself varies
+    "lr": "give the grid as `lr` (--lr): each row chooses from it on the validation split",
+    "seed": "a sweep runs the seeds 0 to `repeats` - 1 (--repeats)",
+    "teacher": "run one sweep a teacher",
+    "student": "run one sweep a student",
+    "task": "run one sweep a task",
+    "measure.seeds": "run one sweep for each file of seed examples",
+}
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,8 @@ class Plan:
             pipeline.check(recipe, ready)
         cells = [Cell(recipe) for recipe in recipes]
         if sweep.tuned_teacher:
-            plain = [recipe for recipe in recipes if recipe.arm.kind == sweep.baseline]
-            cells.append(Cell(max(plain, key=lambda recipe: recipe.rank), "teacher"))
+            largest = max(recipes, key=lambda recipe: recipe.rank)
+            cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
         return cls(sweep, ready, tuple(cells))
 
     @property
@@ -115,8 +127,10 @@ class Plan:
     def key(self) -> str:
         """The sweep's identity: all that it asks for, on these very models and rows."""
         first = [cell.trial(self.ready, "test", lr=1, seed=0, stage="trial").step.fingerprint for cell in self.cells]
+        validation = data_step(self.ready.splits["validation"]).fingerprint
+        models = [self.ready.teacher.sha256, self.ready.student.sha256]
         protocol = self.sweep.model_dump(mode="json", include={"lr", "repeats", "baseline", "gate"})
-        return fingerprint({"cells": first, **protocol})
+        return fingerprint({"cells": first, "models": models, "validation": validation, **protocol})
 
     @property
     def name(self) -> str:
@@ -127,6 +141,11 @@ class Plan:
 
 def expand(sweep: Sweep) -> list[Recipe]:
     """The product of the axes, without the repetitions that an arm makes by ignoring an axis."""
+    for path in sweep.axes:
+        if instead := FIXED.get(path.split(".")[0] if path != "measure.seeds" else path):
+            raise UserError(f"axes: {path} is no axis of a sweep; {instead}")
+    if sweep.recipe.seed:
+        raise UserError(f"seed: {sweep.recipe.seed}: {FIXED['seed']}")
     recipes = []
     for point in itertools.product(*sweep.axes.values()):
         fields = sweep.recipe.model_dump(mode="json")
@@ -134,7 +153,7 @@ def expand(sweep: Sweep) -> list[Recipe]:
         for path, value in zip(sweep.axes, point, strict=True):
             _set(fields, path, value)
         try:
-            recipes.append(Recipe.model_validate(fields))
+            recipes.append(Recipe.model_validate(fields).settled())
         except ValidationError as error:
             raise UserError(one_line(error)) from error
     return list(dict.fromkeys(recipes))
@@ -162,6 +181,10 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             [trial for _, trial in references] + [trial for grid in grids.values() for _, trial in grid],
         )
         chosen = {cell: _best(grids[cell], runner) if grids else sweep.lr[0] for cell in plan.cells}
+        for cell, lr in chosen.items():
+            if lr is None:
+                reason = "every learning rate of the grid failed; take smaller ones with --lr"
+                runner.failed[cell.name()] = {"label": cell.name(), "reason": reason}
         finals = [
             (cell, [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in plan.seeds(cell)])
             for cell, lr in chosen.items()
@@ -213,7 +236,7 @@ def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any
         return None
     keys = [key for row in rows if row["label"].startswith("teacher") for key in row["trials"]]
     folders = [folder for key in keys if (folder := store.find("evaluate", key))]
-    score = max((read_metrics(folder)["score"] for folder in folders), default=0.0)
+    score = max(read_metrics(folder)["score"] for folder in folders) if folders else 0.0
     return {"least": plan.sweep.gate, "score": score, "passed": score >= plan.sweep.gate}
 
 

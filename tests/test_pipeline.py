@@ -106,6 +106,16 @@ def test_the_same_recipe_gives_the_same_score(demo_models: dict[str, Path], stor
     assert first == second
 
 
+def test_parts_of_a_batch_add_up_to_it(demo_models: dict[str, Path], store: Store) -> None:
+    curves = []
+    for part in (64, 16):
+        short = {"examples": 128, "epochs": 2, "batch_size": 64, "micro_batch_size": part, "dropout": 0.0}
+        asked = recipe(arm="transfer", finetune=short)
+        folder = materialise(pipeline.finetune_step(asked, pipeline.prepare(asked)), store)
+        curves.append([point["loss"] for point in json.loads((folder / "history.json").read_text())])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
 def test_ranks_share_one_extraction_and_arms_one_measurement(demo_models: dict[str, Path]) -> None:
     ready = pipeline.prepare(recipe())
     asked = [recipe(arm=arm, rank=rank) for arm in ("transfer", "spectrum_control") for rank in (2, 4, 8)]

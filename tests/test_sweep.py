@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +48,9 @@ def test_any_field_can_be_an_axis() -> None:
         ({"rank": [0]}, r"rank: 0: input should be greater than or equal to 1"),
         ({"layers": ["sensitivty"]}, r"layers: 'sensitivty' is not known; known: sensitivity, random"),
         ({"structure": ["block"]}, r"structure: 'block' is not known"),
+        ({"lr": [1e-3, 1e-2]}, r"axes: lr is no axis of a sweep; give the grid as `lr` \(--lr\)"),
+        ({"seed": [1, 2]}, r"axes: seed is no axis of a sweep; a sweep runs the seeds"),
+        ({"teacher": ["a", "b"]}, r"axes: teacher is no axis of a sweep; run one sweep a teacher"),
         ({"modules": ["atention"]}, r"modules.0: 'atention': input should be 'attention', 'ffn' or 'embedding'"),
     ],
 )
@@ -75,6 +80,23 @@ def test_what_is_said_wins_over_the_demos_protocol() -> None:
     assert asked.recipe.student == "demo-student"
 
 
+def test_a_fixed_field_is_kept_and_is_no_axis() -> None:
+    fixed = {"layers": "last", "structure": "random", "modules": "attention", "rank": 2}
+    cells = expand(sweep(recipe=fixed))
+    transfer = [cell for cell in cells if cell.arm.kind == "transfer"]
+    assert [cell.layers.kind for cell in transfer] == ["last"]  # type: ignore[union-attr]
+    assert [(cell.structure.kind, cell.modules, cell.rank) for cell in transfer] == [("random", ("attention",), 2)]  # type: ignore[union-attr]
+    assert sweep(recipe={"lr": 5e-5}).lr == (5e-5,)
+    with pytest.raises(UserError, match=r"seed: 3: a sweep runs the seeds 0 to"):
+        expand(sweep(recipe={"seed": 3}))
+
+
+@pytest.mark.parametrize("document", [{"recipe": "demo"}, {"axes": [1]}, {"recipe": {"teacher": ["a"]}}])
+def test_a_document_of_the_wrong_shape_is_told(document: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"is no (mapping|name)"):
+        sweep(**document)
+
+
 def test_recipes_are_values() -> None:
     recipe = Recipe(teacher="a", student="b")
     assert recipe == Recipe.model_validate(recipe.model_dump(mode="json", exclude_none=True))
@@ -89,6 +111,28 @@ def test_the_demo_plan_shares_its_steps(demo_models: dict[str, Any]) -> None:
     assert plan.trials >= 24
 
 
+def test_the_tuned_teacher_is_a_plain_lora_whatever_the_baseline(demo_models: dict[str, Any]) -> None:
+    plan = Plan.of(sweep(baseline="transfer"))
+    (teacher,) = [cell for cell in plan.cells if cell.who == "teacher"]
+    assert (teacher.recipe.arm.kind, teacher.recipe.rank) == ("lora", 8)
+
+
+def test_a_sweep_on_other_rows_is_another_sweep(demo_models: dict[str, Any], tmp_path: Path) -> None:
+    """The validation rows choose the learning rate, so they are part of what a sweep is."""
+    from orchestrator.tasks.demo import rows
+
+    keys = []
+    for first in (0, 1):
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        for split in ("train", "validation", "test"):
+            lines = rows(split)[first if split == "validation" else 0 :]  # type: ignore[arg-type]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        task = {"name": "demo", "data": str(folder)}
+        keys.append(Plan.of(sweep(recipe={"task": task}, axes={"arm": ["lora"]})).key)
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
@@ -101,6 +145,12 @@ def test_the_demo_plan_shares_its_steps(demo_models: dict[str, Any]) -> None:
         ),
         ({"recipe": {"task": {"name": "gms8k"}}}, r"task: 'gms8k' is not known; known: demo, gsm8k, mmlu"),
         ({"recipe": {"task": {"name": "gsm8k"}}}, r"task: the data set openai/gsm8k is not in the local cache"),
+        ({"recipe": {"measure": {"granularity": 40}}}, r"measure.granularity: 40 doesn't divide 16"),
+        (
+            {"recipe": {"measure": {"granularity": 16}, "structure": "neuron"}},
+            r"structure: neuron needs exact scores, and these are tiles of 16",
+        ),
+        ({"recipe": {"finetune": {"micro_batch_size": 7}}}, r"finetune.micro_batch_size: 7 doesn't divide the batch"),
         ({"recipe": {"task": {"template": "chat"}}}, r"no chat template; use --template plain"),
     ],
 )

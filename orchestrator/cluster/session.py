@@ -12,31 +12,39 @@ from orchestrator.errors import UserError
 
 
 @contextmanager
-def session(*, cpus: float, gpus: float) -> Iterator[dict[str, float]]:
-    """Ray on this machine, or the cluster whose job this process is (RAY_ADDRESS); yields its resources.
+def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
+    """Ray on this machine, or the cluster whose job this process is (RAY_ADDRESS); yields a trial's share of GPUs.
 
-    UserError where no node could ever place a trial of `cpus` and `gpus`: Ray would let it wait for ever.
+    `gpus` None: one, where any node has one. UserError where no node could ever place a trial of `cpus` and that many
+    GPUs, since Ray would let it wait for ever, and where the cluster doesn't answer.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns of it
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-        configure_logging=True,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            configure_logging=True,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except ConnectionError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"RAY_ADDRESS: no Ray cluster at {address} ({reason}); start one, or unset it") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus is None:
+            gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             there = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
             raise UserError(
                 f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {there};"
                 " ask for less with --cpus-per-trial or --gpus-per-trial"
             )
-        yield ray.cluster_resources()
+        yield gpus
     finally:
         ray.shutdown()

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from ray import tune
 
+from orchestrator.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -36,17 +38,20 @@ def run_trials(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
+    told = _Done(done)
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trainable, work=work, items=list(items)), {"cpu": cpus, "gpu": gpus}),
         param_space={"index": tune.grid_search(list(range(len(items))))},
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once, metric="index", mode="max"),
-        run_config=tune.RunConfig(name="trials", storage_path=scratch, verbose=0, callbacks=[_Done(done)]),
+        run_config=tune.RunConfig(name="trials", storage_path=scratch, verbose=0, callbacks=[told]),
     )
     try:
         tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if told.error is not None:
+        raise told.error
 
 
 class _Done(tune.Callback):
@@ -54,21 +59,29 @@ class _Done(tune.Callback):
 
     def __init__(self, done: Callable[[int, dict[str, Any]], None]) -> None:
         self._done = done
+        self.error: Exception | None = None
+
+    def _tell(self, index: int, outcome: dict[str, Any]) -> None:
+        try:
+            self._done(index, outcome)
+        except Exception as error:  # here it would end Tune's loop and all that still runs; the caller gets it after
+            self.error = self.error or error
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._done(trial.config["index"], trial.last_result["outcome"])
+        self._tell(trial.config["index"], trial.last_result["outcome"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
-        self._done(trial.config["index"], {"error": text.strip().splitlines()[-1], "traceback": text})
+        self._tell(trial.config["index"], {"error": text.strip().splitlines()[-1], "traceback": text})
 
 
 def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any]) -> None:
     try:
         outcome = work(items[config["index"]])
     except Exception as error:  # whatever it is, it is this trial's result and not the sweep's end
-        outcome = {"error": f"{type(error).__name__}: {error}".splitlines()[0], "traceback": traceback.format_exc()}
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        outcome = {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc()}
     tune.report({"outcome": outcome, "index": config["index"]})

@@ -28,7 +28,7 @@ from orchestrator.models.families import Geometry, ModelFamily, family
 if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+SMALL = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, its settings and templates too
 
 
 def cache_home() -> Path:
@@ -155,7 +155,9 @@ def _download(hub_id: str, field: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(WEIGHTS)))
+        few = Path(snapshot_download(hub_id, allow_patterns=["config.json"]))
+        family(read_config(few, field).model_type)  # before the weights are fetched
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", *SMALL]))
     except GatedRepoError as error:
         missing = "its licence has to be accepted on its page, and a token of that account set in HF_TOKEN"
         raise UserError(f"{field}: {hub_id} is gated: {missing}") from error
@@ -171,7 +173,7 @@ def _download(hub_id: str, field: str) -> Path:
 
 
 def _identify(folder: Path, field: str) -> str:
-    """Hash of the weights and of what shapes them, with every weight checked to be finite, in one reading.
+    """Hash of the weights and of what shapes them, tokenizer included, with every weight checked to be finite.
 
     Large checkpoints take a minute, so each file's hash is kept in the user's cache under its path, size and time.
     """
@@ -186,16 +188,23 @@ def _identify(folder: Path, field: str) -> str:
         pickled = next((path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end)), None)
         why = f"only pickled ones ({pickled}), which are never opened" if pickled else "none"
         raise UserError(f"{field}: {folder} has no safetensors weights ({why}); save it with save_pretrained")
-    small = [path for name in ("config.json", "tokenizer.json", "tokenizer.model") if (path := folder / name).is_file()]
+    small = [
+        path
+        for pattern in SMALL
+        for path in sorted(folder.glob(pattern))
+        if path.name not in ("generation_config.json", index.name)  # our own settings; the place of weights
+    ]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         sums = list(pool.map(lambda path: _known_sum(path, field), shards))
-    sums += [hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
+    sums += [path.name + hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def _known_sum(path: Path, field: str) -> str:
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{path.resolve()}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}".encode()
+    ).hexdigest()
     note = cache_home() / "sums" / key
     if note.is_file():
         return note.read_text()

@@ -10,7 +10,7 @@ alone would claim what another test set takes back, one over examples alone what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,30 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Matrix = NDArray[np.float64]
+BOUNDS = ("student", "teacher", "teacher_tuned")  # rows that bound the scale: nothing is claimed of them
 
 
 @dataclass(frozen=True)
 class Result:
-    """One leaderboard row's evidence: what was run, and its scores (seeds, examples)."""
+    """One leaderboard row's evidence: what was run, and its scores (seeds, examples).
+
+    `seeds` names the rows of `scores`; a failed trial's is missing. `other` are the further axes of its sweep.
+    """
 
     arm: str
     layers: str | None
     structure: str | None
     rank: int | None
     scores: Matrix
+    seeds: tuple[int, ...]
     modules: str | None = None
     lr: float | None = None
     lr_at_edge: bool = False
+    other: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What names the row."""
-        return (self.arm, self.layers, self.structure, self.modules, self.rank)
+    def same(self, other: Result, *names: str) -> bool:
+        """Whether rank, further axes and these fields agree: what a fair partner shares."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("rank", "other", *names))
 
 
 def interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:
@@ -66,30 +71,50 @@ def interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def difference(result: Result, partner: Result) -> tuple[float, float, float] | None:
+    """Mean and limits of the paired difference, over the random seeds that both have; None where they share none.
+
+    Where no example ever differs, the limits are those of never having seen one differ.
+    """
+    seeds = [seed for seed in result.seeds if seed in partner.seeds]
+    if not seeds:
+        return None
+    own, other = (one.scores[[one.seeds.index(seed) for seed in seeds]] for one in (result, partner))
+    if (own == other).all():
+        margin = _unseen(own.shape[1])
+        return 0.0, -margin, margin
+    return interval(own - other)
+
+
+def _unseen(examples: int, level: float = 0.95) -> float:
+    """Clopper and Pearson's limit for a share of which none was seen."""
+    return float(1 - ((1 - level) / 2) ** (1 / examples))
+
+
 def share_interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:
     """The same for scores between 0 and 1; where all are equal, Clopper and Pearson's limits for that many examples."""
     mean, low, high = interval(scores, level)
     if low == high and mean in (0.0, 1.0):
-        margin = float(1 - ((1 - level) / 2) ** (1 / scores.shape[1]))
+        margin = _unseen(scores.shape[1], level)
         return mean, mean - margin * mean, mean + margin * (1 - mean)
     return mean, max(0.0, low), min(1.0, high)
 
 
 def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]]:
-    """Rows, best first, each with its interval and its paired difference from the baseline of the same rank.
+    """Rows, best first, each with its interval and its paired difference from the baseline.
 
-    A row without such a partner (the baseline itself, the untouched models) has a null difference.
+    The partner is the baseline's row of the same rank and the same further axes. Transfer rows have a second one: their
+    spectrum control of the same layers, structure and modules. Where there is none, or for the models that only bound
+    the scale, the difference is null.
     """
-    partners = {result.rank: result for result in results if result.arm == baseline}
     rows = []
     for result in results:
         mean, low, high = share_interval(result.scores)
-        partner = partners.get(result.rank)
-        delta: float | None = None
-        limits: list[float] | None = None
-        if partner is not None and partner is not result:
-            seeds = min(len(result.scores), len(partner.scores))
-            delta, *limits = interval(result.scores[:seeds] - partner.scores[:seeds])
+        trained = result.arm not in BOUNDS
+        delta = _against(result, [one for one in results if trained and one.arm == baseline and result.same(one)])
+        place = ("layers", "structure", "modules")
+        controls = [one for one in results if one.arm == "spectrum_control" and result.same(one, *place)]
+        control = _against(result, controls if result.arm == "transfer" else [])
         rows.append(
             {
                 "arm": result.arm,
@@ -101,9 +126,17 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "lr_at_edge": result.lr_at_edge,
                 "mean": mean,
                 "ci95": [low, high],
-                "delta": delta,
-                "delta_ci95": limits,
+                "delta": delta[0] if delta else None,
+                "delta_ci95": list(delta[1:]) if delta else None,
+                "control_delta": control[0] if control else None,
+                "control_ci95": list(control[1:]) if control else None,
                 "seeds": len(result.scores),
+                **({"other": result.other} if result.other else {}),
             }
         )
     return sorted(rows, key=lambda row: -row["mean"])
+
+
+def _against(result: Result, partners: list[Result]) -> tuple[float, float, float] | None:
+    """The difference from the one partner; None where it is the row itself, or where there is not just one."""
+    return difference(result, partners[0]) if len(partners) == 1 and partners[0] is not result else None

@@ -19,10 +19,12 @@ def data_step(examples: list[Example]) -> Step:
 
 def write(folder: Path, *, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One row a line."""
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(text, encoding="utf-8")
     return {"rows": len(rows)}
 
 
 def read(folder: Path) -> list[Example]:
     """The examples again; no checks, since they passed them on the way in."""
-    return [Example.model_validate_json(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold U+2028
+    return [Example.model_validate_json(line) for line in lines if line]

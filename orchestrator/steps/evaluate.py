@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.models.adapters import load_adapter
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
+from orchestrator.tasks.base import Example
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Item, score
 from orchestrator.tasks.template import Encoded, TemplateName, collate, encode, prompt_of
@@ -44,13 +46,7 @@ def evaluate(
     if adapter is not None:
         network = load_adapter(network, adapter)
     examples = data.read(rows)
-    items = [
-        Item(example.id, prompt_of(example, template, tokenizer), example.gold, tuple(choices)) for example in examples
-    ]
-    judged = _metric(metric)
-    if judged.pattern is None:  # the whole answer is compared: beyond the longest gold it can only be wrong
-        longest = max(len(tokenizer(item.gold, add_special_tokens=False).input_ids) for item in items)
-        judged = replace(judged, max_new_tokens=min(judged.max_new_tokens, longest + 1))
+    items, judged = questions(examples, template, tokenizer, _metric(metric), choices)
     scored = score(network, tokenizer, items, judged, batch_size=batch_size)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
@@ -68,6 +64,18 @@ def evaluate(
     }
     (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def questions(
+    examples: list[Example], template: TemplateName, tokenizer: Any, metric: Metric, choices: Sequence[str]
+) -> tuple[list[Item], Metric]:
+    """What to ask, and how long to listen: a whole answer can only be wrong beyond the longest gold one."""
+    prompts = [prompt_of(example, template, tokenizer) for example in examples]
+    items = [Item(one.id, prompt, one.gold, tuple(choices)) for one, prompt in zip(examples, prompts, strict=True)]
+    if metric.kind == "exact_match" and metric.pattern is None:
+        longest = max(len(tokenizer(item.gold, add_special_tokens=False).input_ids) for item in items)
+        metric = replace(metric, max_new_tokens=min(metric.max_new_tokens, longest + 1))
+    return items, metric
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from orchestrator.transfer.arms import Arm
 from orchestrator.transfer.lowrank import Factors
 
 LOGGED_POINTS = 50  # of the training curve
+TOKENS_AT_ONCE = 4096  # through the student in one forward pass
 
 
 def finetune(
@@ -58,7 +59,9 @@ def finetune(
     peft_model = adapted(model, arm, rank, alpha, dropout, seed, start)
     trainer = Trainer(
         model=peft_model,
-        args=arguments(folder, len(encoded), lr, epochs, batch_size, micro_batch_size, warmup, seed),
+        args=arguments(
+            folder, len(encoded), lr, epochs, batch_size, micro_batch_size or fitting(encoded, batch_size), warmup, seed
+        ),
         train_dataset=encoded,
         data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
     )
@@ -102,14 +105,11 @@ def _factors(start: adapters.Start | None) -> Factors | None:
 
 
 def arguments(
-    folder: Path, examples: int, lr: float, epochs: float, batch: int, micro: int | None, warmup: float, seed: int
+    folder: Path, examples: int, lr: float, epochs: float, batch: int, micro: int, warmup: float, seed: int
 ) -> Any:
     """The Trainer's arguments: AdamW without weight decay, linear decay after warm-up, nothing saved or reported."""
     from transformers import TrainingArguments
 
-    micro = min(micro or batch, batch)
-    if batch % micro:
-        raise UserError(f"finetune.micro_batch_size: {micro} does not divide the batch size {batch}")
     steps = math.ceil(examples / batch) * epochs
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -132,6 +132,14 @@ def arguments(
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # a trial has one device; DataParallel would multiply the batch
     return arguments
+
+
+def fitting(encoded: list[Encoded], batch: int) -> int:
+    """The largest part of a batch with at most TOKENS_AT_ONCE padded tokens: gradients add up to the same."""
+    longest = max(len(example.ids) for example in encoded)
+    return max(
+        part for part in range(1, batch + 1) if batch % part == 0 and (part == 1 or part * longest <= TOKENS_AT_ONCE)
+    )
 
 
 def quiet(trainer: Any) -> None:

@@ -16,6 +16,7 @@ from orchestrator.steps.figure import draw
 from orchestrator.store import Store
 
 RECORD = "sweep.json"
+COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
 
 
 def write_record(store: Store, record: dict[str, Any]) -> Path:
@@ -52,9 +53,10 @@ def read_record(store: Store, name: str | None) -> dict[str, Any]:
 def results(record: dict[str, Any], store: Store) -> list[Result]:
     """The evidence of every row that has any: scores of the finished trials, seed by seed."""
     found = []
+    further = [path for path in record["sweep"]["axes"] if path not in COLUMNS]
     for row in record["rows"]:
-        folders = [store.find("evaluate", key) for key in row["trials"]]
-        if finished := [folder for folder in folders if folder is not None]:
+        folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
+        if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
             recipe = row["recipe"]
             found.append(
                 Result(
@@ -65,10 +67,18 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     rank=recipe["rank"] if row["adapted"] else None,
                     lr=recipe["lr"] if row["adapted"] else None,
                     lr_at_edge=row["lr_at_edge"],
-                    scores=np.array([read_scores(folder) for folder in finished]),
+                    scores=np.array([read_scores(folder) for folder in finished.values()]),
+                    seeds=tuple(finished),
+                    other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
                 )
             )
     return found
+
+
+def _field(recipe: dict[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        recipe = recipe[name]
+    return recipe
 
 
 def read_scores(folder: Path) -> list[float]:

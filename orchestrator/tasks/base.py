@@ -8,9 +8,11 @@ Seeds, training and evaluation use one rendering, so that what is measured, lear
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +45,7 @@ class Example(BaseModel):
     @property
     def gold(self) -> str:
         """What the scored answer has to be."""
-        return (self.answer or self.messages[-1].content).strip()
+        return self.answer.strip() or self.messages[-1].content.strip()
 
 
 @dataclass(frozen=True)
@@ -83,27 +85,39 @@ class Task:
         return self.divide(raw)
 
     def divide(self, raw: dict[str, list[Example]]) -> dict[Split, list[Example]]:
-        """Fill in the splits that are missing; every example adapted."""
-        train, seed = raw["train"], raw.get("seed")
-        validation = raw.get("validation")
+        """Fill in the splits that are missing; every example adapted.
+
+        No question of the test is in another split, and none of the validation in train or seed: what is there twice
+        goes from the side that learns. UserError where nothing is left to learn from.
+        """
+        test = raw["test"]
+        train = _without(raw["train"], test)
+        seed, validation = raw.get("seed"), raw.get("validation")
         if validation is None:
-            kept_out = {example.id for example in seed or ()}
-            validation = draw(train, min(self.validation_rows, len(train) // 5), without=kept_out)
-        ids = {example.id for example in validation}
-        train = [example for example in train if example.id not in ids]
-        seed = draw(train, self.seed_rows) if seed is None else seed
+            free = _without(train, seed or [])
+            validation = draw(free, min(self.validation_rows, len(train) // 5))
+        validation = _without(validation, test)
+        train = _without(train, validation)
+        seed = draw(train, self.seed_rows) if seed is None else _without(_without(seed, test), validation)
+        for name, rows in (("train", train), ("validation", validation), ("seed", seed)):
+            if not rows:
+                raise UserError(f"data: no row is left for {name} that the test doesn't have too; give more rows")
         parts: dict[Split, list[Example]] = {
-            "seed": seed, "train": train, "validation": validation, "test": raw["test"],
+            "seed": seed, "train": train, "validation": validation, "test": test,
         }  # fmt: skip
         return {name: [self.adapt(example) for example in rows] for name, rows in parts.items()}
 
 
-def draw(rows: Sequence[Example], count: int, without: Iterable[str] = ()) -> list[Example]:
-    """`count` rows by a fixed random draw, in their order; ids in `without` are left out."""
-    barred = set(without)
-    places = [place for place, row in enumerate(rows) if row.id not in barred]
-    chosen = sorted(random.Random(231011451).sample(places, min(count, len(places))))
+def draw(rows: Sequence[Example], count: int) -> list[Example]:
+    """`count` rows by a fixed random draw, in their order; all of them where there are fewer."""
+    chosen = sorted(random.Random(231011451).sample(range(len(rows)), min(count, len(rows))))
     return [rows[place] for place in chosen]
+
+
+def _without(rows: Sequence[Example], barred: Sequence[Example]) -> list[Example]:
+    """The rows whose question is none of the barred ones'."""
+    questions = {example.messages[:-1] for example in barred}
+    return [example for example in rows if example.messages[:-1] not in questions]
 
 
 def read_jsonl(path: Path) -> list[Example]:
@@ -118,8 +132,10 @@ def read_jsonl(path: Path) -> list[Example]:
             continue
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"data: {path}:{number} is not JSON ({error.msg}); one object a line") from error
+            json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise UserError(f"data: {path}:{number} is not JSON ({reason}); one object a line, in UTF-8") from error
         if not isinstance(rows[-1], dict):
             raise UserError(f"data: {path}:{number} is not a JSON object; it needs a list `messages`")
     if not rows:
@@ -130,10 +146,12 @@ def read_jsonl(path: Path) -> list[Example]:
 
 def _parse(rows: list[dict[str, Any]], where: str, lines: Sequence[int] | None = None) -> list[Example]:
     examples = []
+    seen: set[str] = set()
+    unnamed: Counter[str] = Counter()  # ids from contents: a row is the same row in every file
     for place, row in enumerate(rows):
         at = f"{where}:{lines[place]}" if lines else f"{where} row {place + 1}"
         try:
-            example = Example.model_validate({**row, "id": str(row.get("id") or f"row-{place + 1}")})
+            example = Example.model_validate({**row, "id": str(row.get("id", ""))})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -142,7 +160,14 @@ def _parse(rows: list[dict[str, Any]], where: str, lines: Sequence[int] | None =
             raise UserError(
                 f"data: {at}: the last message is not an assistant's turn with text; add the answer to learn"
             )
+        if not example.id:
+            content = hashlib.sha256(example.model_dump_json().encode()).hexdigest()[:12]
+            unnamed[content] += 1
+            example = example.model_copy(update={"id": f"{content}-{unnamed[content]}"})
         examples.append(example)
-    if len({example.id for example in examples}) != len(examples):
-        raise UserError(f"data: {where}: two rows have the same id; make ids unique or leave them out")
+        if example.id in seen:
+            raise UserError(
+                f"data: {at}: another row has the id {example.id!r}, too; make ids unique or leave them out"
+            )
+        seen.add(example.id)
     return examples

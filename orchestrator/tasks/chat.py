@@ -24,6 +24,4 @@ def chat_task(path: Path) -> tuple[Task, dict[Split, list[Example]]]:
         load=dict,
         metric=Metric("exact_match", filter_name="none", max_new_tokens=256),
     )
-    test = draw(rows, len(rows) // 5)
-    ids = {example.id for example in test}
-    return task, task.divide({"train": [example for example in rows if example.id not in ids], "test": test})
+    return task, task.divide({"train": rows, "test": draw(rows, len(rows) // 5)})

@@ -15,6 +15,7 @@ def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:
     solution, answer = source["answer"].split("####")
     answer = answer.strip().replace(",", "")
     solution = " ".join(re.sub(r"<<[^>]*>>", "", solution).split())
+    solution += "" if solution.endswith((".", "?", "!")) else "."
     return {
         "id": f"gsm_{split}_{place}",
         "messages": [

@@ -59,18 +59,23 @@ def score(
         raise UserError("model: its tokenizer has no end-of-sequence token, so no answer ends; set eos_token")
     evaluate, local_lm, local_task = _harness()
     lm = local_lm(model, tokenizer, batch_size)
+    check(items, metric, tokenizer, lm.max_length)
+    with _greedy_inference(model, tokenizer.eos_token_id, metric.max_new_tokens):
+        tasks = {"tasks": {metric.kind: local_task(config=_task_config(items, metric))}}
+        samples = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)["samples"][metric.kind]
+    return [_scored(item, sample) for item, sample in zip(items, samples, strict=True)]
+
+
+def check(items: Sequence[Item], metric: Metric, tokenizer: Any, context: int) -> None:
+    """Whether each item can be scored by a model of `context` tokens, before any is. UserError names the first."""
     chooses = metric.kind == "multiple_choice"
     for item in items:
         if chooses and item.gold.strip() not in item.choices:  # lm-eval would count it as answered wrongly
             raise UserError(f"data: example {item.id!r} has gold {item.gold!r}; it must be in {item.choices}")
         ends, room = (item.choices, 0) if chooses else (("",), metric.max_new_tokens)
-        length = max(len(lm.tok_encode(item.prompt + end)) for end in ends) + room
-        if length > lm.max_length:  # lm-eval would cut off the beginning and go on
-            raise UserError(f"data: example {item.id!r} needs {length} tokens of {lm.max_length}; shorten it")
-    with _greedy_inference(model, tokenizer.eos_token_id, metric.max_new_tokens):
-        tasks = {"tasks": {metric.kind: local_task(config=_task_config(items, metric))}}
-        samples = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)["samples"][metric.kind]
-    return [_scored(item, sample) for item, sample in zip(items, samples, strict=True)]
+        length = max(len(tokenize(item.prompt + end, tokenizer, verbose=False).input_ids) for end in ends) + room
+        if length > context:  # lm-eval would cut off the beginning and go on
+            raise UserError(f"data: example {item.id!r} needs {length} tokens, the model has {context}; shorten it")
 
 
 def _task_config(items: Sequence[Item], metric: Metric) -> dict[str, Any]:

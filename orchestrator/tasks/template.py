@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from orchestrator.errors import UserError
 from orchestrator.tasks.base import Example, Message
 
@@ -32,7 +34,10 @@ def render(messages: tuple[Message, ...], template: TemplateName, tokenizer: Any
         if tokenizer.chat_template is None:
             raise UserError("template: this model's tokenizer has no chat template; use --template plain")
         turns = [message.model_dump() for message in messages]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+        try:
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+        except (TemplateError, ValueError) as error:
+            raise UserError(f"template: the model's chat template refuses this chat ({error}); try plain") from error
     parts = []
     for message in messages:
         end = tokenizer.eos_token if message.role == "assistant" else "\n\n"
@@ -57,17 +62,14 @@ def encode(example: Example, template: TemplateName, tokenizer: Any, max_tokens:
     The whole text is tokenised at once and a token is labelled when it lies in an assistant's turn, so that the tokens
     are those of generation.
     """
-    spans = []
-    for place, message in enumerate(example.messages):
-        if message.role == "assistant":
-            start = len(render(example.messages[:place], template, tokenizer, ask=True))
-            spans.append((start, len(render(example.messages[: place + 1], template, tokenizer))))
     text = render(example.messages, template, tokenizer)
+    places = [place for place, message in enumerate(example.messages) if message.role == "assistant"]
+    spans = [_span(text, example, place, template, tokenizer) for place in places]
     encoded = tokenize(text, tokenizer, return_offsets_mapping=True)
     ids = encoded["input_ids"][:max_tokens]
     offsets = encoded["offset_mapping"][:max_tokens]
     labels = [
-        token if any(start <= left and right <= end and right > left for start, end in spans) else -100
+        token if any(start <= left and start < right <= end for start, end in spans) else -100
         for token, (left, right) in zip(ids, offsets, strict=True)
     ]
     if all(label == -100 for label in labels[1:]):
@@ -76,6 +78,25 @@ def encode(example: Example, template: TemplateName, tokenizer: Any, max_tokens:
             " shorten it or raise max_tokens"
         )
     return Encoded(example.id, ids, labels)
+
+
+def _span(text: str, example: Example, place: int, template: TemplateName, tokenizer: Any) -> tuple[int, int]:
+    """Where an assistant's turn lies in the whole text: from what asks for it to its end-of-sequence token.
+
+    A template may show an earlier turn otherwise than a last one. UserError where what asks for the turn isn't what
+    stands before it, or where no end-of-sequence token follows it: the model would learn to go on for ever.
+    """
+    before = render(example.messages[:place], template, tokenizer, ask=True)
+    content = example.messages[place].content.strip()
+    end = text.find(content, len(before)) + len(content)
+    if not text.startswith(before) or end < len(before) + len(content):
+        raise UserError(f"template: the chat template shows example {example.id!r} otherwise when asked; try plain")
+    if not text[end:].lstrip().startswith(tokenizer.eos_token):
+        raise UserError(
+            f"template: the chat template doesn't end a turn with the tokenizer's eos_token {tokenizer.eos_token!r};"
+            " set that token in tokenizer_config.json, or use --template plain"
+        )
+    return len(before), text.index(tokenizer.eos_token, end) + len(tokenizer.eos_token)
 
 
 def collate(batch: list[Encoded], pad: int) -> dict[str, Any]:

@@ -65,7 +65,10 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
             "6 layers, the teacher",
         ),
         (["sweep", "missing.yaml"], "file: missing.yaml can't be read (No such file or directory)"),
-        (["sweep", "--store", "/proc/none"], "store: /proc/none is not writable; name another folder with --store DIR"),
+        (
+            ["sweep", "--store", "/proc/none"],
+            "store: /proc/none is not writable (No such file or directory); name another",
+        ),
         (["sweep", "--seeds", "missing.jsonl"], "missing.jsonl can't be read"),
         (["sweep", "--data", "nowhere", "--task", "gsm8k"], "data: nowhere has no test.jsonl"),
         (["run", "--arm", "lora", "--rank", "99"], "rank: 99 is larger"),
@@ -117,7 +120,7 @@ def test_bad_rows(
 
 def test_rows_that_repeat_an_id(pkt: Call, tmp_path: Path) -> None:
     chats(tmp_path / "rows.jsonl", [chat(id="a")] * 12)
-    assert "two rows have the same id" in pkt("sweep", "--task", "rows.jsonl")[2]
+    assert "rows.jsonl:2: another row has the id 'a'" in pkt("sweep", "--task", "rows.jsonl")[2]
 
 
 def test_an_answer_that_truncation_removes(pkt: Call, tmp_path: Path, demo_models: dict[str, Path]) -> None:

@@ -34,6 +34,15 @@ def test_identity_is_content_and_not_place(checkpoint: Path, tmp_path: Path) -> 
     assert resolve(str(copy), "teacher").sha256 != first.sha256
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja", "vocab.json"])
+def test_what_shapes_the_text_is_part_of_the_identity(checkpoint: Path, name: str) -> None:
+    first = resolve(str(checkpoint), "teacher").sha256
+    (checkpoint / name).write_text("{}")
+    second = resolve(str(checkpoint), "teacher").sha256
+    (checkpoint / name).write_text("[]")
+    assert len({first, second, resolve(str(checkpoint), "teacher").sha256}) == 3
+
+
 def test_weights_one_at_a_time(checkpoint: Path) -> None:
     weights, model = Weights(checkpoint), tiny("llama")
     for name, parameter in model.named_parameters():

@@ -39,7 +39,7 @@ def test_all_right_or_all_wrong_still_has_an_interval() -> None:
 
 
 def result(arm: str, rank: int | None, scores: np.ndarray) -> Result:
-    return Result(arm=arm, layers=None, structure=None, rank=rank, scores=scores)
+    return Result(arm=arm, layers=None, structure=None, rank=rank, scores=scores, seeds=tuple(range(len(scores))))
 
 
 def test_differences_are_paired_with_the_baseline_of_the_same_rank() -> None:
@@ -65,3 +65,37 @@ def test_differences_are_paired_with_the_baseline_of_the_same_rank() -> None:
     assert by_name["teacher", None]["delta"] is None
     assert [row["mean"] for row in rows] == sorted((row["mean"] for row in rows), reverse=True)
     assert set(rows[0]) >= {"arm", "layers", "structure", "rank", "mean", "ci95", "delta", "delta_ci95", "seeds"}
+
+
+def test_a_failed_seed_leaves_the_pairs_and_nothing_else() -> None:
+    """Two arms that are the same, seed by seed, of which one lost its first trial: no difference may appear."""
+    easy = np.repeat([[0.2], [0.5], [0.8]], 50, axis=1)
+    scores = (np.random.default_rng(0).random((3, 50)) < easy).astype(float)
+    whole = result("lora", 8, scores)
+    lost = Result(arm="transfer", layers=None, structure=None, rank=8, scores=scores[1:], seeds=(1, 2))
+    row = next(row for row in leaderboard([whole, lost], "lora") if row["arm"] == "transfer")
+    assert row["delta"] == 0.0
+    assert row["delta_ci95"] == pytest.approx([-0.0711, 0.0711], abs=1e-3)  # 50 examples, none seen to differ
+    assert row["seeds"] == 2
+    apart = Result(arm="transfer", layers=None, structure=None, rank=8, scores=scores[:1], seeds=(7,))
+    assert leaderboard([whole, apart], "lora")[0]["delta"] is None
+
+
+def test_partners_share_rank_and_further_axes() -> None:
+    rng = np.random.default_rng(1)
+    rows = {
+        (arm, epochs): Result(
+            arm=arm, layers=place, structure=place, rank=8, scores=rng.random((2, 30)), seeds=(0, 1),
+            other={"finetune.epochs": epochs},
+        )
+        for arm, place in (("lora", None), ("transfer", "last"), ("spectrum_control", "last"))
+        for epochs in (1, 3)
+    }  # fmt: skip
+    told = {(row["arm"], row["other"]["finetune.epochs"]): row for row in leaderboard(list(rows.values()), "lora")}
+    for epochs in (1, 3):
+        own = rows["transfer", epochs].scores
+        assert told["transfer", epochs]["delta"] == pytest.approx((own - rows["lora", epochs].scores).mean())
+        right = (own - rows["spectrum_control", epochs].scores).mean()
+        assert told["transfer", epochs]["control_delta"] == pytest.approx(right)
+        assert told["lora", epochs]["delta"] is None
+        assert told["spectrum_control", epochs]["control_delta"] is None

@@ -244,7 +244,7 @@ def test_too_long_a_prompt_is_refused_by_name() -> None:
     model, tokenizer = tiny_llama(), char_tokenizer()
     fits, long, longer = (Item(f"x{length}", "x" * length, "A", ("A",)) for length in (180, 181, 192))
     score(model, tokenizer, [fits], GENERATE)
-    with pytest.raises(ValueError, match="'x181' needs 193 tokens of 192"):
+    with pytest.raises(ValueError, match="'x181' needs 193 tokens, the model has 192"):
         score(model, tokenizer, [fits, long], GENERATE)
     score(model, tokenizer, [long], CHOOSE)
     with pytest.raises(ValueError, match="'x192' needs 193 tokens of 192"):

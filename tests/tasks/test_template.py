@@ -98,7 +98,7 @@ TOKENIZERS = {
     "demo": demo.tokenizer,
     "byte-level": byte_level,
     "byte-level, bos": functools.partial(byte_level, bos=True),
-    "byte-level, trimmed offsets": functools.partial(byte_level, trim=True),  # GPT-NeoX's
+    "byte-level, trimmed offsets": functools.partial(byte_level, trim=True),  # ByteLevel's default
     "byte-fallback, bos": byte_fallback,
 }
 
@@ -146,8 +146,8 @@ def learnt_text(row: Encoded, tokenizer: Any) -> str:
 
 
 CHATS = {
-    "one turn": example("How many are 2 × 3?", "There are 6. So the answer is 6."),
-    "three turns": example("Who?", "René’s café", " é 7\n\n  8 ", "7 8  9 – ’\n é", "And?", "’"),
+    "one turn": example("How many are 2 × 3?", "There are 6 ñ. So the answer is 6."),
+    "three turns": example("Who?", "René’s café", " ñ 7\n\n  8 ", "ñ 8  9 – ’\n é ñ", "And?", "’"),
     "system": example("Hello there", "9 for $2", system="Be brief.\n"),
     "to be stripped": example("\n  Question: 7 \n\n", "  \nAnswer: 16 eggs \n"),
 }
@@ -196,15 +196,13 @@ def test_question_has_the_tokens_of_training(kind: str) -> None:
 
 def test_tokenizers_exercise_the_offsets() -> None:
     """The tokenizers above do what the tests are for: letters in parts, lone and trimmed spaces, a BOS token."""
-    pieces = byte_level().tokenize("é 7 Answer")
-    assert pieces[:4] == ["Ã", "©", "Ġ", "7"]
-    assert "<0xC3>" in byte_fallback().tokenize("é")
-    assert byte_fallback()("é").input_ids[0] == byte_fallback().bos_token_id == 1
-    assert byte_level(bos=True)("é").input_ids[0] == 0
-    trimmed = byte_level(trim=True)("a 7", return_offsets_mapping=True)["offset_mapping"]
-    assert (2, 2) in trimmed
-    text = "".join(TEXTS)
-    assert all(made.decode(made(text, add_special_tokens=False).input_ids) == text for made in (byte_level(),))
+    assert byte_level().tokenize("ñ 7 é") == ["Ã", "±", "Ġ", "7", "Ġ", "Ã©"]
+    assert byte_fallback().tokenize("\nñ")[-3:] == ["<0x0A>", "<0xC3>", "<0xB1>"]
+    assert [byte_level(bos=True)("é").input_ids[0], byte_fallback()("é").input_ids[0]] == [0, 1]
+    assert (2, 2) in byte_level(trim=True)("a 7", return_offsets_mapping=True)["offset_mapping"]
+    for text in TEXTS:
+        for tokenizer in (byte_level(), byte_fallback()):
+            assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -319,7 +317,7 @@ def test_collate_pads_on_the_right() -> None:
     }
 
 
-LETTERS = st.one_of(st.text(max_size=12), st.text("aé’ 7\n\t–", max_size=12))
+LETTERS = st.one_of(st.text(max_size=12), st.text("aéñ’ 7\n\t–", max_size=12))
 TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), LETTERS), max_size=4)
 
 
