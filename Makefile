@@ -4,24 +4,26 @@ PYTHON ?= python3.11
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test check bench lock clean
 
+# torch first and pinned: asked for by another package, it would come in its newest CUDA build
 $(VENV)/.installed: pyproject.toml requirements.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
-	# torch first and pinned: asked for by another package, it would come in its newest CUDA build
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0 numpy==2.4.6
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+	@echo "Installing into $(VENV): once, a few minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --editable .
+	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/pkt sweep
+	@$(BIN)/pkt sweep
 
 test: $(VENV)/.installed
-	$(BIN)/pytest -n 2 --dist loadgroup
+	@$(BIN)/pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
