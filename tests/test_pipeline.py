@@ -23,7 +23,8 @@ ROWS = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0)
 
 def recipe(**fields: Any) -> Recipe:
     short = {"examples": 128, "epochs": 1, "batch_size": 64, "dropout": 0.1}
-    document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "evaluate": {"examples": 20}, **fields}}
+    scored = {"examples": 20, "batch_size": 64}
+    document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "evaluate": scored, **fields}}
     return Sweep.model_validate(complete(document)).recipe
 
 

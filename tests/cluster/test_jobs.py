@@ -89,7 +89,7 @@ def token(monkeypatch):
 
 
 def pkt(*words, **env):
-    return subprocess.run([BIN / "pkt", *words], env=ENV | env, capture_output=True, text=True, timeout=60)
+    return subprocess.run([BIN / "pkt", *words], env=ENV | env, capture_output=True, text=True, timeout=200)
 
 
 @on_cluster
@@ -138,7 +138,7 @@ def test_a_second_submission_joins_the_job_that_runs_and_starts_one_after_it(hea
     while "awake\n" not in watching.stdout.readline():
         assert watching.poll() is None
     watching.send_signal(signal.SIGINT)
-    _, err = watching.communicate(timeout=20)
+    _, err = watching.communicate(timeout=200)
     assert watching.returncode == 130
     assert f"pkt jobs stop {job} --address {head}" in err
     assert pkt("jobs", "stop", job, "--address", head).stdout == f"{job}: stopped\n"

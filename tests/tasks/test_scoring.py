@@ -247,7 +247,7 @@ def test_too_long_a_prompt_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'x181' needs 193 tokens, the model has 192"):
         score(model, tokenizer, [fits, long], GENERATE)
     score(model, tokenizer, [long], CHOOSE)
-    with pytest.raises(ValueError, match="'x192' needs 193 tokens of 192"):
+    with pytest.raises(ValueError, match="'x192' needs 193 tokens, the model has 192"):
         score(model, tokenizer, [longer], CHOOSE)
 
 
