@@ -47,6 +47,14 @@ def free_ports():
                 yield port
 
 
+def ready(address):
+    """Whether the dashboard answers and knows its node, which comes some seconds later on a busy machine."""
+    try:
+        return jobs.listed(address) == [] and jobs._has_gpu(address)
+    except UserError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def head():
     """The address of a head node; its processes, and no other Ray's, end with the module."""
@@ -63,15 +71,11 @@ def head():
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_AUTH_TOKEN", TOKEN)
-            until = time.monotonic() + 60
-            while True:
-                try:
-                    jobs.listed(address)
-                    break
-                except UserError:
-                    assert node.poll() is None, Path(f"{place}/head.log").read_text()
-                    assert time.monotonic() < until, Path(f"{place}/head.log").read_text()
-                    time.sleep(0.3)
+            until = time.monotonic() + 180
+            while not ready(address):
+                assert node.poll() is None, Path(f"{place}/head.log").read_text()
+                assert time.monotonic() < until, Path(f"{place}/head.log").read_text()
+                time.sleep(0.3)
         yield address
     finally:
         mine = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
