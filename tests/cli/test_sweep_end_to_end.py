@@ -158,6 +158,7 @@ def test_a_failed_trial_is_a_line_and_not_the_end(swept: tuple[Path, Any]) -> No
     assert done.returncode == 1
     assert "lora r4 lr 1e+20 seed 0 failed: lr: the loss is nan" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "2 failed and are missing above; the first: " in done.stdout  # whichever of the two ended first
     assert " r4 lr 1e+20 seed 0: lr: the loss is nan" in done.stdout
 
 
