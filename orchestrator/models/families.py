@@ -20,6 +20,18 @@ ORIGINS: dict[str, tuple[str, ...]] = {  # the paper's "origin" axis: which matr
     "embedding": ("embed", "head"),
 }
 
+AXES: dict[str, tuple[str, str]] = {  # what the rows (outputs) and the columns (inputs) of a role's matrix count
+    "q": ("query", "residual"),
+    "k": ("key", "residual"),
+    "v": ("key", "residual"),
+    "o": ("residual", "query"),
+    "gate": ("ffn", "residual"),
+    "up": ("ffn", "residual"),
+    "down": ("residual", "ffn"),
+    "embed": ("vocabulary", "residual"),
+    "head": ("vocabulary", "residual"),
+}
+
 
 @dataclass(frozen=True)
 class ModelFamily:
@@ -93,20 +105,20 @@ class Geometry:
             vocab=config.vocab_size,
         )
 
+    def size(self, axis: str) -> int:
+        """How long an axis of a matrix is, by what it counts (see `AXES`)."""
+        return {
+            "residual": self.hidden,
+            "query": self.heads * self.head_dim,
+            "key": self.kv_heads * self.head_dim,
+            "ffn": self.ffn,
+            "vocabulary": self.vocab,
+        }[axis]
+
     def shape(self, role: str) -> tuple[int, int]:
         """Rows (outputs) and columns (inputs) of a role's matrix."""
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "q": (query, self.hidden),
-            "k": (key, self.hidden),
-            "v": (key, self.hidden),
-            "o": (self.hidden, query),
-            "gate": (self.ffn, self.hidden),
-            "up": (self.ffn, self.hidden),
-            "down": (self.hidden, self.ffn),
-            "embed": (self.vocab, self.hidden),
-            "head": (self.vocab, self.hidden),
-        }[role]
+        rows, columns = AXES[role]
+        return self.size(rows), self.size(columns)
 
 
 @dataclass(frozen=True)

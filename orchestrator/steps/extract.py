@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
-from torch import Tensor
 
 from orchestrator.models.adapters import write_start
-from orchestrator.models.families import FAMILIES, Geometry, ModelFamily, Pair, pairs
-from orchestrator.models.loading import Weights, read_config
-from orchestrator.steps.measure import FILE, read_scores
+from orchestrator.models.families import AXES, FAMILIES, Geometry, Pair, pairs
+from orchestrator.models.loading import read_config
+from orchestrator.steps.measure import FILE
 from orchestrator.steps.step import Track, silent
-from orchestrator.transfer.blocks import Block, BlockSelection
+from orchestrator.steps.teacher import Teacher
+from orchestrator.transfer.blocks import Block, BlockSelection, Place
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.lowrank import Factors, truncated_svd
-from orchestrator.transfer.sensitivity import Scores
 
 CARD = """# Extracted factors
 
@@ -51,11 +49,12 @@ def extract(
     target, own = FAMILIES[config.model_type], Geometry.of(config)
     scores = json.loads((measured / "layers.json").read_text())
     chosen = selection.select(scores, own.layers)
+    cutter = Cutter(source, own, chosen, blocks, rank)
     todo = list(pairs(source.geometry, own, tuple(modules)))
     starts, record, flat = {}, Record(chosen, [scores[layer] for layer in chosen], rank), {}
     for pair in track(todo, "extracting blocks", len(todo)):
         name = target.module(pair.role, pair.layer)
-        block, factors, energy = cut(source, pair, None if pair.layer is None else chosen[pair.layer], blocks, rank)
+        block, factors, energy = cutter.cut(pair)
         starts[name] = (factors.u * factors.s, factors.vh)
         record.add(f"{name}.weight", block, factors, energy)
         if block.flat is not None:
@@ -69,62 +68,26 @@ def extract(
     return {"layers": list(chosen), "matrices": len(starts)}
 
 
-def cut(source: Teacher, pair: Pair, layer: int | None, blocks: Any, rank: int) -> tuple[Block, Factors, float]:
-    """One matrix's block, its factors, and the share of the block's squared norm that they keep."""
-    name = source.family.parameter(pair.role, layer)
-    scores = source.scores(pair, layer)
-    block = blocks.select(scores, pair.student, name)
-    weights = block.take(source.weight(pair, layer)).float()
-    factors = truncated_svd(weights, rank)
-    return block, factors, float(factors.s.square().sum() / weights.square().sum())
+@dataclass(frozen=True)
+class Cutter:
+    """All that it takes to cut any one matrix, as a value that can be sent to where the work is done."""
 
+    teacher: Teacher
+    student: Geometry
+    chosen: tuple[int, ...]  # the teacher's layer of each student layer
+    blocks: Any
+    rank: int
 
-@dataclass
-class Teacher:
-    """A teacher's matrices and their scores, one at a time: the model itself is never loaded."""
-
-    family: ModelFamily
-    geometry: Geometry
-    weights: Weights
-    measured: Path
-
-    @classmethod
-    def open(cls, folder: Path, measured: Path) -> Teacher:
-        """From its folder and its measured sensitivities."""
-        config = read_config(folder, "teacher")
-        return cls(FAMILIES[config.model_type], Geometry.of(config), Weights(folder), measured)
-
-    def weight(self, pair: Pair, layer: int | None) -> Tensor:
-        """The matrix to cut from: K/V heads repeated for their groups, rows filled up to a longer padded vocabulary."""
-        matrix = self.weights.get(self._name(pair, layer))
-        return self._fitted(matrix, pair, self.geometry.head_dim)
-
-    def scores(self, pair: Pair, layer: int | None) -> Scores:
-        """Its S, in the same places.
-
-        A repeated head's scores are divided by the group's size: a lower bound of what the repeated parameters would
-        score (1.1 to 1.8 times that), since the absolute value is taken of the group's summed gradient.
-        """
-        scores = read_scores(self.measured, self._name(pair, layer))
-        g = scores.granularity
-        tiles = self._fitted(scores.tiles, pair, self.geometry.head_dim // g, g) / pair.repeats
-        if g == 1:
-            return Scores(tiles, scores.rows, scores.cols, 1)
-        rows = self._fitted(scores.rows[:, None], pair, self.geometry.head_dim)[:, 0] / pair.repeats
-        return Scores(tiles, rows, scores.cols, g)
-
-    def _name(self, pair: Pair, layer: int | None) -> str:
-        name = self.family.parameter(pair.role, layer)
-        return name if name in self.weights else self.family.parameter("embed", None)  # a tied head
-
-    def _fitted(self, matrix: Tensor, pair: Pair, head_rows: int, granularity: int = 1) -> Tensor:
-        if pair.repeats > 1:
-            heads = matrix.view(-1, head_rows, matrix.shape[1])
-            return heads.repeat_interleave(pair.repeats, 0).flatten(0, 1)
-        if pair.role in ("embed", "head"):
-            rows = -(-pair.teacher[0] // granularity)
-            return torch.nn.functional.pad(matrix[:rows], (0, 0, 0, max(0, rows - len(matrix))))
-        return matrix
+    def cut(self, pair: Pair) -> tuple[Block, Factors, float]:
+        """One matrix's block, its factors, and the share of the block's squared norm that they keep."""
+        layer = None if pair.layer is None else self.chosen[pair.layer]
+        heads = self.teacher.geometry.head_dim, self.student.head_dim
+        name = self.teacher.family.parameter(pair.role, layer)
+        place = Place(name, pair.student, AXES[pair.role], heads, pair.layer)
+        block = self.blocks.select(self.teacher.scores(pair, layer), place)
+        weights = block.take(self.teacher.weight(pair, layer)).float()
+        factors = truncated_svd(weights, self.rank)
+        return block, factors, float(factors.s.square().sum() / weights.square().sum())
 
 
 @dataclass

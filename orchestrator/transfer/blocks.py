@@ -1,6 +1,6 @@
 """Which part of a teacher's matrix becomes a matrix of the student's shape.
 
-    block = Window().select(scores, (4096, 4096))     # scores: S of a 5120 x 5120 matrix
+    block = Window().select(scores, Place("q", (4096, 4096)))     # scores: S of a 5120 x 5120 matrix
     block.take(weight)                                # (4096, 4096)
 
 Seeking Neural Nuggets (arXiv 2310.11451) cuts the contiguous window with the largest summed sensitivity; its
@@ -11,6 +11,7 @@ how we read it.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +23,22 @@ from torch import Tensor
 from orchestrator.transfer.sensitivity import Scores
 
 Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which block is wanted: of the teacher's matrix `name`, of the student's `shape`.
+
+    `axes` say what rows and columns count: two of "residual", "query", "key", "ffn" and "vocabulary"; `heads` are the
+    teacher's and the student's size of an attention head, into which "query" and "key" axes are divided; `layer` is
+    the student's, None outside layers.
+    """
+
+    name: str
+    shape: Shape
+    axes: tuple[str, str] = ("residual", "residual")
+    heads: tuple[int, int] = (1, 1)
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,9 +79,9 @@ class Window(_Frozen):
 
     kind: Literal["window"] = "window"
 
-    def select(self, scores: Scores, shape: Shape, name: str = "") -> Block:
+    def select(self, scores: Scores, place: Place) -> Block:
         """Windows start (and end) on multiples of the scores' granularity; g = 1 is the paper's exact search."""
-        g = scores.granularity
+        g, shape = scores.granularity, place.shape
         row, col = best_window(scores.tiles, (-(-shape[0] // g), -(-shape[1] // g)))
         return Block(shape, origin=(row * g, col * g))
 
@@ -74,12 +91,12 @@ class RowColumn(_Frozen):
 
     kind: Literal["row_column"] = "row_column"
 
-    def select(self, scores: Scores, shape: Shape, name: str = "") -> Block:
+    def select(self, scores: Scores, place: Place) -> Block:
         """Exact at every granularity, since row and column sums are."""
         exact = scores.granularity == 1
         rows = scores.tiles.sum(1, dtype=torch.float64) if exact else scores.rows
         cols = scores.tiles.sum(0, dtype=torch.float64) if exact else scores.cols
-        return Block(shape, rows=_top(rows, shape[0]), cols=_top(cols, shape[1]))
+        return Block(place.shape, rows=_top(rows, place.shape[0]), cols=_top(cols, place.shape[1]))
 
 
 class Neuron(_Frozen):
@@ -87,11 +104,11 @@ class Neuron(_Frozen):
 
     kind: Literal["neuron"] = "neuron"
 
-    def select(self, scores: Scores, shape: Shape, name: str = "") -> Block:
+    def select(self, scores: Scores, place: Place) -> Block:
         """ValueError at a granularity above 1, where single weights have no scores."""
         if scores.granularity > 1:
             raise ValueError(f"structure: neuron needs granularity 1, the scores have {scores.granularity}")
-        return Block(shape, flat=_top(scores.tiles.flatten(), shape[0] * shape[1]))
+        return Block(place.shape, flat=_top(scores.tiles.flatten(), math.prod(place.shape)))
 
 
 class RandomWeights(_Frozen):
@@ -100,11 +117,11 @@ class RandomWeights(_Frozen):
     kind: Literal["random"] = "random"
     seed: int = 0
 
-    def select(self, scores: Scores, shape: Shape, name: str = "") -> Block:
+    def select(self, scores: Scores, place: Place) -> Block:
         """One draw per seed and matrix name, so that matrices of one shape get different draws."""
         size = _matrix_shape(scores)
-        draw = torch.randperm(size[0] * size[1], generator=_generator(self.seed, name))[: shape[0] * shape[1]]
-        return Block(shape, flat=draw.sort().values)
+        draw = torch.randperm(size[0] * size[1], generator=_generator(self.seed, place.name))[: math.prod(place.shape)]
+        return Block(place.shape, flat=draw.sort().values)
 
 
 class RandomWindow(_Frozen):
@@ -113,10 +130,10 @@ class RandomWindow(_Frozen):
     kind: Literal["random_window"] = "random_window"
     seed: int = 0
 
-    def select(self, scores: Scores, shape: Shape, name: str = "") -> Block:
+    def select(self, scores: Scores, place: Place) -> Block:
         """Uniform over the same starts that the window search chooses from."""
-        g, size = scores.granularity, _matrix_shape(scores)
-        generator = _generator(self.seed, name)
+        g, size, shape = scores.granularity, _matrix_shape(scores), place.shape
+        generator = _generator(self.seed, place.name)
         row, col = (
             int(torch.randint((size[axis] - shape[axis]) // g + 1, (), generator=generator)) * g for axis in (0, 1)
         )

@@ -14,8 +14,9 @@ from tiny import tiny
 
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES, Geometry, pairs
-from orchestrator.steps.extract import Teacher, extract
+from orchestrator.steps.extract import extract
 from orchestrator.steps.measure import FILE, layer_scores, save_scores
+from orchestrator.steps.teacher import Teacher
 from orchestrator.transfer.sensitivity import Scores
 
 ALL = ["attention", "ffn", "embedding"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from orchestrator.transfer.blocks import BlockSelection, best_window
+from orchestrator.transfer.blocks import BlockSelection, Place, best_window
 from orchestrator.transfer.sensitivity import Scores
 
 parse = TypeAdapter(BlockSelection).validate_python
@@ -51,7 +51,7 @@ def test_the_window_of_scores_as_they_are(size: tuple[int, int], shape: tuple[in
 def test_a_tiled_window_starts_on_tiles() -> None:
     values = torch.rand(32, 48, generator=torch.Generator().manual_seed(0))
     tiles = values.view(4, 8, 6, 8).sum((1, 3))
-    block = parse("window").select(Scores(tiles, values.sum(1), values.sum(0), 8), (16, 24))
+    block = parse("window").select(Scores(tiles, values.sum(1), values.sum(0), 8), Place("a", (16, 24)))
     row, col = exhaustive(tiles, (2, 3))
     assert block.origin == (row * 8, col * 8)
     assert torch.equal(block.take(values), values[row * 8 : row * 8 + 16, col * 8 : col * 8 + 24])
@@ -59,7 +59,7 @@ def test_a_tiled_window_starts_on_tiles() -> None:
 
 def test_row_column_takes_the_highest_means_in_order() -> None:
     values = torch.rand(12, 10, generator=torch.Generator().manual_seed(0))
-    block = parse("row_column").select(exact(values), (5, 4))
+    block = parse("row_column").select(exact(values), Place("a", (5, 4)))
     rows = sorted(sorted(range(12), key=lambda row: -values[row].mean())[:5])
     cols = sorted(sorted(range(10), key=lambda col: -values[:, col].mean())[:4])
     assert torch.equal(block.take(values), values[rows][:, cols])
@@ -68,22 +68,25 @@ def test_row_column_takes_the_highest_means_in_order() -> None:
 
 def test_neuron_takes_the_highest_weights_in_row_major_order() -> None:
     values = torch.rand(6, 7, generator=torch.Generator().manual_seed(0))
-    block = parse("neuron").select(exact(values), (3, 4))
+    block = parse("neuron").select(exact(values), Place("a", (3, 4)))
     threshold = sorted(values.flatten().tolist(), reverse=True)[11]
     assert block.take(values).flatten().tolist() == [v for v in values.flatten().tolist() if v >= threshold]
     with pytest.raises(ValueError, match="granularity 1"):
-        parse("neuron").select(Scores(values, values[:, 0], values[0], 2), (3, 4))
+        parse("neuron").select(Scores(values, values[:, 0], values[0], 2), Place("a", (3, 4)))
 
 
 @pytest.mark.parametrize("kind", ["random", "random_window"])
 def test_random_choices_fit_differ_by_name_and_seed_and_repeat(kind: str) -> None:
     values = torch.arange(400.0).view(20, 20)
-    first = parse(kind).select(exact(values), (6, 5), "a").take(values)
+    first = parse(kind).select(exact(values), Place("a", (6, 5))).take(values)
     assert first.shape == (6, 5)
     assert len(first.unique()) == 30
-    assert torch.equal(parse(kind).select(exact(values), (6, 5), "a").take(values), first)
-    others = [parse({"kind": kind, "seed": seed}).select(exact(values), (6, 5), "a").take(values) for seed in range(9)]
+    assert torch.equal(parse(kind).select(exact(values), Place("a", (6, 5))).take(values), first)
+    others = [
+        parse({"kind": kind, "seed": seed}).select(exact(values), Place("a", (6, 5))).take(values) for seed in range(9)
+    ]
     assert sum(not torch.equal(other, first) for other in others) >= 7
     assert any(
-        not torch.equal(parse(kind).select(exact(values), (6, 5), name).take(values), first) for name in ("b", "c")
+        not torch.equal(parse(kind).select(exact(values), Place(name, (6, 5))).take(values), first)
+        for name in ("b", "c")
     )
