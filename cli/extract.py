@@ -27,6 +27,10 @@ def extract(
     modules: o.Modules = None,
     set_: o.Set = None,
     store: o.StoreDir = o.STORE,
+    ranks: o.Ranks = None,
+    offload: o.Offload = None,
+    tokens: o.Tokens = o.TOKENS,
+    skip_bad: o.SkipBad = None,
     address: o.Address = None,
     debug: o.Debug = False,
 ) -> int:
@@ -39,7 +43,8 @@ def extract(
         raise UserError(f"out: {out} exists; name a folder that doesn't")
     flags = {
         "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
-        "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.arm": "transfer",
+        "recipe.task.template": template, "recipe.measure.seeds": seeds,
+        "recipe.measure.skip_bad_examples": skip_bad, "recipe.arm": "transfer",
         "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0],
     }  # fmt: skip
@@ -47,6 +52,7 @@ def extract(
 
     from cli.screen import Terminal
     from orchestrator import pipeline
+    from orchestrator.cluster.ranks import Placement
     from orchestrator.steps.step import materialise
     from orchestrator.store import Store
 
@@ -56,7 +62,7 @@ def extract(
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
-    folder = materialise(step, kept, Terminal().track)
+    folder = materialise(step, kept, Terminal().track, Placement(ranks, offload=offload, tokens=tokens))
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=out.parent))
     shutil.copytree(folder, aside, dirs_exist_ok=True)

@@ -39,6 +39,20 @@ Modules = Annotated[
 Lr = Annotated[
     str | None, typer.Option(help="Learning rates to choose from, per row, on the validation split: 1e-4,3e-4")
 ]
+Ranks = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that share the teacher; by default one a GPU, and one without GPUs."),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(help="Where a rank's parameters wait: cpu, or a folder on a local disk. Slower, on fewer GPUs."),
+]
+Tokens = Annotated[
+    int, typer.Option("--tokens-at-once", min=1, help="Tokens that a rank takes through the teacher at once.")
+]
+SkipBad = Annotated[
+    bool | None, typer.Option("--skip-bad-examples", help="Leave out seed examples whose loss is not finite.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any other field: finetune.epochs=1", metavar="PATH=VALUE")
 ]
@@ -62,6 +76,7 @@ Address = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 STORE = Path("pkt-store")
+TOKENS = 4096
 
 
 def sweep_of(

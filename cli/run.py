@@ -27,6 +27,10 @@ def run(
     seed: Annotated[int | None, typer.Option(min=0, help="The random seed.")] = None,
     set_: o.Set = None,
     store: o.StoreDir = o.STORE,
+    ranks: o.Ranks = None,
+    offload: o.Offload = None,
+    tokens: o.Tokens = o.TOKENS,
+    skip_bad: o.SkipBad = None,
     address: o.Address = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -38,7 +42,8 @@ def run(
         return forward(address)
     flags = {
         "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
-        "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.arm": arm, "recipe.rank": rank,
+        "recipe.task.template": template, "recipe.measure.seeds": seeds,
+        "recipe.measure.skip_bad_examples": skip_bad, "recipe.arm": arm, "recipe.rank": rank,
         "recipe.layers": layers, "recipe.structure": structure, "recipe.modules": modules and modules[0],
         "recipe.lr": lr, "recipe.seed": seed,
     }  # fmt: skip
@@ -46,6 +51,7 @@ def run(
 
     from cli.screen import Terminal
     from orchestrator import pipeline
+    from orchestrator.cluster.ranks import Placement
     from orchestrator.steps.evaluate import read_metrics
     from orchestrator.steps.step import materialise
     from orchestrator.store import Store
@@ -59,7 +65,7 @@ def run(
     for part in step.ancestors():
         if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
             screen.say(f"{part.name} ...")
-            materialise(part, kept, screen.track)
+            materialise(part, kept, screen.track, Placement(ranks, offload=offload, tokens=tokens))
     folder = materialise(step, kept)
     adapter = step.inputs["adapter"]
     result = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 LOG_SECONDS = 10.0
 
@@ -24,7 +25,7 @@ class Terminal:
         with self.trials(what, total) as tick:
             for item in items:
                 yield item
-                tick("")
+                tick(item if isinstance(item, str) else "")
 
     @contextmanager
     def trials(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -43,13 +44,14 @@ class Terminal:
 
             yield log
             return
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description:<24}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn())
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what a narrow screen has no room for is cut here
         with Progress(
             *columns,
-            TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("left  {task.fields[line]}", table_column=rest),
             console=self._console,
+            expand=True,
         ) as bar:
             task = bar.add_task(what, total=total, line="")
             yield lambda line: bar.update(task, advance=1, line=line)

@@ -16,8 +16,9 @@ def strategies(as_json: o.Json = False) -> int:
     from orchestrator.transfer.arms import Arm
     from orchestrator.transfer.blocks import BlockSelection
     from orchestrator.transfer.layers import LayerSelection
+    from orchestrator.transfer.metrics import SensitivityMetric
 
-    axes = {"arms": Arm, "layers": LayerSelection, "structure": BlockSelection}
+    axes = {"arms": Arm, "layers": LayerSelection, "structure": BlockSelection, "measure.metric": SensitivityMetric}
     listed = {axis: dict(_members(union)) for axis, union in axes.items()}
     fields = dict(_fields(Recipe))
     if as_json:

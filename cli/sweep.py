@@ -36,6 +36,10 @@ def sweep(
     trials_at_once: Annotated[int | None, typer.Option(min=1)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Run more trials than the limit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
+    ranks: o.Ranks = None,
+    offload: o.Offload = None,
+    tokens: o.Tokens = o.TOKENS,
+    skip_bad: o.SkipBad = None,
     address: o.Address = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -51,7 +55,8 @@ def sweep(
         return forward(address)
     flags = {
         "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
-        "recipe.task.template": template, "recipe.measure.seeds": seeds, "name": name, "repeats": repeats,
+        "recipe.task.template": template, "recipe.measure.seeds": seeds,
+        "recipe.measure.skip_bad_examples": skip_bad, "name": name, "repeats": repeats,
         "baseline": baseline, "lr": None if lr is None else o.listed(lr),
     }  # fmt: skip
     axes = {"arm": arms, "rank": rank, "layers": _layers(layers), "structure": structure, "modules": modules}
@@ -75,7 +80,10 @@ def sweep(
             " say --yes to run them all, or fewer --rank, --layers, --lr or --repeats"
         )
     screen.say(text(plan))
-    run = Run(store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once)
+    run = Run(
+        store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
+        ranks=ranks, offload=offload, tokens_at_once=tokens,
+    )  # fmt: skip
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     show(record, Store(store), as_json=as_json, baseline=None)

@@ -151,8 +151,10 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.measure.max_tokens,
+            "metric": recipe.measure.metric.model_dump(mode="json"),
             "granularity": granularity(recipe, ready.teacher.geometry, ready.student.geometry),
             "dtype": recipe.measure.dtype,
+            "skip_bad": recipe.measure.skip_bad_examples,
         },
         inputs={"seeds": data_step(seeds)},
         identity={"teacher": ready.teacher.sha256},

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from orchestrator.transfer.arms import Arm, Transfer
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
+from orchestrator.transfer.metrics import SensitivityMetric, Taylor
 
 Origin = Literal["attention", "ffn", "embedding"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
@@ -42,8 +43,11 @@ class Measure(Section):
     seeds: str | None = None  # a chat JSONL in place of the task's own seed examples
     examples: int = Field(32, ge=1)
     max_tokens: int = Field(2048, ge=2)
+    metric: SensitivityMetric = Taylor()
     granularity: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    passes: Literal["auto", 1, 2] = "auto"  # 2: tiles choose the layers, then a second pass gives theirs exactly
     dtype: Dtype = "auto"
+    skip_bad_examples: bool = False  # leave out a seed example whose loss is not finite
 
 
 class Finetune(Section):
@@ -135,6 +139,11 @@ class Run(BaseModel):
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float | None = Field(None, ge=0)  # None: one where there is one
     trials_at_once: int | None = Field(None, ge=1)
+    ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
+    offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
+    tokens_at_once: int = Field(
+        4096, ge=1
+    )  # padded ones, that a rank takes through the teacher; no score depends on it
 
 
 def label(strategy: dict[str, Any]) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
-from orchestrator.errors import UserError
 from orchestrator.recipe import Run
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, materialise
@@ -62,20 +62,11 @@ class Runner:
         self._stack.close()
 
     def share(self, steps: Sequence[Step]) -> None:
-        """Make what many trials build on: here, or on the cluster where only that has a GPU."""
-        missing = [step for step in steps if self.store.find(step.name, step.fingerprint) is None]
-        if not missing:
-            return
-        import torch
-
-        if torch.cuda.is_available() or not self._session():
-            for step in missing:
-                materialise(step, self.store, self.screen.track)
-        else:
-            for step in [before for last in missing for before in last.ancestors()]:
-                self._run([Trial(step.name, step)], f"{step.name} on the cluster")
-        for failure in self.failed.values():
-            raise UserError(failure["reason"])
+        """Make what many trials build on, over as many ranks as were asked for."""
+        run = self.run
+        placement = Placement(run.ranks, run.cpus_per_trial, run.offload, run.tokens_at_once)
+        for step in steps:
+            materialise(step, self.store, self.screen.track, placement)
 
     def go(self, what: str, trials: Sequence[Trial]) -> None:
         """Reach every trial's score and tell the tracker; a failed one is noted with its reason.

@@ -79,6 +79,14 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
+    def partial(self, step: str, key: str) -> Path:
+        """Where an unfinished step may keep what it would go on from; dropped once it is finished."""
+        return self.root / step / f".{key}.partial"
+
+    def drop_partial(self, step: str, key: str) -> None:
+        """Forget what an unfinished step had kept."""
+        shutil.rmtree(self.partial(step, key), ignore_errors=True)
+
 
 def _flush(path: Path) -> str:
     """Sync a file to disk; returns its sha256."""

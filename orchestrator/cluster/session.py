@@ -12,16 +12,18 @@ from orchestrator.errors import UserError
 
 
 @contextmanager
-def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
-    """Ray on this machine, or the cluster whose job this process is (RAY_ADDRESS); yields a trial's share of GPUs.
+def connected() -> Iterator[None]:
+    """Ray on this machine, or the cluster whose job this process is (RAY_ADDRESS); a session already open is used.
 
-    `gpus` None: one, where any node has one. UserError where no node could ever place a trial of `cpus` and that many
-    GPUs, since Ray would let it wait for ever, and where the cluster doesn't answer.
+    UserError where the cluster doesn't answer.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns of it
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns of it
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     address = os.environ.get("RAY_ADDRESS") or "local"
     try:
@@ -36,15 +38,32 @@ def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"RAY_ADDRESS: no Ray cluster at {address} ({reason}); start one, or unset it") from error
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each living node has in all, whether it is free or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
+    """Ray, with room for a trial; yields a trial's share of GPUs. `gpus` None: one, where any node has one.
+
+    UserError where no node could ever place a trial of `cpus` and that many GPUs, since Ray would let it wait for ever.
+    """
+    with connected():
+        there = nodes()
         if gpus is None:
-            gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-            there = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+            gpus = 1.0 if any(node.get("GPU") for node in there) else 0.0
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there):
+            has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
             raise UserError(
-                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {there};"
+                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {has};"
                 " ask for less with --cpus-per-trial or --gpus-per-trial"
             )
         yield gpus
-    finally:
-        ray.shutdown()

@@ -111,6 +111,14 @@ def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     return model.to(device).eval()
 
 
+def outline(config: Any) -> Any:
+    """The model without its weights: names and shapes, whatever its size."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 class Weights:
     """A checkpoint's tensors by name, read one at a time, so that no process has to hold a model to cut from it."""
 

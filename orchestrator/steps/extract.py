@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
+from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.models.adapters import write_start
 from orchestrator.models.families import AXES, FAMILIES, Geometry, Pair, pairs
 from orchestrator.models.loading import read_config
-from orchestrator.steps.measure import FILE
+from orchestrator.steps.scores import FILE
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher import Teacher
 from orchestrator.transfer.blocks import Block, BlockSelection, Place
@@ -39,6 +40,8 @@ def extract(
     structure: dict[str, Any],
     modules: list[str],
     rank: int,
+    placement: Placement = HERE,
+    partial: Path | None = None,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write B0 and A0 of every extracted matrix as an adapter folder, and transfer.json beside them."""

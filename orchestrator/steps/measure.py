@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import nn
+from pydantic import TypeAdapter
 
-from orchestrator.errors import UserError
+from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.families import FAMILIES, Geometry
-from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.steps import data
+from orchestrator.steps.checkpoints import Checkpoints, sum_over_ranks
+from orchestrator.steps.from_weights import count_inputs, score_weights
+from orchestrator.steps.scores import FILE, LAYERS, layer_scores, save_scores
 from orchestrator.steps.step import Track, silent
-from orchestrator.tasks.template import Encoded, TemplateName, collate, encode
-from orchestrator.transfer.sensitivity import Scores, collect, example_losses
+from orchestrator.steps.teacher_pass import Job, Progress, backward, follow, opened, passes, progress
+from orchestrator.tasks.template import TemplateName, encode
+from orchestrator.transfer.metrics import Magnitude, SensitivityMetric, Wanda
+from orchestrator.transfer.sensitivity import collect
 
-FILE = "sensitivities.safetensors"
-TOKENS_AT_ONCE = 4096
+CHECKPOINT_EVERY = 8  # examples, of all ranks together
+LEFT_OUT = "left_out.json"
+
+
+@dataclass(frozen=True)
+class Measuring(Job):
+    """What the ranks have to know to measure."""
+
+    out: Path = Path()  # the step's folder, filled by rank 0
+    granularity: int = 1
+    checkpoint_every: int = CHECKPOINT_EVERY
 
 
 def measure(
@@ -31,77 +44,61 @@ def measure(
     teacher: str,
     template: TemplateName,
     max_tokens: int,
+    metric: dict[str, Any],
     granularity: int,
     dtype: str,
+    skip_bad: bool,
+    partial: Path,
+    placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write S of every parameter of the teacher, and each layer's total.
 
-    UserError where an example's loss is not finite, with the example's id.
+    UserError where an example's loss is not finite, with the example's id, and where ranks die time and again.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = TypeAdapter[Any](SensitivityMetric).validate_python(metric)
     tokenizer = load_tokenizer(teacher)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(seeds)]
-    model = load(teacher, dtype=dtype, device=device)
-    row = FAMILIES[model.config.model_type]
-    with collect(model, granularity=granularity, norm_offset=row.norm_offset) as scores:
-        for batch in track(batches(encoded), "measuring the teacher", len(batches(encoded))):
-            backward(model, batch, tokenizer.pad_token_id)
-    save_scores(scores, folder / FILE)
-    layers = layer_scores(scores, row.layer, Geometry.of(model.config).layers)
-    (folder / "layers.json").write_text(json.dumps(layers) + "\n")
-    return {"examples": len(encoded), "tokens": sum(len(example.ids) for example in encoded)}
+    with placement.settled() as settled:
+        job = Measuring(
+            teacher, encoded, tokenizer.pad_token_id, dtype, partial, settled, chosen, skip_bad,
+            out=folder, granularity=granularity,
+        )  # fmt: skip
+        if isinstance(chosen, Wanda):
+            follow(count_inputs, job, track, "counting the teacher's inputs")
+        elif not isinstance(chosen, Magnitude):
+            follow(measuring, job, track, "measuring the teacher")
+    if isinstance(chosen, Magnitude | Wanda):
+        score_weights(job, track)
+    left_out = json.loads((folder / LEFT_OUT).read_text()) if (folder / LEFT_OUT).is_file() else []
+    if left_out:
+        logging.getLogger("pkt").warning("seed examples left out, as their loss is not finite: %s", ", ".join(left_out))
+    return {"examples": len(encoded) - len(left_out), "left_out": left_out}
 
 
-def backward(model: nn.Module, batch: list[Encoded], pad: int) -> None:
-    """One forward and backward pass over some examples; what it leaves is in whoever collects."""
-    device = next(model.parameters()).device
-    tensors = {name: tensor.to(device) for name, tensor in collate(batch, pad).items()}
-    labels = tensors.pop("labels")
-    losses = example_losses(model(**tensors, use_cache=False).logits, labels)
-    for example, loss in zip(batch, losses.tolist(), strict=True):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"data: the teacher's loss on seed example {example.id!r} is {loss}; leave that example out"
-            )
-    losses.sum().backward()
-
-
-def batches(encoded: list[Encoded]) -> list[list[Encoded]]:
-    """Examples of like length together, at most TOKENS_AT_ONCE padded tokens at once; S doesn't depend on it."""
-    groups: list[list[Encoded]] = []
-    for example in sorted(encoded, key=lambda example: -len(example.ids)):
-        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= TOKENS_AT_ONCE:
-            groups[-1].append(example)
-        else:
-            groups.append([example])
-    return groups
-
-
-def layer_scores(scores: dict[str, Scores], prefix: str, layers: int) -> list[float]:
-    """Each layer's sum of S over every parameter in it, norms and biases too."""
-    return [
-        sum(score.total for name, score in scores.items() if name.startswith(prefix.format(layer)))
-        for layer in range(layers)
-    ]
-
-
-def save_scores(scores: dict[str, Scores], path: Path) -> None:
-    """Tiles under the parameter's own name, rows and columns beside them where the granularity is above 1."""
-    tensors, granularities = {}, {}
-    for name, score in scores.items():
-        tensors[name] = score.tiles.cpu().contiguous()
-        if score.granularity > 1:
-            tensors[f"{name}:rows"], tensors[f"{name}:cols"] = score.rows.cpu(), score.cols.cpu()
-            granularities[name] = str(score.granularity)
-    save_file(tensors, path, metadata=granularities)
-
-
-def read_scores(path: Path, name: str) -> Scores:
-    """One parameter's scores, without reading the others."""
-    with safe_open(path, framework="pt") as tensors:
-        tiles = tensors.get_tensor(name)
-        granularity = int((tensors.metadata() or {}).get(name, 1))
-        if granularity == 1:
-            return Scores(tiles, torch.zeros(0), torch.zeros(0), 1)
-        return Scores(tiles, tensors.get_tensor(f"{name}:rows"), tensors.get_tensor(f"{name}:cols"), granularity)
+def measuring(job: Measuring, member: Member) -> Iterator[Progress]:
+    """One rank's part, going on from the last checkpoint; rank 0 writes the sum over the ranks."""
+    config = read_config(Path(job.teacher), "teacher")
+    family = FAMILIES[config.model_type]
+    with (
+        opened(job, member) as model,
+        collect(model, metric=job.metric, granularity=job.granularity, norm_offset=family.norm_offset) as scores,
+    ):
+        checkpoints = Checkpoints(job.partial, member)
+        done, left_out = checkpoints.resume(scores)
+        since = 0
+        for round in passes(job, member, model, done, backward):
+            done |= round.done
+            left_out |= round.left_out
+            since += len(round.done)
+            if since >= job.checkpoint_every and len(done) < len(job.encoded):
+                checkpoints.write(scores, done, left_out)
+                since = 0
+            yield progress(round)
+        if sum_over_ranks(
+            (part for score in scores.values() for part in (score.tiles, score.rows, score.cols)), member
+        ):
+            save_scores(scores, job.out / FILE)
+            layers = layer_scores(scores, family.layer, Geometry.of(config).layers)
+            (job.out / LAYERS).write_text(json.dumps(layers) + "\n")
+            (job.out / LEFT_OUT).write_text(json.dumps(sorted(left_out)) + "\n")

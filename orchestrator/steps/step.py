@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.store import Store, fingerprint
 
 T = TypeVar("T")
@@ -67,25 +68,36 @@ class Step:
         yield self
 
 
-def materialise(step: Step, store: Store, track: Track[Any] = silent) -> Path:
-    """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory."""
+def materialise(
+    step: Step,
+    store: Store,
+    track: Track[Any] = silent,
+    placement: Placement = HERE,
+) -> Path:
+    """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
+
+    The teacher's steps show their progress with `track` and are done where `placement` says.
+    """
     if folder := store.find(step.name, step.fingerprint):
         return folder
-    inputs = {key: materialise(before, store, track) for key, before in step.inputs.items()}
+    inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
     manifest: dict[str, Any] = {"lineage": step.lineage, "versions": versions()}
     with store.writing(step.name, step.fingerprint, manifest) as folder:
         began = time.perf_counter()
-        extra = {"track": track} if step.name in TRACKED else {}
+        extra: dict[str, Any] = {}
+        if step.name in OF_THE_TEACHER:
+            extra = {"track": track, "placement": placement, "partial": store.partial(step.name, step.fingerprint)}
         facts = step.run(folder, **step.config, **step.where, **inputs, **extra)
         manifest["seconds"] = round(time.perf_counter() - began, 3)
         manifest["peak_memory_bytes"] = peak_memory()
         manifest["facts"] = facts or {}
+    store.drop_partial(step.name, step.fingerprint)
     found = store.find(step.name, step.fingerprint)
     assert found is not None
     return found
 
 
-TRACKED = ("measure", "extract")  # steps that can take long on the driver, and so show their progress
+OF_THE_TEACHER = ("measure", "activations", "extract")
 
 
 def versions() -> dict[str, str]:

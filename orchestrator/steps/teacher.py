@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.models.families import FAMILIES, Geometry, ModelFamily, Pair
 from orchestrator.models.loading import Weights, read_config
-from orchestrator.steps.measure import read_scores
+from orchestrator.steps.scores import read_scores
 from orchestrator.transfer.sensitivity import Scores
 
 

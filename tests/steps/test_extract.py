@@ -15,7 +15,7 @@ from tiny import tiny
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES, Geometry, pairs
 from orchestrator.steps.extract import extract
-from orchestrator.steps.measure import FILE, layer_scores, save_scores
+from orchestrator.steps.scores import FILE, layer_scores, save_scores
 from orchestrator.steps.teacher import Teacher
 from orchestrator.transfer.sensitivity import Scores
 

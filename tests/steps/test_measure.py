@@ -12,8 +12,10 @@ from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps.data import data_step
-from orchestrator.steps.measure import FILE, batches, measure, read_scores
+from orchestrator.steps.measure import measure
+from orchestrator.steps.scores import FILE, LAYERS, read_scores
 from orchestrator.steps.step import materialise
+from orchestrator.steps.teacher_pass import batches
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Example, read_jsonl
@@ -33,7 +35,9 @@ def brute_force(folder: str, examples: list[Example], max_tokens: int) -> dict[s
     return total
 
 
-def measured(folder: Path, teacher: str, examples: list[Example], granularity: int, max_tokens: int) -> None:
+def measured(
+    folder: Path, teacher: str, examples: list[Example], granularity: int, max_tokens: int, metric: str = "taylor"
+) -> None:
     folder.mkdir()
     seeds = materialise(data_step(examples), Store(folder / "store"))
     measure(
@@ -42,8 +46,11 @@ def measured(folder: Path, teacher: str, examples: list[Example], granularity: i
         teacher=teacher,
         template="plain",
         max_tokens=max_tokens,
+        metric={"kind": metric},
         granularity=granularity,
         dtype="float32",
+        skip_bad=False,
+        partial=folder / "partial",
     )
 
 
@@ -91,7 +98,25 @@ def test_a_loss_that_is_not_finite_names_its_example(
 
 def test_batches_hold_every_example_once_within_the_limit() -> None:
     rows = [Encoded(str(length), [0] * length, [0] * length) for length in (3, 1700, 40, 2048, 900, 5, 1000)]
-    groups = batches(rows)
+    groups = batches(rows, 4096)
     assert sorted(row.id for group in groups for row in group) == sorted(row.id for row in rows)
     assert all(max(len(row.ids) for row in group) * len(group) <= 4096 for group in groups)
     assert len(groups) < len(rows)
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "wanda"])
+def test_scores_without_a_gradient(demo_models: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """|W|, or |W| times the norm of each input over all the examples' tokens, seen by plain hooks."""
+    teacher, examples = str(demo_models["demo-teacher"]), TASKS["demo"].splits(None)["seed"][:5]
+    measured(tmp_path / "out", teacher, examples, 1, 2048, kind)
+    model, tokenizer = load(teacher), load_tokenizer(teacher)
+    name = "model.layers.1.mlp.down_proj"
+    seen: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0].detach().double()))
+    for example in examples:
+        model(input_ids=torch.tensor([encode(example, "plain", tokenizer, 2048).ids]))
+    weight = model.get_parameter(f"{name}.weight").detach().double().abs()
+    right = weight * torch.cat(seen).norm(dim=0) if kind == "wanda" else weight
+    found = read_scores(tmp_path / "out" / FILE, f"{name}.weight")
+    assert float((found.tiles - right).norm() / right.norm()) < 1e-5
+    assert len(json.loads((tmp_path / "out" / LAYERS).read_text())) == model.config.num_hidden_layers

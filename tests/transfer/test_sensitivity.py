@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from tiny import FAMILIES, batch, tiny
+from tiny import FAMILIES, SIZES, batch, tiny
 from torch import Tensor, nn
 
 from orchestrator.transfer.sensitivity import collect, example_losses
+
+# What each kind has that Llama hasn't; sizes apart, so that no product fits by accident.
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 24, "query_pre_attn_scalar": 24},  # scaled embedding, tied; norms of 1 + weight; soft caps
+    "gemma3_text": {"head_dim": 24, "query_pre_attn_scalar": 24},  # norms on q and k as well
+    "phi3": {"original_max_position_embeddings": 128},  # qkv and gate_up in one matrix each
+    "olmo2": {},  # norms over the whole q and k, and after attention and feed-forward
+    "gpt_neox": {},  # LayerNorm and biases everywhere, attention and feed-forward in parallel
+    "gemma2-untied": {"head_dim": 24, "tie_word_embeddings": False},
+    "gpt_neox-tied": {"tie_word_embeddings": True, "use_parallel_residual": False},
+}
+
+
+def made(kind: str) -> Any:
+    """A tiny real model of a kind in float32, all of its parameters random and a few of them at a neutral value."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if kind in FAMILIES:
+        return tiny(kind)
+    settings = {**SIZES, **KINDS[kind], "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind.split("-")[0], **settings, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+            parameter.view(-1)[:3] = torch.tensor([0.0, -1.0, 1.0])  # where w, 1 + w and 1 - w are nothing
+    return model
+
+
+def offset(kind: str) -> float:
+    return 1.0 if kind.startswith("gemma") else 0.0
 
 
 def brute_force(model: nn.Module, rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -21,8 +55,10 @@ def brute_force(model: nn.Module, rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return total
 
 
-def measured(model: nn.Module, rows: dict[str, Tensor], *, step: int = 5, granularity: int = 1):
-    with collect(model, granularity=granularity) as scores:
+def measured(
+    model: nn.Module, rows: dict[str, Tensor], *, step: int = 5, granularity: int = 1, norm_offset: float = 0.0
+):
+    with collect(model, granularity=granularity, norm_offset=norm_offset) as scores:
         for first in range(0, len(rows["input_ids"]), step):
             part = {name: tensor[first : first + step] for name, tensor in rows.items()}
             labels = part.pop("labels")
@@ -34,11 +70,11 @@ def distance(found: Tensor, right: Tensor) -> float:
     return float((found.double() - right).norm() / right.norm())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_equals_brute_force(family: str) -> None:
-    model, rows = tiny(family), batch()
+@pytest.mark.parametrize("kind", [*FAMILIES, *KINDS])
+def test_every_parameter_equals_brute_force(kind: str) -> None:
+    model, rows = made(kind), batch()
     right = brute_force(model, rows)
-    scores = measured(model, rows)
+    scores = measured(model, rows, norm_offset=offset(kind))
     assert set(scores) == set(right)
     assert max(distance(scores[name].tiles, right[name]) for name in right) < 2e-6
 
@@ -72,7 +108,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     model, rows = tiny("llama"), batch()
     right = brute_force(model, rows)
     model.train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     scores = measured(model, rows)
     assert max(distance(scores[name].tiles, right[name]) for name in right) < 2e-6
 
@@ -100,6 +136,25 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_module_without_a_rule_is_refused() -> None:
-    with pytest.raises(TypeError, match="Conv1d"), collect(nn.Sequential(nn.Conv1d(2, 2, 1))):
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_neox"])
+def test_the_forward_pass_is_the_models_own(kind: str) -> None:
+    model, rows = made(kind).bfloat16(), batch()
+    before = model(rows["input_ids"]).logits
+    with collect(model, norm_offset=offset(kind)):
+        assert torch.equal(model(rows["input_ids"]).logits, before)
+
+
+def test_bfloat16_is_summed_in_float32() -> None:
+    """A model of bfloat16 values: its scores against those of the same values computed in float32."""
+    model, rows = made("gemma2").bfloat16(), batch()
+    low = measured(model, rows, norm_offset=1.0)
+    high = measured(model.float(), rows, norm_offset=1.0)
+    assert all(score.tiles.dtype == torch.float32 for score in low.values())
+    totals = torch.tensor([[low[name].total, high[name].total] for name in high])
+    assert ((totals[:, 0] - totals[:, 1]).abs() / totals[:, 1]).max() < 0.05
+
+
+@pytest.mark.parametrize("module", [nn.Conv1d(2, 2, 1), nn.PReLU(), nn.Bilinear(2, 2, 2)])
+def test_a_module_without_a_rule_is_refused(module: nn.Module) -> None:
+    with pytest.raises(TypeError, match=type(module).__name__), collect(nn.Sequential(module)):
         pass

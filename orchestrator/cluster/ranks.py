@@ -1,0 +1,228 @@
+"""A group of processes that work on one thing together: one a GPU, or plain ones where there is none.
+
+    for rank, event in stream(Placement(ranks=8), teacher_pass, job, logs): ...    # what each rank yields, as it comes
+    for block in spread(Placement(ranks=8), cutter.cut, modules, logs): ...        # a list of works, in its order
+
+A group is placed whole or not at all, and ends whole: where one rank dies, the others would wait for it for ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.session import connected, nodes
+from orchestrator.errors import UserError
+
+LAST_LINES = 12
+M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a teacher's work is done. `ranks` None: every GPU there is, and one process where there is none."""
+
+    ranks: int | None = None
+    cpus: int = 1  # of each rank
+    offload: str | None = None  # "cpu", or a folder on a local disk: where a shard's parameters wait
+    tokens: int = 4096  # padded ones, that a rank takes through the model at once
+
+    @contextmanager
+    def settled(self) -> Iterator[Placement]:
+        """With the number of ranks known. While open, Ray is there if ranks are needed elsewhere than here."""
+        import torch
+
+        local, remote = torch.cuda.device_count(), bool(os.environ.get("RAY_ADDRESS"))
+        if not remote and (self.ranks or local or 1) == 1:
+            yield replace(self, ranks=1)
+            return
+        with connected():
+            gpus = int(sum(node.get("GPU", 0) for node in nodes()))
+            yield replace(self, ranks=self.ranks or gpus or 1)
+
+    @property
+    def here(self) -> bool:
+        """Whether this process does the work: one rank, and the only GPU (or none) is this machine's."""
+        import torch
+
+        if self.ranks != 1:
+            return False
+        return not os.environ.get("RAY_ADDRESS") or torch.cuda.is_available() or not any(n.get("GPU") for n in nodes())
+
+
+HERE = Placement(1)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of a group: its number, and where the group meets."""
+
+    rank: int = 0
+    world: int = 1
+    address: str = ""
+
+
+class RankDied(UserError):
+    """A process of the group is gone; the message names it and ends with its last lines."""
+
+
+def stream(
+    placement: Placement, work: Callable[[Any, Member], Iterator[Any]], job: Any, logs: Path
+) -> Iterator[tuple[int, Any]]:
+    """Run `work(job, member)` on every rank at once; yields (rank, event) as events come.
+
+    UserError where the group can never be placed; RankDied where a process is gone; what a rank raises is raised.
+    """
+    if placement.here:
+        for event in work(job, Member()):
+            yield 0, event
+        return
+    import ray
+
+    with _group(placement, logs) as actors:
+        address = ray.get(actors[0].address.remote())
+        members = [Member(rank, len(actors), address) for rank in range(len(actors))]
+        streams = {
+            actor.stream.options(num_returns="streaming").remote(work, job, member): member.rank
+            for actor, member in zip(actors, members, strict=True)
+        }
+        while streams:
+            ready, _ = ray.wait(list(streams), num_returns=1)
+            rank = streams[ready[0]]
+            try:
+                yield rank, _get(next(ready[0]), rank, logs)
+            except StopIteration:
+                del streams[ready[0]]
+
+
+def spread(placement: Placement, work: Callable[[Any], Any], items: Sequence[Any], logs: Path) -> Iterator[Any]:
+    """`work` of every item, in their order, by whichever rank is free."""
+    if placement.here:
+        yield from map(work, items)
+        return
+    import ray
+
+    with _group(placement, logs) as actors:
+        shared = ray.put(work)
+        results: dict[int, Any] = {}
+        busy: dict[Any, tuple[int, int]] = {}
+        waiting, idle, told = list(enumerate(items))[::-1], list(range(len(actors))), 0
+        while told < len(items):
+            while waiting and idle:
+                index, item = waiting.pop()
+                rank = idle.pop()
+                busy[actors[rank].call.remote(shared, item)] = (index, rank)
+            ready, _ = ray.wait(list(busy), num_returns=1)
+            index, rank = busy.pop(ready[0])
+            results[index] = _get(ready[0], rank, logs)
+            idle.append(rank)
+            while told in results:
+                yield results.pop(told)
+                told += 1
+
+
+@contextmanager
+def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
+    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    with connected():
+        count = placement.ranks or 1
+        gpu = 1 if any(node.get("GPU") for node in nodes()) else 0
+        _check(count, placement.cpus, gpu)
+        logs.mkdir(parents=True, exist_ok=True)
+        group = placement_group([{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count, strategy="PACK")
+        actors = []
+        try:
+            ray.get(group.ready())
+            for rank in range(count):
+                strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+                options = ray.remote(_Rank).options(
+                    num_cpus=placement.cpus, num_gpus=gpu, scheduling_strategy=strategy, max_restarts=0
+                )
+                actors.append(options.remote(str(_log(logs, rank)), placement.cpus))
+            yield actors
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+            remove_placement_group(group)
+
+
+def _check(count: int, cpus: int, gpu: int) -> None:
+    """UserError where the cluster has no room for the group even when idle: Ray would wait for ever."""
+    there = nodes()
+    room = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpu else count)) for node in there)
+    if room < count:
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
+        raise UserError(
+            f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {has}, which is"
+            f" room for {room}; ask for --ranks {max(room, 1)} or add nodes"
+        )
+
+
+def _return_what_is_freed() -> None:
+    """Have glibc give large blocks back: it would keep what layers were gathered into, as much as a shard again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _log(logs: Path, rank: int) -> Path:
+    return logs / f"rank-{rank}.log"
+
+
+def _get(reference: Any, rank: int, logs: Path) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayActorError as error:
+        log = _log(logs, rank)
+        lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:] if log.is_file() else []
+        last = "\n".join(f"    {line}" for line in lines) or "    (it said nothing)"
+        raise RankDied(f"rank {rank} died; its last lines ({log}):\n{last}") from error
+
+
+class _Rank:
+    """One process of a group. Its output goes to a file, which tells of a death; the screen is the user's."""
+
+    def __init__(self, log: str, cpus: int) -> None:
+        with open(log, "ab", buffering=0) as file:
+            os.dup2(file.fileno(), sys.stdout.fileno())
+            os.dup2(file.fileno(), sys.stderr.fileno())
+        os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU alone
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(cpus)
+        _return_what_is_freed()
+
+    def address(self) -> str:
+        """Where the group meets: a free port of this rank's machine."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def stream(self, work: Callable[[Any, Member], Iterator[Any]], job: Any, member: Member) -> Iterator[Any]:
+        """What the rank's work yields, as it comes."""
+        yield from work(job, member)
+
+    def call(self, work: Callable[[Any], Any], item: Any) -> Any:
+        """One piece of work."""
+        return work(item)

@@ -1,0 +1,69 @@
+"""A model that no rank ever holds: DeepSpeed ZeRO-3 shards, gathered a layer at a time.
+
+    with sharded(folder, member, dtype="bfloat16") as model:
+        loss(model(ids)).backward()       # the module itself is called; the engine would ask for an optimizer
+
+Sensitivities need no gradient kept, so there is neither an optimizer nor a reduce-scatter: what crosses the network
+is the gathering of parameters, and at the end one sum of the statistics.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from orchestrator.cluster.ranks import Member
+
+
+@contextmanager
+def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | None = None) -> Iterator[Any]:
+    """The checkpoint's model, loaded straight into shards of this rank's group, in evaluation mode.
+
+    `offload` "cpu" keeps a rank's shard in its machine's memory, a folder keeps it on that disk (NVMe).
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.utils import logging as chatter
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    chatter.disable_progress_bar()
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        init_method=member.address,
+        rank=member.rank,
+        world_size=member.world,
+    )
+    settings = _settings(dtype, offload)
+    alive = HfDeepSpeedConfig(settings)  # a weak reference in transformers: without it every rank loads the whole model
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
+        engine, *_ = deepspeed.initialize(model=model, config=settings)
+        yield engine.module.eval()
+    finally:
+        del alive
+        torch.distributed.destroy_process_group()
+
+
+def _settings(dtype: torch.dtype, offload: str | None) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": 3}
+    if offload == "cpu":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    elif offload:
+        zero["offload_param"] = {"device": "nvme", "nvme_path": offload}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+    }

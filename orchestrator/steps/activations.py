@@ -1,0 +1,121 @@
+"""The second pass of exact windows at scale: what the kept layers' scores are made of, written down.
+
+Scores of single weights (granularity 1, the paper's) of a 70B teacher's kept layers are 110 GB: no rank holds them.
+Instead this pass writes each kept matrix's inputs and output gradients, an example at a time, and extraction makes
+the scores of one matrix from them when it needs that matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from orchestrator.cluster.ranks import HERE, Member, Placement
+from orchestrator.models.loading import load_tokenizer
+from orchestrator.steps import data
+from orchestrator.steps.step import Track, silent
+from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, device, follow, opened, passes, progress
+from orchestrator.tasks.template import Encoded, TemplateName, encode
+from orchestrator.transfer.layers import LayerSelection
+from orchestrator.transfer.metrics import GradientMetric
+from orchestrator.transfer.record import record
+from orchestrator.transfer.sensitivity import Scores, score_factors
+
+
+@dataclass(frozen=True)
+class Recording(Job):
+    """What the ranks have to know to record."""
+
+    names: frozenset[str] = frozenset()
+
+
+def activations(
+    folder: Path,
+    *,
+    measured: Path,
+    seeds: Path,
+    teacher: str,
+    template: TemplateName,
+    max_tokens: int,
+    dtype: str,
+    skip_bad: bool,
+    layers: dict[str, Any],
+    count: int,
+    matrices: list[str],
+    partial: Path,
+    placement: Placement = HERE,
+    track: Track[Any] = silent,
+) -> dict[str, Any]:
+    """Write gy (t, n) and x (t, m) of each example and each of `matrices` ("model.layers.{}.mlp.up_proj.weight", ...)
+    in the `count` layers that the selection keeps.
+
+    UserError as `measure`.
+    """
+    scores = json.loads((measured / "layers.json").read_text())
+    chosen = TypeAdapter[Any](LayerSelection).validate_python(layers).select(scores, count)
+    names = frozenset(name.format(layer) for name in matrices for layer in chosen)
+    tokenizer = load_tokenizer(teacher)
+    encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(seeds)]
+    with placement.settled() as settled:
+        pad = tokenizer.pad_token_id
+        job = Recording(teacher, encoded, pad, dtype, partial, settled, skip_bad=skip_bad, names=names)
+        follow(recording, job, track, "recording the kept layers")
+    for name in names:
+        (partial / name).rename(folder / name)
+    return {"examples": len(encoded), "matrices": len(names)}
+
+
+def recording(job: Recording, member: Member) -> Iterator[Progress]:
+    """One rank's part: its examples' files, and a mark for each example that has all of them."""
+    marks = job.partial / "done"
+    marks.mkdir(parents=True, exist_ok=True)
+    done = {example.id for example in job.encoded if (marks / _file(example)).exists()}
+    writer = Writer(job.partial)
+    with opened(job, member) as model, record(model, set(job.names), writer.keep):
+        for round in passes(job, member, model, done, writer.through):
+            for example in round.own:
+                (marks / _file(example)).touch()
+            yield progress(round)
+
+
+@dataclass
+class Writer:
+    """Puts what is recorded into files, one a matrix and example."""
+
+    folder: Path
+
+    def through(self, job: Job, member: Member, model: nn.Module, batch: list[Encoded]) -> Passed:
+        """A forward and backward pass, whose rows are then known by their examples."""
+        self._batch = batch
+        return backward(job, member, model, batch)
+
+    def keep(self, name: str, gy: Tensor, x: Tensor) -> None:
+        """Each example without its padding, in the dtype it was computed in."""
+        for row, example in enumerate(self._batch):
+            length = len(example.ids)
+            path = self.folder / name / _file(example)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"gy": gy[row, :length].cpu().contiguous(), "x": x[row, :length].cpu().contiguous()}, path)
+
+
+def exact_scores(folder: Path, name: str, weight: Tensor, metric: GradientMetric) -> Scores:
+    """S of every weight of one matrix, from what was recorded of it: what one pass at granularity 1 gives."""
+    weight = weight.to(device())
+    scores = Scores.zeros(weight.shape, 1, weight.device)
+    for path in sorted((folder / name).iterdir()):
+        parts = load_file(path, device=str(weight.device))
+        score_factors(scores, weight, parts["gy"][None], parts["x"][None], metric)
+    scores.tiles = scores.tiles.cpu()
+    return scores
+
+
+def _file(example: Encoded) -> str:
+    return hashlib.sha256(example.id.encode()).hexdigest()[:20] + ".safetensors"
