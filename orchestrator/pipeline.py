@@ -7,18 +7,16 @@ folder = materialise(step, Store("pkt-store"))
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-import torch
-
 from orchestrator.errors import UserError
-from orchestrator.models.families import Geometry, pairs
+from orchestrator.models.families import FAMILIES, ORIGINS, pairs
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of
 from orchestrator.recipe import Recipe, TaskChoice
+from orchestrator.scale import Scale, scale_of, tiled_sizes
+from orchestrator.steps.activations import activations
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import evaluate, questions
 from orchestrator.steps.extract import extract
@@ -29,6 +27,7 @@ from orchestrator.tasks import TASKS, Task, chat_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
 from orchestrator.tasks.scoring import check as check_items
 from orchestrator.tasks.template import encode
+from orchestrator.transfer.metrics import Magnitude, Wanda
 
 Who = Literal["teacher", "student"]
 
@@ -107,10 +106,11 @@ def check(recipe: Recipe, ready: Ready) -> None:
         recipe.layers.select([0.0] * teacher.layers, student.layers)
     except ValueError as error:
         raise UserError(str(error)) from error
-    g = granularity(recipe, teacher, student)
-    if uneven := [size for size in _tiled(teacher, student) if size % g]:
+    scale = scale_of(recipe.measure, teacher, student)
+    g = scale.granularity
+    if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
         raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
-    if g > 1 and recipe.structure and recipe.structure.kind == "neuron":
+    if g > 1 and not scale.exact and recipe.structure and recipe.structure.kind == "neuron":
         raise UserError(f"structure: neuron needs exact scores, and these are tiles of {g}; set measure.granularity=1")
     if "embedding" in (recipe.modules or ()):
         own, theirs = (load_tokenizer(c.folder).get_vocab() for c in (ready.student, ready.teacher))
@@ -119,27 +119,6 @@ def check(recipe: Recipe, ready: Ready) -> None:
                 f"modules: embedding needs one vocabulary, but {ready.teacher.name} and {ready.student.name}"
                 " have different ones; leave it out with --modules attention,ffn"
             )
-
-
-def granularity(recipe: Recipe, teacher: Geometry, student: Geometry) -> int:
-    """The recipe's, or 1 where exact scores fit into half of the memory here, or the largest common tile up to 128."""
-    if recipe.measure.granularity != "auto":
-        return recipe.measure.granularity
-    roles = ("q", "k", "v", "o", "gate", "up", "down")
-    parameters = teacher.layers * sum(math.prod(teacher.shape(role)) for role in roles)
-    parameters += 2 * math.prod(teacher.shape("embed"))
-    memory = psutil.virtual_memory().total
-    if torch.cuda.is_available():
-        memory = min(memory, torch.cuda.get_device_properties(0).total_memory)
-    if 4 * parameters < memory / 2:
-        return 1
-    common = math.gcd(*_tiled(teacher, student))
-    return max(g for g in range(1, 129) if common % g == 0)
-
-
-def _tiled(teacher: Geometry, student: Geometry) -> list[int]:
-    """The sizes that tiles have to divide, so that windows start and end on them."""
-    return [size for model in (teacher, student) for size in (model.head_dim, model.hidden, model.ffn)]
 
 
 def measure_step(recipe: Recipe, ready: Ready) -> Step:
@@ -152,7 +131,7 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
             "template": recipe.task.template,
             "max_tokens": recipe.measure.max_tokens,
             "metric": recipe.measure.metric.model_dump(mode="json"),
-            "granularity": granularity(recipe, ready.teacher.geometry, ready.student.geometry),
+            "granularity": _scale(recipe, ready).granularity,
             "dtype": recipe.measure.dtype,
             "skip_bad": recipe.measure.skip_bad_examples,
         },
@@ -162,11 +141,41 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
     )
 
 
+def activations_step(recipe: Recipe, ready: Ready) -> Step:
+    """The second pass, where exact scores have no room in the first: what the kept layers' scores are made of."""
+    assert recipe.layers and recipe.modules
+    measured = measure_step(recipe, ready)
+    family, student = FAMILIES[ready.teacher.config.model_type], ready.student.geometry
+    roles = [role for origin in recipe.modules if origin != "embedding" for role in ORIGINS[origin]]
+    passed = ("template", "max_tokens", "dtype", "skip_bad")
+    return Step(
+        "activations",
+        activations,
+        config={name: measured.config[name] for name in passed}
+        | {
+            "layers": recipe.layers.model_dump(mode="json"),
+            "count": student.layers,
+            "matrices": sorted({family.template(role) for role in roles}),
+        },
+        inputs={"measured": measured, "seeds": measured.inputs["seeds"]},
+        identity=measured.identity,
+        where=measured.where,
+    )
+
+
+def _scale(recipe: Recipe, ready: Ready) -> Scale:
+    return scale_of(recipe.measure, ready.teacher.geometry, ready.student.geometry)
+
+
 def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
     """The factors at the stored rank, which every smaller rank of a sweep shares; or at just this `rank`."""
     assert recipe.layers and recipe.structure and recipe.modules
     student = ready.student.geometry
     smallest = min(min(pair.student) for pair in pairs(ready.teacher.geometry, student, recipe.modules))
+    exact = _scale(recipe, ready).exact
+    inputs = {"measured": measure_step(recipe, ready)}
+    if exact and not isinstance(recipe.measure.metric, Magnitude | Wanda) and recipe.modules != ("embedding",):
+        inputs["recorded"] = activations_step(recipe, ready)
     return Step(
         "extract",
         extract,
@@ -175,8 +184,10 @@ def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
             "structure": recipe.structure.model_dump(mode="json"),
             "modules": list(recipe.modules),
             "rank": rank or min(smallest, max(recipe.stored_rank, recipe.rank)),
+            "metric": recipe.measure.metric.model_dump(mode="json"),
+            "exact": exact,
         },
-        inputs={"measured": measure_step(recipe, ready)},
+        inputs=inputs,
         identity={"teacher": ready.teacher.sha256, "student": ready.student.sha256},
         where={
             "teacher": ready.teacher.folder, "student": ready.student.folder, "student_name": ready.student.name,

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from orchestrator import pipeline
+from orchestrator.cluster.ranks import Placement
 from orchestrator.models import adapters
 from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
@@ -146,3 +147,35 @@ def test_a_diverging_trial_says_so(demo_models: dict[str, Path], store: Store) -
     longer = recipe(arm="lora", lr=1e20, finetune={"examples": 256, "epochs": 2, "batch_size": 64})
     with pytest.raises(UserError, match=r"lr: the loss is (nan|inf) at step \d+; take a smaller one than 1e\+20"):
         materialise(pipeline.finetune_step(longer, pipeline.prepare(longer)), store)
+
+
+@pytest.mark.parametrize("metric", ["taylor", "wanda"])
+def test_two_passes_choose_what_one_chooses(demo_models: dict[str, Path], store: Store, metric: str) -> None:
+    """The second pass's scores are those of single weights, so every window and its factors are the same."""
+    found = {}
+    for passes in (1, 2):
+        asked = recipe(measure={"passes": passes, "granularity": 1, "metric": metric, "examples": 6})
+        step = pipeline.extract_step(asked, pipeline.prepare(asked))
+        assert ("recorded" in step.inputs) == (passes == 2 and metric == "taylor")
+        assert step.inputs["measured"].config["granularity"] == (1 if passes == 1 else 16)
+        found[passes] = json.loads((materialise(step, store) / "transfer.json").read_text())
+    assert found[1]["windows"] == found[2]["windows"]
+    for name, values in found[1]["singular_values"].items():
+        assert found[2]["singular_values"][name] == pytest.approx(values, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.xdist_group("ray")
+def test_any_number_of_ranks_gives_the_same_adapter(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """In two passes, so that measuring, recording and cutting are all shared out; in shares of a rank's tokens, too."""
+    asked = recipe(measure={"passes": 2, "examples": 5})
+    step = pipeline.extract_step(asked, pipeline.prepare(asked))
+    one = materialise(step, Store(tmp_path / "one"))
+    two = materialise(step, Store(tmp_path / "two"), placement=Placement(2, tokens=100))
+    about, other = (json.loads((folder / "transfer.json").read_text()) for folder in (one, two))
+    assert about["windows"] == other["windows"] and about["layers"] == other["layers"]
+    left, right = (adapters.read_start(folder) for folder in (one, two))
+    assert left.keys() == right.keys()
+    for name, (b, a) in left.items():
+        assert torch.allclose(b @ a, right[name][0] @ right[name][1], atol=1e-4), name

@@ -63,6 +63,10 @@ class ModelFamily:
         """The name of this role's matrix in the checkpoint."""
         return self.module(role, layer) + ".weight"
 
+    def template(self, role: str) -> str:
+        """The name of a role's matrix in any layer, with `{}` for the layer."""
+        return self.layer + self.roles[role] + ".weight"
+
     @property
     def targets(self) -> list[str]:
         """The last parts of all adapted modules' names, as PEFT's target_modules wants them."""

@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.step import Track, silent
-from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, device, follow, opened, passes, progress
+from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, follow, opened, passes, progress
 from orchestrator.tasks.template import Encoded, TemplateName, encode
 from orchestrator.transfer.layers import LayerSelection
-from orchestrator.transfer.metrics import GradientMetric
 from orchestrator.transfer.record import record
-from orchestrator.transfer.sensitivity import Scores, score_factors
 
 
 @dataclass(frozen=True)
@@ -104,17 +102,6 @@ class Writer:
             path = self.folder / name / _file(example)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({"gy": gy[row, :length].cpu().contiguous(), "x": x[row, :length].cpu().contiguous()}, path)
-
-
-def exact_scores(folder: Path, name: str, weight: Tensor, metric: GradientMetric) -> Scores:
-    """S of every weight of one matrix, from what was recorded of it: what one pass at granularity 1 gives."""
-    weight = weight.to(device())
-    scores = Scores.zeros(weight.shape, 1, weight.device)
-    for path in sorted((folder / name).iterdir()):
-        parts = load_file(path, device=str(weight.device))
-        score_factors(scores, weight, parts["gy"][None], parts["x"][None], metric)
-    scores.tiles = scores.tiles.cpu()
-    return scores
 
 
 def _file(example: Encoded) -> str:

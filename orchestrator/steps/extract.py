@@ -10,16 +10,18 @@ from typing import Any
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from orchestrator.cluster.ranks import HERE, Placement
+from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.models.adapters import write_start
 from orchestrator.models.families import AXES, FAMILIES, Geometry, Pair, pairs
 from orchestrator.models.loading import read_config
+from orchestrator.steps.exact import Exact
 from orchestrator.steps.scores import FILE
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher import Teacher
 from orchestrator.transfer.blocks import Block, BlockSelection, Place
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.lowrank import Factors, truncated_svd
+from orchestrator.transfer.metrics import SensitivityMetric
 
 CARD = """# Extracted factors
 
@@ -33,9 +35,12 @@ def extract(
     folder: Path,
     *,
     measured: Path,
+    recorded: Path | None = None,
     teacher: str,
     student: str,
     student_name: str,
+    metric: dict[str, Any],
+    exact: bool,
     layers: dict[str, Any],
     structure: dict[str, Any],
     modules: list[str],
@@ -47,7 +52,8 @@ def extract(
     """Write B0 and A0 of every extracted matrix as an adapter folder, and transfer.json beside them."""
     selection = TypeAdapter[Any](LayerSelection).validate_python(layers)
     blocks = TypeAdapter[Any](BlockSelection).validate_python(structure)
-    source = Teacher.open(Path(teacher), measured / FILE)
+    by = TypeAdapter[Any](SensitivityMetric).validate_python(metric)
+    source = Teacher.open(Path(teacher), measured / FILE, Exact(by, measured, recorded) if exact else None)
     config = read_config(Path(student), "student")
     target, own = FAMILIES[config.model_type], Geometry.of(config)
     scores = json.loads((measured / "layers.json").read_text())
@@ -55,9 +61,11 @@ def extract(
     cutter = Cutter(source, own, chosen, blocks, rank)
     todo = list(pairs(source.geometry, own, tuple(modules)))
     starts, record, flat = {}, Record(chosen, [scores[layer] for layer in chosen], rank), {}
-    for pair in track(todo, "extracting blocks", len(todo)):
+    with placement.settled() as settled:
+        cuts = spread(settled, cutter.cut, todo, partial or folder)
+        made = list(track(cuts, "extracting blocks", len(todo)))
+    for pair, (block, factors, energy) in zip(todo, made, strict=True):
         name = target.module(pair.role, pair.layer)
-        block, factors, energy = cutter.cut(pair)
         starts[name] = (factors.u * factors.s, factors.vh)
         record.add(f"{name}.weight", block, factors, energy)
         if block.flat is not None:

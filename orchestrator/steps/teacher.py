@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orchestrator.models.families import FAMILIES, Geometry, ModelFamily, Pair
 from orchestrator.models.loading import Weights, read_config
+from orchestrator.steps.exact import Exact
 from orchestrator.steps.scores import read_scores
 from orchestrator.transfer.sensitivity import Scores
 
@@ -22,12 +23,13 @@ class Teacher:
     geometry: Geometry
     weights: Weights
     measured: Path
+    exact: Exact | None = None  # where the layers' single weights are scored, not their tiles
 
     @classmethod
-    def open(cls, folder: Path, measured: Path) -> Teacher:
+    def open(cls, folder: Path, measured: Path, exact: Exact | None = None) -> Teacher:
         """From its folder and its measured sensitivities."""
         config = read_config(folder, "teacher")
-        return cls(FAMILIES[config.model_type], Geometry.of(config), Weights(folder), measured)
+        return cls(FAMILIES[config.model_type], Geometry.of(config), Weights(folder), measured, exact)
 
     def weight(self, pair: Pair, layer: int | None) -> Tensor:
         """The matrix to cut from: K/V heads repeated for their groups, rows filled up to a longer padded vocabulary."""
@@ -40,13 +42,19 @@ class Teacher:
         A repeated head's scores are divided by the group's size: a lower bound of what the repeated parameters would
         score (1.1 to 1.8 times that), since the absolute value is taken of the group's summed gradient.
         """
-        scores = read_scores(self.measured, self._name(pair, layer))
+        scores = self._raw(self._name(pair, layer), layer)
         g = scores.granularity
         tiles = self._fitted(scores.tiles, pair, self.geometry.head_dim // g, g) / pair.repeats
         if g == 1:
             return Scores(tiles, scores.rows, scores.cols, 1)
         rows = self._fitted(scores.rows[:, None], pair, self.geometry.head_dim)[:, 0] / pair.repeats
         return Scores(tiles, rows, scores.cols, g)
+
+    def _raw(self, name: str, layer: int | None) -> Scores:
+        """As measured. Embedding and head keep all rows, and of their columns the sums are exact at any tile."""
+        if self.exact and layer is not None:
+            return self.exact.scores(name, self.weights.get(name))
+        return read_scores(self.measured, name)
 
     def _name(self, pair: Pair, layer: int | None) -> str:
         name = self.family.parameter(pair.role, layer)

@@ -80,10 +80,17 @@ class Window(_Frozen):
     kind: Literal["window"] = "window"
 
     def select(self, scores: Scores, place: Place) -> Block:
-        """Windows start (and end) on multiples of the scores' granularity; g = 1 is the paper's exact search."""
-        g, shape = scores.granularity, place.shape
-        row, col = best_window(scores.tiles, (-(-shape[0] // g), -(-shape[1] // g)))
-        return Block(shape, origin=(row * g, col * g))
+        """Windows start (and end) on multiples of the scores' granularity; g = 1 is the paper's exact search.
+
+        Exact at every g where a side is kept whole, as in embeddings: the sums along it are all that counts.
+        """
+        g, shape = _step(scores, place), place.shape
+        if g == scores.granularity:
+            row, col = best_window(scores.tiles, (-(-shape[0] // g), -(-shape[1] // g)))
+            return Block(shape, origin=(row * g, col * g))
+        if shape[0] == len(scores.rows):
+            return Block(shape, origin=(0, best_window(scores.cols[None], (1, shape[1]))[1]))
+        return Block(shape, origin=(best_window(scores.rows[:, None], (shape[0], 1))[0], 0))
 
 
 class RowColumn(_Frozen):
@@ -132,7 +139,7 @@ class RandomWindow(_Frozen):
 
     def select(self, scores: Scores, place: Place) -> Block:
         """Uniform over the same starts that the window search chooses from."""
-        g, size, shape = scores.granularity, _matrix_shape(scores), place.shape
+        g, size, shape = _step(scores, place), _matrix_shape(scores), place.shape
         generator = _generator(self.seed, place.name)
         row, col = (
             int(torch.randint((size[axis] - shape[axis]) // g + 1, (), generator=generator)) * g for axis in (0, 1)
@@ -170,6 +177,12 @@ def _sliding(values: Tensor, length: int, dim: int) -> Tensor:
 def _top(values: Tensor, count: int) -> Tensor:
     """Positions of the `count` largest, ascending; the earlier one wins a tie."""
     return values.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def _step(scores: Scores, place: Place) -> int:
+    """Of what windows' starts are multiples: 1 where one side is kept whole, whatever the granularity."""
+    whole = any(kept == there for kept, there in zip(place.shape, _matrix_shape(scores), strict=True))
+    return 1 if whole else scores.granularity
 
 
 def _matrix_shape(scores: Scores) -> Shape:

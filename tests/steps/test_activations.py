@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from orchestrator.models.loading import Weights
-from orchestrator.steps.activations import activations, exact_scores
+from orchestrator.steps.activations import activations
 from orchestrator.steps.data import data_step
+from orchestrator.steps.exact import Exact
 from orchestrator.steps.measure import measure
 from orchestrator.steps.scores import FILE, read_scores
 from orchestrator.steps.step import materialise
@@ -37,7 +38,7 @@ def test_two_passes_give_what_one_gives(demo_models: dict[str, Path], tmp_path: 
     assert facts["matrices"] == 4
     for path in (tmp_path / "recorded").iterdir():
         one = read_scores(tmp_path / "exact" / FILE, path.name)
-        two = exact_scores(tmp_path / "recorded", path.name, weights.get(path.name), metric)
+        two = Exact(metric, tmp_path / "tiles", tmp_path / "recorded").scores(path.name, weights.get(path.name))
         assert two.granularity == 1
         assert float((one.tiles - two.tiles).norm() / one.tiles.norm()) < 1e-5
         assert not torch.equal(one.tiles, torch.zeros_like(one.tiles))

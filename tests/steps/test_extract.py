@@ -56,6 +56,8 @@ def run(
         teacher=str(tmp_path / "teacher"),
         student=str(tmp_path / "student"),
         student_name="a-student",
+        metric={"kind": "taylor"},
+        exact=False,
         layers={"kind": layers} if isinstance(layers, str) else layers,
         structure={"kind": structure},
         modules=modules,
@@ -118,7 +120,8 @@ def test_tiled_scores_give_windows_on_tiles(family: str, tmp_path: Path) -> None
     tiles = scores.view(20, 8, 8, 8).sum((1, 3))
     row, col = exhaustive(tiles, (12, 4))
     assert record["windows"][name.format(1)] == [row * 8, col * 8]
-    assert record["windows"]["lm_head.weight"][0] == 0
+    head = made["exact"]["lm_head.weight" if family == "llama" else "model.embed_tokens.weight"]
+    assert record["windows"]["lm_head.weight"] == [0, exhaustive(head.sum(0, keepdim=True), (1, 32))[1]]
 
 
 def test_a_tied_head_is_cut_from_the_embedding(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_a_tiled_window_starts_on_tiles() -> None:
     assert torch.equal(block.take(values), values[row * 8 : row * 8 + 16, col * 8 : col * 8 + 24])
 
 
+@pytest.mark.parametrize("shape", [(32, 19), (13, 48), (32, 48)])
+def test_a_window_that_keeps_a_side_whole_is_exact_at_any_granularity(shape: tuple[int, int]) -> None:
+    values = torch.rand(32, 48, generator=torch.Generator().manual_seed(0))
+    scores = Scores(values.view(4, 8, 6, 8).sum((1, 3)), values.sum(1), values.sum(0), 8)
+    assert parse("window").select(scores, Place("a", shape)).origin == exhaustive(values, shape)
+    starts = {parse({"kind": "random_window", "seed": s}).select(scores, Place("a", shape)).origin for s in range(40)}
+    assert shape == (32, 48) or any(row % 8 or col % 8 for row, col in starts if row is not None)
+
+
 def test_row_column_takes_the_highest_means_in_order() -> None:
     values = torch.rand(12, 10, generator=torch.Generator().manual_seed(0))
     block = parse("row_column").select(exact(values), Place("a", (5, 4)))

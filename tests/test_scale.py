@@ -1,0 +1,38 @@
+"""The rule looks at the models alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.models.families import Geometry
+from orchestrator.recipe import Measure
+from orchestrator.scale import Scale, scale_of
+
+L7 = Geometry(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32000)
+L70 = Geometry(layers=80, hidden=8192, ffn=28672, heads=64, kv_heads=8, head_dim=128, vocab=32000)
+TINY = Geometry(layers=4, hidden=64, ffn=160, heads=4, kv_heads=2, head_dim=16, vocab=99)
+
+
+@pytest.mark.parametrize(
+    ("asked", "teacher", "student", "scale"),
+    [
+        ({}, TINY, TINY, Scale(1)),
+        ({}, L70, L7, Scale(128)),  # 128 divides 8192, 28672, 4096 and 11008
+        ({"granularity": 64}, L70, L7, Scale(64)),
+        ({"granularity": 1}, L70, L7, Scale(128, exact=True)),
+        ({"passes": 2}, L70, L7, Scale(128, exact=True)),
+        ({"granularity": 1, "passes": 1}, L70, L7, Scale(1)),
+        ({"passes": 2}, TINY, TINY, Scale(16, exact=True)),
+        ({"granularity": 1, "metric": "wanda"}, L70, L7, Scale(128, exact=True)),
+    ],
+)
+def test_what_is_asked_for(asked: dict[str, object], teacher: Geometry, student: Geometry, scale: Scale) -> None:
+    assert scale_of(Measure.model_validate(asked), teacher, student) == scale
+
+
+def test_what_cannot_go_together() -> None:
+    with pytest.raises(UserError, match=r"measure\.granularity: 64 needs one pass"):
+        scale_of(Measure(granularity=64, passes=2), L70, L7)
+    with pytest.raises(UserError, match=r"measure\.metric: integrated_gradients has exact scores in one pass only"):
+        scale_of(Measure.model_validate({"granularity": 1, "metric": "integrated_gradients"}), L70, L7)
