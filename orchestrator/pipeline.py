@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES, ORIGINS, pairs
-from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of
+from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.recipe import Recipe, TaskChoice
-from orchestrator.scale import Scale, scale_of, tiled_sizes
+from orchestrator.scale import Scale, check_structure, scale_of, tiled_sizes
 from orchestrator.steps.activations import activations
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import evaluate, questions
@@ -86,7 +86,7 @@ def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
 def check(recipe: Recipe, ready: Ready) -> None:
     """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
     student = ready.student.geometry
-    sides = {role: min(student.shape(role)) for role in ("q", "k", "v", "o", "gate", "up", "down", "embed")}
+    sides = {role: min(student.shape(role)) for origin in ORIGINS for role in student.roles(origin)}
     role, side = min(sides.items(), key=lambda item: item[1])
     if recipe.rank > side:
         n, m = student.shape(role)
@@ -110,14 +110,14 @@ def check(recipe: Recipe, ready: Ready) -> None:
     g = scale.granularity
     if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
         raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
-    if g > 1 and not scale.exact and recipe.structure and recipe.structure.kind == "neuron":
-        raise UserError(f"structure: neuron needs exact scores, and these are tiles of {g}; set measure.granularity=1")
+    if recipe.structure:
+        check_structure(recipe.structure.kind, scale, FAMILIES[ready.teacher.config.model_type], recipe.modules or ())
     if "embedding" in (recipe.modules or ()):
-        own, theirs = (load_tokenizer(c.folder).get_vocab() for c in (ready.student, ready.teacher))
-        if own != theirs:
+        tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
+        if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:
             raise UserError(
-                f"modules: embedding needs one vocabulary, but {ready.teacher.name} and {ready.student.name}"
-                " have different ones; leave it out with --modules attention,ffn"
+                f"modules: embedding needs tokens that both have, and of {ready.student.name}'s {len(tokens)}"
+                f" {ready.teacher.name} has {shared}; leave it out with --modules attention,ffn"
             )
 
 
@@ -146,7 +146,7 @@ def activations_step(recipe: Recipe, ready: Ready) -> Step:
     assert recipe.layers and recipe.modules
     measured = measure_step(recipe, ready)
     family, student = FAMILIES[ready.teacher.config.model_type], ready.student.geometry
-    roles = [role for origin in recipe.modules if origin != "embedding" for role in ORIGINS[origin]]
+    roles = [role for origin in recipe.modules if origin != "embedding" for role in student.roles(origin)]
     passed = ("template", "max_tokens", "dtype", "skip_bad")
     return Step(
         "activations",

@@ -6,15 +6,17 @@ The rule looks at the models alone, never at the machine: the same recipe means 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
-from orchestrator.models.families import ORIGINS, Geometry
+from orchestrator.models.families import Geometry, ModelFamily
 from orchestrator.recipe import Measure
 from orchestrator.transfer.metrics import IntegratedGradients
 
 ROOM = 4_000_000_000  # parameters: their scores are 16 GB of float32, on every rank
 LARGEST_TILE = 128
+NEEDS_SUMS = ("row_column", "consistent")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,28 @@ def scale_of(measure: Measure, teacher: Geometry, student: Geometry) -> Scale:
     return Scale(common_tile(teacher, student), exact=True)
 
 
+def check_structure(structure: str, scale: Scale, teacher: ModelFamily, modules: Sequence[str]) -> None:
+    """UserError where these scores can't tell what the structure needs to know."""
+    g, fused = scale.granularity, teacher.fused and any(origin != "embedding" for origin in modules)
+    if g == 1:
+        return
+    if structure == "neuron" and not scale.exact:
+        raise UserError(f"structure: neuron needs exact scores, and these are tiles of {g}; set measure.granularity=1")
+    if structure == "neuron" and "embedding" in modules:
+        raise UserError(
+            "structure: neuron needs exact scores, which two passes don't have of embeddings; leave them out with"
+            " --modules attention,ffn"
+        )
+    if structure in NEEDS_SUMS and fused and not scale.exact:
+        raise UserError(
+            f"structure: {structure} needs the column sums of each matrix, and of those that {teacher.model_type} fuses"
+            f" tiles of {g} tell only one sum; set measure.granularity=1"
+        )
+
+
 def scored(teacher: Geometry) -> int:
     """How many weights of the teacher's are in matrices that can be cut."""
-    inner = sum(math.prod(teacher.shape(role)) for origin in ("attention", "ffn") for role in ORIGINS[origin])
+    inner = sum(math.prod(teacher.shape(role)) for origin in ("attention", "ffn") for role in teacher.roles(origin))
     return teacher.layers * inner + 2 * math.prod(teacher.shape("embed"))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.models.families import Geometry
+from orchestrator.models.families import FAMILIES, Geometry
 from orchestrator.recipe import Measure
-from orchestrator.scale import Scale, scale_of
+from orchestrator.scale import Scale, check_structure, scale_of
 
 L7 = Geometry(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32000)
 L70 = Geometry(layers=80, hidden=8192, ffn=28672, heads=64, kv_heads=8, head_dim=128, vocab=32000)
@@ -36,3 +36,27 @@ def test_what_cannot_go_together() -> None:
         scale_of(Measure(granularity=64, passes=2), L70, L7)
     with pytest.raises(UserError, match=r"measure\.metric: integrated_gradients has exact scores in one pass only"):
         scale_of(Measure.model_validate({"granularity": 1, "metric": "integrated_gradients"}), L70, L7)
+
+
+@pytest.mark.parametrize(
+    ("structure", "scale", "family", "modules", "message"),
+    [
+        ("neuron", Scale(64), "llama", ("ffn",), r"neuron needs exact scores, and these are tiles of 64"),
+        ("neuron", Scale(64, True), "llama", ("ffn", "embedding"), r"two passes don't have of embeddings"),
+        ("row_column", Scale(64), "phi3", ("ffn",), r"those that phi3 fuses tiles of 64 tell only one sum"),
+        ("consistent", Scale(64), "gpt_neox", ("attention",), r"those that gpt_neox fuses"),
+    ],
+)
+def test_what_scores_cannot_tell(
+    structure: str, scale: Scale, family: str, modules: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_structure(structure, scale, FAMILIES[family], modules)
+
+
+def test_what_scores_can_tell() -> None:
+    for structure, scale, family in (("neuron", Scale(1), "llama"), ("neuron", Scale(64, True), "llama")):
+        check_structure(structure, scale, FAMILIES[family], ("ffn",))
+    check_structure("row_column", Scale(64), FAMILIES["llama"], ("ffn", "embedding"))
+    check_structure("row_column", Scale(64, True), FAMILIES["phi3"], ("ffn",))
+    check_structure("row_column", Scale(64), FAMILIES["phi3"], ("embedding",))

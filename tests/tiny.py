@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ FAMILIES = {
     "qwen2": {},  # biases on q, k and v
     "qwen3": {"head_dim": 32},  # norms on q and k, a head_dim of its own
     "qwen3-tied": {"head_dim": 32, "tie_word_embeddings": True},
+    "olmo2": {},  # norms after attention and feed-forward, and on whole q and k
+    "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32},  # tied, embeddings scaled, norms of 1 + weight
+    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32},  # and norms on q and k
+    "phi3": {},  # q, k and v in one matrix, gate and up in another
+    "gpt_neox": {"num_key_value_heads": None},  # q, k and v of each head in turn, no gate, biases, LayerNorms
 }
 
 
@@ -30,6 +36,16 @@ def tiny(family: str, seed: int = 0, **sizes: int) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def saved(folder: Path, family: str, seed: int = 0, **sizes: int) -> Any:
+    """The model, which is then in the folder, too, with a tokenizer of characters."""
+    from orchestrator.models.demo import tokenizer
+
+    model = tiny(family, seed, **sizes)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return model
 
 

@@ -46,9 +46,7 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
     settings = _settings(dtype, offload)
     alive = HfDeepSpeedConfig(settings)  # a weak reference in transformers: without it every rank loads the whole model
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         engine, *_ = deepspeed.initialize(model=model, config=settings)
         yield engine.module.eval()
     finally:

@@ -2,8 +2,8 @@
 
     family("llama").parameter("q", 3)     # "model.layers.3.self_attn.q_proj.weight"
 
-A family says under which name each role's matrix lives. Dimensions are never written here: they come from the
-checkpoint's own config. A family with new names is a new row.
+A family says under which name each role's matrix lives, and which of them share one matrix. Dimensions are never
+written here: they come from the checkpoint's own config. A family with new names is a new row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from orchestrator.errors import UserError
 
@@ -33,25 +37,34 @@ AXES: dict[str, tuple[str, str]] = {  # what the rows (outputs) and the columns 
 }
 
 
+LLAMA = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+FUSED = LLAMA | dict.fromkeys(("q", "k", "v"), "self_attn.qkv_proj") | dict.fromkeys(("gate", "up"), "mlp.gate_up_proj")
+NEOX = dict.fromkeys(("q", "k", "v"), "attention.query_key_value") | {
+    "o": "attention.dense",
+    "up": "mlp.dense_h_to_4h",
+    "down": "mlp.dense_4h_to_h",
+}
+
+
 @dataclass(frozen=True)
 class ModelFamily:
-    """Role → parameter name; `{}` stands for the layer."""
+    """Role → module; `{}` stands for the layer. Roles with one module share its rows, in the order of `roles`."""
 
     model_type: str
+    roles: dict[str, str] = field(default_factory=lambda: LLAMA)
     layer: str = "model.layers.{}."
-    roles: dict[str, str] = field(
-        default_factory=lambda: {
-            "q": "self_attn.q_proj",
-            "k": "self_attn.k_proj",
-            "v": "self_attn.v_proj",
-            "o": "self_attn.o_proj",
-            "gate": "mlp.gate_proj",
-            "up": "mlp.up_proj",
-            "down": "mlp.down_proj",
-        }
-    )
     outer: dict[str, str] = field(default_factory=lambda: {"embed": "model.embed_tokens", "head": "lm_head"})
-    norm_offset: float = 0.0
+    norm_offset: float = 0.0  # what a norm adds to its weight before it multiplies
+    stored: dict[str, str] = field(default_factory=dict)  # parameters that a checkpoint calls otherwise
+    by_head: bool = False  # fused rows: the first head's q, k and v, then the second's; or all of q, then all of k
 
     def module(self, role: str, layer: int | None) -> str:
         """The name of the module that holds this role's matrix; `layer` is None for embedding and head."""
@@ -67,13 +80,49 @@ class ModelFamily:
         """The name of a role's matrix in any layer, with `{}` for the layer."""
         return self.layer + self.roles[role] + ".weight"
 
+    def sharers(self, role: str) -> tuple[str, ...]:
+        """The roles whose rows are in the same matrix, in their order; this one alone where it has its own."""
+        if role in self.outer:
+            return (role,)
+        return tuple(other for other, module in self.roles.items() if module == self.roles[role])
+
+    @property
+    def fused(self) -> bool:
+        """Whether some roles share a matrix."""
+        return len(set(self.roles.values())) < len(self.roles)
+
+    def rows(self, role: str, geometry: Geometry, granularity: int = 1) -> slice | Int[Tensor, " n"]:
+        """Where a role's rows are in the matrix that holds it, or its rows of tiles."""
+        sharers = self.sharers(role)
+        sizes = [-(-geometry.shape(other)[0] // granularity) for other in sharers]
+        place = sharers.index(role)
+        if self.by_head and len(sharers) > 1:
+            return torch.arange(sum(sizes)).view(geometry.heads, len(sharers), -1)[:, place].flatten()
+        return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+
     @property
     def targets(self) -> list[str]:
         """The last parts of all adapted modules' names, as PEFT's target_modules wants them."""
         return sorted({name.rsplit(".", 1)[-1] for name in (*self.roles.values(), *self.outer.values())})
 
 
-FAMILIES = {row.model_type: row for row in map(ModelFamily, ("llama", "mistral", "qwen2", "qwen3"))}
+FAMILIES = {
+    row.model_type: row
+    for row in (
+        *map(ModelFamily, ("llama", "mistral", "qwen2", "qwen3", "olmo2")),
+        ModelFamily("gemma2", norm_offset=1.0),
+        ModelFamily("gemma3_text", norm_offset=1.0),
+        ModelFamily("phi3", FUSED),
+        ModelFamily(
+            "gpt_neox",
+            NEOX,
+            layer="gpt_neox.layers.{}.",
+            outer={"embed": "gpt_neox.embed_in", "head": "lm_head"},
+            by_head=True,
+            stored={"lm_head.weight": "embed_out.weight"},
+        ),
+    )
+}
 
 
 def family(model_type: str) -> ModelFamily:
@@ -94,6 +143,7 @@ class Geometry:
     kv_heads: int
     head_dim: int
     vocab: int
+    gated: bool = True  # whether the feed-forward has a gate
 
     @classmethod
     def of(cls, config: Any) -> Geometry:
@@ -107,6 +157,7 @@ class Geometry:
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab=config.vocab_size,
+            gated="gate" in family(config.model_type).roles,
         )
 
     def size(self, axis: str) -> int:
@@ -123,6 +174,10 @@ class Geometry:
         """Rows (outputs) and columns (inputs) of a role's matrix."""
         rows, columns = AXES[role]
         return self.size(rows), self.size(columns)
+
+    def roles(self, origin: str) -> tuple[str, ...]:
+        """An origin's matrices, as far as the model has them."""
+        return tuple(role for role in ORIGINS[origin] if role != "gate" or self.gated)
 
 
 @dataclass(frozen=True)
@@ -148,7 +203,12 @@ def pairs(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> Ite
             f"student: {student.layers} layers, the teacher has only {teacher.layers}; take a larger --teacher"
         )
     for origin in origins:
-        for role in ORIGINS[origin]:
+        for role in student.roles(origin):
+            if role not in teacher.roles(origin):
+                raise UserError(
+                    f"teacher: it has no {role} matrix, and the student's needs one to be cut from; leave it out with"
+                    f" --modules {','.join(other for other in ORIGINS if other != origin)}"
+                )
             want, have, repeats = student.shape(role), teacher.shape(role), 1
             if role in ("k", "v") and have[0] < want[0]:
                 repeats = teacher.heads // teacher.kv_heads

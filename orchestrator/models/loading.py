@@ -24,6 +24,7 @@ from orchestrator.errors import UserError
 from orchestrator.models import demo
 from orchestrator.models.aliases import ALIASES
 from orchestrator.models.families import Geometry, ModelFamily, family
+from orchestrator.models.vocabulary import token_map
 
 if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -107,7 +108,7 @@ def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one line a tensor; our own progress says what is loaded
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     return model.to(device).eval()
 
 
@@ -120,9 +121,10 @@ def outline(config: Any) -> Any:
 
 
 class Weights:
-    """A checkpoint's tensors by name, read one at a time, so that no process has to hold a model to cut from it."""
+    """A checkpoint's parameters by name, read one at a time, so that no process has to hold a model to cut from it."""
 
     def __init__(self, folder: Path) -> None:
+        self._stored = family(read_config(folder, "model").model_type).stored
         index = folder / "model.safetensors.index.json"
         self._files: dict[str, Path] = {}
         if index.is_file():
@@ -134,10 +136,11 @@ class Weights:
                     self._files |= dict.fromkeys(tensors.keys(), path)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return self._stored.get(name, name) in self._files
 
     def get(self, name: str) -> Tensor:
-        """One tensor, in the checkpoint's dtype. KeyError for a name that the checkpoint lacks."""
+        """One parameter, in the checkpoint's dtype. KeyError for a name that the checkpoint lacks."""
+        name = self._stored.get(name, name)
         with safe_open(self._files[name], framework="pt") as tensors:
             return tensors.get_tensor(name)
 
@@ -155,6 +158,13 @@ def load_tokenizer(folder: str, field: str = "model") -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokens_of(teacher: Path, student: Path) -> Tensor:
+    """The teacher's embedding row of each of the student's, -1 where it has none (see `token_map`)."""
+    own, theirs = load_tokenizer(str(student), "student"), load_tokenizer(str(teacher), "teacher")
+    rows = [Geometry.of(read_config(folder, "model")).vocab for folder in (student, teacher)]
+    return token_map(own, theirs, *rows)
 
 
 def _download(hub_id: str, field: str) -> Path:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
+from torch import Tensor
 
 from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.models.adapters import write_start
-from orchestrator.models.families import AXES, FAMILIES, Geometry, Pair, pairs
-from orchestrator.models.loading import read_config
+from orchestrator.models.families import AXES, FAMILIES, Geometry, ModelFamily, Pair, pairs
+from orchestrator.models.loading import read_config, tokens_of
 from orchestrator.steps.exact import Exact
-from orchestrator.steps.scores import FILE
+from orchestrator.steps.scores import FILE, LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher import Teacher
 from orchestrator.transfer.blocks import Block, BlockSelection, Place
@@ -53,23 +56,24 @@ def extract(
     selection = TypeAdapter[Any](LayerSelection).validate_python(layers)
     blocks = TypeAdapter[Any](BlockSelection).validate_python(structure)
     by = TypeAdapter[Any](SensitivityMetric).validate_python(metric)
-    source = Teacher.open(Path(teacher), measured / FILE, Exact(by, measured, recorded) if exact else None)
     config = read_config(Path(student), "student")
     target, own = FAMILIES[config.model_type], Geometry.of(config)
-    scores = json.loads((measured / "layers.json").read_text())
+    tokens = tokens_of(Path(teacher), Path(student)) if "embedding" in modules else None
+    source = Teacher.open(Path(teacher), measured / FILE, Exact(by, measured, recorded) if exact else None, tokens)
+    scores = json.loads((measured / LAYERS).read_text())
     chosen = selection.select(scores, own.layers)
-    cutter = Cutter(source, own, chosen, blocks, rank)
-    todo = list(pairs(source.geometry, own, tuple(modules)))
-    starts, record, flat = {}, Record(chosen, [scores[layer] for layer in chosen], rank), {}
+    cutter = Cutter(source, target, own, chosen, blocks, rank)
+    todo = list(by_module(target, pairs(source.geometry, own, tuple(modules))))
     with placement.settled() as settled:
         cuts = spread(settled, cutter.cut, todo, partial or folder)
         made = list(track(cuts, "extracting blocks", len(todo)))
-    for pair, (block, factors, energy) in zip(todo, made, strict=True):
-        name = target.module(pair.role, pair.layer)
-        starts[name] = (factors.u * factors.s, factors.vh)
-        record.add(f"{name}.weight", block, factors, energy)
-        if block.flat is not None:
-            flat[f"{name}.weight"] = block.flat
+    starts, record = {}, Record(chosen, [scores[layer] for layer in chosen], rank, tokens)
+    flat: dict[str, Tensor] = {}
+    for parts, cut in zip(todo, made, strict=True):
+        name = target.module(parts[0].role, parts[0].layer)
+        starts[name] = (cut.factors.u * cut.factors.s, cut.factors.vh)
+        record.add(f"{name}.weight", cut)
+        flat |= {f"{name}.weight{part}": block.flat for part, block in cut.places() if block.flat is not None}
     embeddings = frozenset({target.module("embed", None)})
     write_start(folder, starts, base_name=student_name, embeddings=embeddings)
     if flat:
@@ -79,26 +83,62 @@ def extract(
     return {"layers": list(chosen), "matrices": len(starts)}
 
 
+def by_module(family: ModelFamily, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, ...]]:
+    """The matrices of one module together, in the order of its rows."""
+    modules: dict[str, dict[str, Pair]] = {}
+    for pair in pairs:
+        modules.setdefault(family.module(pair.role, pair.layer), {})[pair.role] = pair
+    for parts in modules.values():
+        yield tuple(parts[role] for role in family.sharers(next(iter(parts))))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What becomes of one module of the student: each role's block, and one factorisation of all of them."""
+
+    blocks: dict[str, Block]
+    factors: Factors
+    energy: float  # the share of the blocks' squared norm that the factors keep
+
+    def places(self) -> Iterator[tuple[str, Block]]:
+        """Each block with what its name ends in: nothing where a role has the module to itself."""
+        for role, block in self.blocks.items():
+            yield f":{role}" if len(self.blocks) > 1 else "", block
+
+
 @dataclass(frozen=True)
 class Cutter:
-    """All that it takes to cut any one matrix, as a value that can be sent to where the work is done."""
+    """All that it takes to cut any one module, as a value that can be sent to where the work is done."""
 
     teacher: Teacher
+    family: ModelFamily  # the student's
     student: Geometry
     chosen: tuple[int, ...]  # the teacher's layer of each student layer
-    blocks: Any
+    structure: Any
     rank: int
 
-    def cut(self, pair: Pair) -> tuple[Block, Factors, float]:
-        """One matrix's block, its factors, and the share of the block's squared norm that they keep."""
-        layer = None if pair.layer is None else self.chosen[pair.layer]
+    def cut(self, parts: tuple[Pair, ...]) -> Cut:
+        """One module's blocks and their factors."""
+        blocks = {pair.role: self._block(pair) for pair in parts}
+        weights = [blocks[pair.role].take(self.teacher.weight(pair, self._layer(pair))).float() for pair in parts]
+        whole = weights[0]
+        if len(parts) > 1:
+            whole = torch.empty(sum(len(part) for part in weights), whole.shape[1])
+            for pair, part in zip(parts, weights, strict=True):
+                whole[self.family.rows(pair.role, self.student)] = part
+        factors = truncated_svd(whole, self.rank)
+        return Cut(blocks, factors, float(factors.s.square().sum() / whole.square().sum()))
+
+    def _block(self, pair: Pair) -> Block:
+        layer = self._layer(pair)
         heads = self.teacher.geometry.head_dim, self.student.head_dim
-        name = self.teacher.family.parameter(pair.role, layer)
-        place = Place(name, pair.student, AXES[pair.role], heads, pair.layer)
-        block = self.blocks.select(self.teacher.scores(pair, layer), place)
-        weights = block.take(self.teacher.weight(pair, layer)).float()
-        factors = truncated_svd(weights, self.rank)
-        return block, factors, float(factors.s.square().sum() / weights.square().sum())
+        place = Place(
+            f"{self.teacher.family.parameter(pair.role, layer)}", pair.student, AXES[pair.role], heads, pair.layer
+        )
+        return self.structure.select(self.teacher.scores(pair, layer), place)
+
+    def _layer(self, pair: Pair) -> int | None:
+        return None if pair.layer is None else self.chosen[pair.layer]
 
 
 @dataclass
@@ -108,6 +148,7 @@ class Record:
     layers: tuple[int, ...]
     layer_scores: list[float]
     rank: int
+    tokens: Tensor | None
 
     def __post_init__(self) -> None:
         self.windows: dict[str, Any] = {}
@@ -115,14 +156,15 @@ class Record:
         self.singular_values: dict[str, list[float]] = {}
         self.energy_kept: dict[str, float] = {}
 
-    def add(self, name: str, block: Block, factors: Factors, energy: float) -> None:
-        """One student parameter's block."""
-        if block.origin is not None:
-            self.windows[name] = block.describe()
-        else:
-            self.indices[name] = block.describe() or {"file": "indices.safetensors"}
-        self.singular_values[name] = factors.s.tolist()
-        self.energy_kept[name] = energy
+    def add(self, name: str, cut: Cut) -> None:
+        """One student parameter's block; by role where it holds several."""
+        described: dict[str, Any] = {role: block.describe() for role, block in cut.blocks.items()}
+        described = {role: place or {"file": "indices.safetensors"} for role, place in described.items()}
+        windows = all(block.origin is not None for block in cut.blocks.values())
+        places = self.windows if windows else self.indices
+        places[name] = described if len(described) > 1 else next(iter(described.values()))
+        self.singular_values[name] = cut.factors.s.tolist()
+        self.energy_kept[name] = cut.energy
 
     def content(self) -> dict[str, Any]:
         """As JSON; only the form of places that the structure has."""
@@ -131,7 +173,13 @@ class Record:
             "layers": list(self.layers),
             "layer_scores": self.layer_scores,
             **places,
+            **self._vocabulary(),
             "rank": self.rank,
             "singular_values": self.singular_values,
             "energy_kept": self.energy_kept,
         }
+
+    def _vocabulary(self) -> dict[str, Any]:
+        if self.tokens is None:
+            return {}
+        return {"vocabulary": {"shared": int((self.tokens >= 0).sum()), "student": len(self.tokens)}}

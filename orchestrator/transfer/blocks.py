@@ -84,13 +84,13 @@ class Window(_Frozen):
 
         Exact at every g where a side is kept whole, as in embeddings: the sums along it are all that counts.
         """
-        g, shape = _step(scores, place), place.shape
-        if g == scores.granularity:
-            row, col = best_window(scores.tiles, (-(-shape[0] // g), -(-shape[1] // g)))
-            return Block(shape, origin=(row * g, col * g))
-        if shape[0] == len(scores.rows):
-            return Block(shape, origin=(0, best_window(scores.cols[None], (1, shape[1]))[1]))
-        return Block(shape, origin=(best_window(scores.rows[:, None], (shape[0], 1))[0], 0))
+        g, shape, size = scores.granularity, place.shape, _matrix_shape(scores)
+        if shape[0] == size[0]:
+            return Block(shape, origin=(0, best_window(sums(scores)[1][None], (1, shape[1]))[1]))
+        if shape[1] == size[1]:
+            return Block(shape, origin=(best_window(sums(scores)[0][:, None], (shape[0], 1))[0], 0))
+        row, col = best_window(scores.tiles, (-(-shape[0] // g), -(-shape[1] // g)))
+        return Block(shape, origin=(row * g, col * g))
 
 
 class RowColumn(_Frozen):
@@ -100,9 +100,7 @@ class RowColumn(_Frozen):
 
     def select(self, scores: Scores, place: Place) -> Block:
         """Exact at every granularity, since row and column sums are."""
-        exact = scores.granularity == 1
-        rows = scores.tiles.sum(1, dtype=torch.float64) if exact else scores.rows
-        cols = scores.tiles.sum(0, dtype=torch.float64) if exact else scores.cols
+        rows, cols = sums(scores)
         return Block(place.shape, rows=_top(rows, place.shape[0]), cols=_top(cols, place.shape[1]))
 
 
@@ -172,6 +170,13 @@ def _sliding(values: Tensor, length: int, dim: int) -> Tensor:
         return first
     steps = values.narrow(dim, length, count).double() - values.narrow(dim, 0, count)
     return torch.cat([first, first + steps.cumsum_(dim)], dim)
+
+
+def sums(scores: Scores) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
+    """S of each row and of each column: as measured, or from single weights."""
+    if len(scores.rows):
+        return scores.rows, scores.cols
+    return scores.tiles.sum(1, dtype=torch.float64), scores.tiles.sum(0, dtype=torch.float64)
 
 
 def _top(values: Tensor, count: int) -> Tensor:

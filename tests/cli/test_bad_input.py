@@ -143,7 +143,7 @@ def test_different_vocabularies(pkt: Call, tmp_path: Path, demo_models: dict[str
     PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>").save_pretrained(student)
     code, _, err = pkt("sweep", "--student", "other")
     assert code == 2
-    assert "modules: embedding needs one vocabulary" in err
+    assert "modules: embedding needs tokens that both have, and of other's 104 demo-teacher has 3" in err
     assert "--modules attention,ffn" in err
     code, out, _ = pkt("sweep", "--student", "other", "--modules", "attention,ffn", "--dry-run")
     assert code == 0

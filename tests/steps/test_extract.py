@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_blocks import exhaustive
-from tiny import tiny
+from tiny import saved, tiny
 
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES, Geometry, pairs
@@ -25,9 +25,8 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
 
 def pair_of(tmp_path: Path, family: str, granularity: int = 1, **student: int) -> dict[str, Any]:
     """A teacher with random sensitivities and a smaller student, both saved."""
-    teacher = tiny(family)
-    teacher.save_pretrained(tmp_path / "teacher")
-    tiny(family, 1, **{**SMALL, **student}).save_pretrained(tmp_path / "student")
+    teacher = saved(tmp_path / "teacher", family)
+    saved(tmp_path / "student", family, 1, **{**SMALL, **student})
     generator = torch.Generator().manual_seed(3)
     exact = {name: torch.rand(p.shape, generator=generator) ** 4 for name, p in teacher.named_parameters()}
     scores = {}
@@ -169,3 +168,66 @@ def test_only_the_asked_modules_are_extracted(tmp_path: Path) -> None:
     assert record["layers"] == [2, 0]
     assert {name.rsplit(".", 1)[-1] for name in starts} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert "adds the blocks" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("granularity", [1, 8])
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox"])
+def test_a_matrix_that_roles_share_is_cut_role_by_role(family: str, granularity: int, tmp_path: Path) -> None:
+    """Each role's window is the best of its own rows, and at full rank the factors are the blocks put together."""
+    heads = {"num_attention_heads": 2} if family == "gpt_neox" else {"num_attention_heads": 2, "num_key_value_heads": 1}
+    made = pair_of(tmp_path, family, granularity, **heads)
+    _, record, starts = run(tmp_path, modules=["attention"], rank=32)
+    own = FAMILIES[family].parameter("q", 1)
+    name = FAMILIES[family].parameter("q", record["layers"][1])
+    weight, scores = dict(made["teacher"].named_parameters())[name].detach(), made["exact"][name]
+    split = by_head if family == "gpt_neox" else one_after_another
+    blocks = {}
+    for role, part in split(scores).items():
+        height = 16 if family == "phi3" and role != "q" else 32
+        tiles = part.view(part.shape[0] // granularity, granularity, -1, granularity).sum((1, 3))
+        place = [granularity * at for at in exhaustive(tiles, (height // granularity, 32 // granularity))]
+        assert record["windows"][own][role] == place
+        row, col = place
+        blocks[role] = split(weight)[role][row : row + height, col : col + 32]
+    whole = torch.cat([blocks[role] for role in "qkv"])
+    if family == "gpt_neox":  # 2 heads
+        whole = torch.stack([blocks[role].view(2, 16, 32) for role in "qkv"], 1).reshape(96, 32)
+    b0, a0 = starts[own.removesuffix(".weight")]
+    assert torch.allclose(b0 @ a0, whole, atol=1e-4)
+
+
+def by_head(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """4 heads of q, k and v of 16 rows each, told apart by hand."""
+    rows = {role: [row for row in range(192) if row // 16 % 3 == place] for place, role in enumerate("qkv")}
+    return {role: matrix[some] for role, some in rows.items()}
+
+
+def one_after_another(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """64 rows of q, 32 of k, 32 of v."""
+    return {"q": matrix[:64], "k": matrix[64:96], "v": matrix[96:]}
+
+
+def test_embeddings_are_matched_by_token(tmp_path: Path) -> None:
+    """The student's tokenizer has the teacher's tokens in another order and two of its own."""
+    made = pair_of(tmp_path, "llama")
+    tokenizer = json.loads((tmp_path / "student" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    plain = [token for token in vocabulary if token not in special]
+    turned = dict(zip(plain, [vocabulary[token] for token in reversed(plain)], strict=True))
+    strangers = {"strange": turned.pop(plain[0]), "stranger": turned.pop(plain[1])}
+    kept = {token: vocabulary[token] for token in special & set(vocabulary)}
+    tokenizer["model"]["vocab"] = kept | turned | strangers
+    (tmp_path / "student" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    _, record, starts = run(tmp_path, modules=["embedding"], rank=32)
+    weight = made["teacher"].lm_head.weight.detach()
+    _, col = record["windows"]["lm_head.weight"]
+    assert col == exhaustive(made["exact"]["lm_head.weight"].sum(0, keepdim=True), (1, 32))[1]
+    b0, a0 = starts["lm_head"]
+    for token, row in turned.items():
+        if row < 99 and vocabulary[token] < 99:
+            assert torch.allclose((b0 @ a0)[row], weight[vocabulary[token], col : col + 32], atol=1e-4), token
+    assert all(float((b0 @ a0)[row].abs().max()) < 1e-5 for row in strangers.values() if row < 99)
+    shared = sum(row < 99 and vocabulary[token] < 99 for token, row in turned.items())
+    shared += sum(row < 99 for row in kept.values())
+    assert record["vocabulary"] == {"shared": shared, "student": 99}
