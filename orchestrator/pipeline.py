@@ -111,7 +111,8 @@ def check(recipe: Recipe, ready: Ready) -> None:
     if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
         raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
     if recipe.structure:
-        check_structure(recipe.structure.kind, scale, FAMILIES[ready.teacher.config.model_type], recipe.modules or ())
+        heads, family = (teacher.head_dim, student.head_dim), FAMILIES[ready.teacher.config.model_type]
+        check_structure(recipe.structure.kind, scale, family, recipe.modules or (), heads)
     if "embedding" in (recipe.modules or ()):
         tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
         if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:

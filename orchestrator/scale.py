@@ -13,9 +13,11 @@ from orchestrator.errors import UserError
 from orchestrator.models.families import Geometry, ModelFamily
 from orchestrator.recipe import Measure
 from orchestrator.transfer.metrics import IntegratedGradients
+from orchestrator.transfer.place import head_dims
 
 ROOM = 4_000_000_000  # parameters: their scores are 16 GB of float32, on every rank
 LARGEST_TILE = 128
+WHOLE_HEADS = ("head_aligned", "consistent")
 NEEDS_SUMS = ("row_column", "consistent")
 
 
@@ -49,11 +51,26 @@ def scale_of(measure: Measure, teacher: Geometry, student: Geometry) -> Scale:
     return Scale(common_tile(teacher, student), exact=True)
 
 
-def check_structure(structure: str, scale: Scale, teacher: ModelFamily, modules: Sequence[str]) -> None:
-    """UserError where these scores can't tell what the structure needs to know."""
+def check_structure(
+    structure: str, scale: Scale, teacher: ModelFamily, modules: Sequence[str], heads: tuple[int, int] = (1, 1)
+) -> None:
+    """UserError where these scores can't tell what the structure needs to know.
+
+    `heads` are the sizes of the teacher's and the student's attention heads.
+    """
     g, fused = scale.granularity, teacher.fused and any(origin != "embedding" for origin in modules)
+    if structure in WHOLE_HEADS and "attention" in modules:
+        try:
+            head_dims(*heads)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     if g == 1:
         return
+    if structure == "head_aligned" and heads[0] != heads[1] and not scale.exact:
+        raise UserError(
+            f"structure: head_aligned needs exact scores to cut heads of {heads[1]} from heads of {heads[0]}, and these"
+            f" are tiles of {g}; set measure.granularity=1"
+        )
     if structure == "neuron" and not scale.exact:
         raise UserError(f"structure: neuron needs exact scores, and these are tiles of {g}; set measure.granularity=1")
     if structure == "neuron" and "embedding" in modules:

@@ -54,6 +54,13 @@ def test_what_scores_cannot_tell(
         check_structure(structure, scale, FAMILIES[family], modules)
 
 
+def test_heads_that_cannot_be_cut() -> None:
+    with pytest.raises(UserError, match=r"attention heads of 64 can't be whole heads of the teacher's 32"):
+        check_structure("consistent", Scale(1), FAMILIES["llama"], ("attention",), (32, 64))
+    with pytest.raises(UserError, match=r"head_aligned needs exact scores to cut heads of 64 from heads of 128"):
+        check_structure("head_aligned", Scale(64), FAMILIES["llama"], ("attention",), (128, 64))
+
+
 def test_what_scores_can_tell() -> None:
     for structure, scale, family in (("neuron", Scale(1), "llama"), ("neuron", Scale(64, True), "llama")):
         check_structure(structure, scale, FAMILIES[family], ("ffn",))

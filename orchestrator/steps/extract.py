@@ -21,10 +21,11 @@ from orchestrator.steps.exact import Exact
 from orchestrator.steps.scores import FILE, LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher import Teacher
-from orchestrator.transfer.blocks import Block, BlockSelection, Place
+from orchestrator.transfer.blocks import BlockSelection
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.lowrank import Factors, truncated_svd
 from orchestrator.transfer.metrics import SensitivityMetric
+from orchestrator.transfer.place import Block, Chooser, Place, Sums, sums
 
 CARD = """# Extracted factors
 
@@ -62,8 +63,10 @@ def extract(
     source = Teacher.open(Path(teacher), measured / FILE, Exact(by, measured, recorded) if exact else None, tokens)
     scores = json.loads((measured / LAYERS).read_text())
     chosen = selection.select(scores, own.layers)
-    cutter = Cutter(source, target, own, chosen, blocks, rank)
-    todo = list(by_module(target, pairs(source.geometry, own, tuple(modules))))
+    site = Site(source, own, chosen)
+    matrices = list(pairs(source.geometry, own, tuple(modules)))
+    cutter = Cutter(site, target, blocks.prepared(map(site.sums, matrices)), rank)
+    todo = list(by_module(target, matrices))
     with placement.settled() as settled:
         cuts = spread(settled, cutter.cut, todo, partial or folder)
         made = list(track(cuts, "extracting blocks", len(todo)))
@@ -107,38 +110,51 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where blocks are cut: the teacher, with the layer that each of the student's layers is taken from."""
+
+    teacher: Teacher
+    student: Geometry
+    chosen: tuple[int, ...]
+
+    def layer(self, pair: Pair) -> int | None:
+        """The teacher's."""
+        return None if pair.layer is None else self.chosen[pair.layer]
+
+    def place(self, pair: Pair) -> Place:
+        """What is wanted of the teacher's matrix."""
+        heads = self.teacher.geometry.head_dim, self.student.head_dim
+        name = self.teacher.family.parameter(pair.role, self.layer(pair))
+        return Place(name, pair.student, AXES[pair.role], heads, pair.layer)
+
+    def sums(self, pair: Pair) -> Sums:
+        """A matrix's S by row and by column."""
+        return self.place(pair), *sums(self.teacher.scores(pair, self.layer(pair)))
+
+
+@dataclass(frozen=True)
 class Cutter:
     """All that it takes to cut any one module, as a value that can be sent to where the work is done."""
 
-    teacher: Teacher
+    site: Site
     family: ModelFamily  # the student's
-    student: Geometry
-    chosen: tuple[int, ...]  # the teacher's layer of each student layer
-    structure: Any
+    structure: Chooser
     rank: int
 
     def cut(self, parts: tuple[Pair, ...]) -> Cut:
         """One module's blocks and their factors."""
-        blocks = {pair.role: self._block(pair) for pair in parts}
-        weights = [blocks[pair.role].take(self.teacher.weight(pair, self._layer(pair))).float() for pair in parts]
+        teacher, layer = self.site.teacher, self.site.layer(parts[0])
+        blocks = {
+            pair.role: self.structure.select(teacher.scores(pair, layer), self.site.place(pair)) for pair in parts
+        }
+        weights = [blocks[pair.role].take(teacher.weight(pair, layer)).float() for pair in parts]
         whole = weights[0]
         if len(parts) > 1:
             whole = torch.empty(sum(len(part) for part in weights), whole.shape[1])
             for pair, part in zip(parts, weights, strict=True):
-                whole[self.family.rows(pair.role, self.student)] = part
+                whole[self.family.rows(pair.role, self.site.student)] = part
         factors = truncated_svd(whole, self.rank)
         return Cut(blocks, factors, float(factors.s.square().sum() / whole.square().sum()))
-
-    def _block(self, pair: Pair) -> Block:
-        layer = self._layer(pair)
-        heads = self.teacher.geometry.head_dim, self.student.head_dim
-        place = Place(
-            f"{self.teacher.family.parameter(pair.role, layer)}", pair.student, AXES[pair.role], heads, pair.layer
-        )
-        return self.structure.select(self.teacher.scores(pair, layer), place)
-
-    def _layer(self, pair: Pair) -> int | None:
-        return None if pair.layer is None else self.chosen[pair.layer]
 
 
 @dataclass

@@ -12,69 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from jaxtyping import Float
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from orchestrator.transfer.consistent import Consistent
+from orchestrator.transfer.place import Block, Place, Shape, Structure, head_dims, sums, top
 from orchestrator.transfer.sensitivity import Scores
 
-Shape = tuple[int, int]
 
-
-@dataclass(frozen=True)
-class Place:
-    """Which block is wanted: of the teacher's matrix `name`, of the student's `shape`.
-
-    `axes` say what rows and columns count: two of "residual", "query", "key", "ffn" and "vocabulary"; `heads` are the
-    teacher's and the student's size of an attention head, into which "query" and "key" axes are divided; `layer` is
-    the student's, None outside layers.
-    """
-
-    name: str
-    shape: Shape
-    axes: tuple[str, str] = ("residual", "residual")
-    heads: tuple[int, int] = (1, 1)
-    layer: int | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """Where a block lies in the teacher's matrix: `rows` × `cols`, or single weights by their `flat` position."""
-
-    shape: Shape
-    rows: Int[Tensor, " n"] | None = None
-    cols: Int[Tensor, " m"] | None = None
-    flat: Int[Tensor, " nm"] | None = None
-    origin: Shape | None = None  # row and column of a contiguous window's first weight
-
-    def take(self, matrix: Float[Tensor, "N M"]) -> Float[Tensor, "n m"]:
-        """The block of this matrix; works on scores as on weights."""
-        if self.origin is not None:
-            (row, col), (n, m) = self.origin, self.shape
-            return matrix[row : row + n, col : col + m]
-        if self.flat is not None:
-            return matrix.flatten()[self.flat].view(self.shape)
-        assert self.rows is not None and self.cols is not None
-        return matrix[self.rows][:, self.cols]
-
-    def describe(self) -> list[int] | dict[str, list[int]] | None:
-        """As transfer.json records it; None for single weights, which are too many for a text file."""
-        if self.origin is not None:
-            return list(self.origin)
-        if self.rows is None or self.cols is None:
-            return None
-        return {"rows": self.rows.tolist(), "columns": self.cols.tolist()}
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Window(_Frozen):
+class Window(Structure):
     """The contiguous window with the largest sum of S, the first in row-major order among equals (the paper)."""
 
     kind: Literal["window"] = "window"
@@ -93,7 +43,41 @@ class Window(_Frozen):
         return Block(shape, origin=(row * g, col * g))
 
 
-class RowColumn(_Frozen):
+class HeadAligned(Structure):
+    """The best window that cuts no attention head apart: our own variant of the paper's, whose windows may.
+
+    Rows of q, k and v and columns of o are taken by whole heads, one after another; of a teacher's larger heads the
+    same dimensions each (`head_dims`), so that rotary pairs stay whole.
+    """
+
+    kind: Literal["head_aligned"] = "head_aligned"
+
+    def select(self, scores: Scores, place: Place) -> Block:
+        """ValueError for larger heads in the student, and for smaller ones at a granularity above 1."""
+        headed = [axis in ("query", "key") for axis in place.axes]
+        if not any(headed):
+            return Window().select(scores, place)
+        (theirs, own), axis, g = place.heads, headed.index(True), scores.granularity
+        inside = head_dims(theirs, own)
+        tiles = scores.tiles.movedim(axis, 0).unflatten(0, (-1, theirs // g))
+        if own < theirs:
+            if g > 1:
+                raise ValueError(
+                    f"structure: head_aligned can't cut heads of {own} from heads of {theirs} by tiles of {g}; set"
+                    " measure.granularity=1"
+                )
+            tiles = tiles[:, inside]
+        count, other = place.shape[axis] // own, place.shape[1 - axis]
+        head, start = best_window(tiles.sum(1), (count, -(-other // g)))
+        if own == theirs:
+            origin = (head * theirs, start * g)
+            return Block(place.shape, origin=origin if axis == 0 else origin[::-1])
+        heads = (torch.arange(head, head + count)[:, None] * theirs + inside).flatten()
+        sides = heads, torch.arange(start, start + other)
+        return Block(place.shape, rows=sides[axis], cols=sides[1 - axis])
+
+
+class RowColumn(Structure):
     """The rows and the columns with the highest mean S, in their original order: our reading of "row/column"."""
 
     kind: Literal["row_column"] = "row_column"
@@ -101,10 +85,10 @@ class RowColumn(_Frozen):
     def select(self, scores: Scores, place: Place) -> Block:
         """Exact at every granularity, since row and column sums are."""
         rows, cols = sums(scores)
-        return Block(place.shape, rows=_top(rows, place.shape[0]), cols=_top(cols, place.shape[1]))
+        return Block(place.shape, rows=top(rows, place.shape[0]), cols=top(cols, place.shape[1]))
 
 
-class Neuron(_Frozen):
+class Neuron(Structure):
     """The n·m single weights of highest S, in row-major order, reshaped: our reading of "neuron"."""
 
     kind: Literal["neuron"] = "neuron"
@@ -113,10 +97,10 @@ class Neuron(_Frozen):
         """ValueError at a granularity above 1, where single weights have no scores."""
         if scores.granularity > 1:
             raise ValueError(f"structure: neuron needs granularity 1, the scores have {scores.granularity}")
-        return Block(place.shape, flat=_top(scores.tiles.flatten(), math.prod(place.shape)))
+        return Block(place.shape, flat=top(scores.tiles.flatten(), math.prod(place.shape)))
 
 
-class RandomWeights(_Frozen):
+class RandomWeights(Structure):
     """As many single weights drawn at random, in row-major order: the teacher's values without any structure."""
 
     kind: Literal["random"] = "random"
@@ -129,7 +113,7 @@ class RandomWeights(_Frozen):
         return Block(place.shape, flat=draw.sort().values)
 
 
-class RandomWindow(_Frozen):
+class RandomWindow(Structure):
     """A contiguous window at a random place: the control that asks whether *where* matters."""
 
     kind: Literal["random_window"] = "random_window"
@@ -146,7 +130,10 @@ class RandomWindow(_Frozen):
 
 
 BlockSelection = Annotated[
-    Annotated[Window | RowColumn | Neuron | RandomWeights | RandomWindow, Field(discriminator="kind")],
+    Annotated[
+        Window | HeadAligned | Consistent | RowColumn | Neuron | RandomWeights | RandomWindow,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]
 
@@ -170,18 +157,6 @@ def _sliding(values: Tensor, length: int, dim: int) -> Tensor:
         return first
     steps = values.narrow(dim, length, count).double() - values.narrow(dim, 0, count)
     return torch.cat([first, first + steps.cumsum_(dim)], dim)
-
-
-def sums(scores: Scores) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
-    """S of each row and of each column: as measured, or from single weights."""
-    if len(scores.rows):
-        return scores.rows, scores.cols
-    return scores.tiles.sum(1, dtype=torch.float64), scores.tiles.sum(0, dtype=torch.float64)
-
-
-def _top(values: Tensor, count: int) -> Tensor:
-    """Positions of the `count` largest, ascending; the earlier one wins a tie."""
-    return values.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 def _step(scores: Scores, place: Place) -> int:

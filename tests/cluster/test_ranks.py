@@ -25,9 +25,10 @@ from orchestrator.steps.measure import LEFT_OUT, Measuring, measuring
 from orchestrator.steps.scores import FILE, LAYERS, read_scores
 from orchestrator.steps.teacher_pass import follow
 from orchestrator.tasks.template import Encoded
-from orchestrator.transfer.blocks import Place, Window
+from orchestrator.transfer.blocks import Window
 from orchestrator.transfer.layers import Sensitivity
 from orchestrator.transfer.metrics import Fisher, GradientMetric, IntegratedGradients, Wanda
+from orchestrator.transfer.place import Place
 from orchestrator.transfer.sensitivity import Scores
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]

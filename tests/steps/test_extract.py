@@ -13,7 +13,8 @@ from test_blocks import exhaustive
 from tiny import saved, tiny
 
 from orchestrator.models import adapters
-from orchestrator.models.families import FAMILIES, Geometry, pairs
+from orchestrator.models.families import AXES, FAMILIES, Geometry, pairs
+from orchestrator.models.loading import load
 from orchestrator.steps.extract import extract
 from orchestrator.steps.scores import FILE, layer_scores, save_scores
 from orchestrator.steps.teacher import Teacher
@@ -141,7 +142,7 @@ def test_a_longer_padded_vocabulary_is_filled_up_with_nothing(tmp_path: Path) ->
     assert float((b0 @ a0)[99:].abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("structure", ["row_column", "neuron", "random", "random_window"])
+@pytest.mark.parametrize("structure", ["row_column", "neuron", "random", "random_window", "head_aligned", "consistent"])
 def test_every_structure_leaves_its_places(structure: str, tmp_path: Path) -> None:
     made = pair_of(tmp_path, "llama")
     out, record, starts = run(tmp_path, structure, modules=["ffn"], rank=32)
@@ -149,17 +150,17 @@ def test_every_structure_leaves_its_places(structure: str, tmp_path: Path) -> No
     weight = made["teacher"].get_parameter(name.replace("0", str(record["layers"][0]), 1)).detach()
     b0, a0 = starts[name.removesuffix(".weight")]
     assert b0.shape == (32, 32)
-    if structure == "random_window":
+    if structure in ("random_window", "head_aligned"):
         row, col = record["windows"][name]
         block = weight[row : row + 32, col : col + 96]
-    elif structure == "row_column":
+    elif structure in ("row_column", "consistent"):
         places = record["indices"][name]
         block = weight[places["rows"]][:, places["columns"]]
     else:
         flat = load_file(out / record["indices"][name]["file"])[name]
         block = weight.flatten()[flat].view(32, 96)
     assert torch.allclose(b0 @ a0, block, atol=1e-4)
-    assert ("windows" in record) == (structure == "random_window")
+    assert ("windows" in record) == (structure in ("random_window", "head_aligned"))
 
 
 def test_only_the_asked_modules_are_extracted(tmp_path: Path) -> None:
@@ -231,3 +232,39 @@ def test_embeddings_are_matched_by_token(tmp_path: Path) -> None:
     shared = sum(row < 99 and vocabulary[token] < 99 for token, row in turned.items())
     shared += sum(row < 99 for row in kept.values())
     assert record["vocabulary"] == {"shared": shared, "student": 99}
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen3"])
+def test_a_network_hidden_in_a_larger_one_is_found_by_consistent(family: str, tmp_path: Path) -> None:
+    """A student's weights at scattered residual dimensions, heads and neurons of a noisy teacher come back whole."""
+    sizes = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    saved(tmp_path / "teacher", family, head_dim=16, num_attention_heads=8, num_key_value_heads=4)
+    student = saved(tmp_path / "student", family, 1, **sizes)
+    teacher = load(str(tmp_path / "teacher"))
+    generator = torch.Generator().manual_seed(7)
+    drawn = {axis: torch.randperm(count, generator=generator) for axis, count in (("residual", 64), ("ffn", 160))}
+    at = {"residual": drawn["residual"][:32].sort().values, "ffn": drawn["ffn"][:96].sort().values}
+    at |= {"query": torch.cat([torch.arange(32, 64), torch.arange(96, 128)]), "vocabulary": torch.arange(99)}
+    at["key"] = torch.cat([torch.arange(16, 32), torch.arange(48, 64)])  # the second and the fourth group
+    row, own, theirs = FAMILIES[family], Geometry.of(student.config), Geometry.of(teacher.config)
+    exact = {name: 0.01 * torch.rand(p.shape, generator=generator) for name, p in teacher.named_parameters()}
+    exact = {name: score + ("layers.1" not in name) for name, score in exact.items()}  # layers 0 and 2 are kept
+    for role, axes in AXES.items():
+        for layer in [None] if role in ("embed", "head") else [0, 1]:
+            name = row.parameter(role, layer and 2 * layer)
+            places = at[axes[0]][:, None], at[axes[1]]
+            for whole, part in (
+                (teacher.get_parameter(name).data, student.get_parameter(row.parameter(role, layer)).data),
+                (exact[name], 5.0),
+            ):
+                of_role = whole[row.rows(role, theirs)]
+                of_role[places] = part[row.rows(role, own)] if isinstance(part, torch.Tensor) else part
+    teacher.save_pretrained(tmp_path / "teacher")
+    scores = {name: Scores(values, torch.zeros(0), torch.zeros(0), 1) for name, values in exact.items()}
+    (tmp_path / "measured").mkdir()
+    save_scores(scores, tmp_path / "measured" / FILE)
+    (tmp_path / "measured" / "layers.json").write_text(json.dumps(layer_scores(scores, row.layer, 3)))
+    _, record, starts = run(tmp_path, "consistent", rank=32)
+    assert record["layers"] == [0, 2]
+    for name, (b0, a0) in starts.items():
+        assert torch.allclose(b0 @ a0, student.get_parameter(f"{name}.weight"), atol=1e-4), name

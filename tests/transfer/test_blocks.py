@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from orchestrator.transfer.blocks import BlockSelection, Place, best_window
+from orchestrator.transfer.blocks import BlockSelection, best_window
+from orchestrator.transfer.place import Place
 from orchestrator.transfer.sensitivity import Scores
 
 parse = TypeAdapter(BlockSelection).validate_python
@@ -99,3 +100,49 @@ def test_random_choices_fit_differ_by_name_and_seed_and_repeat(kind: str) -> Non
         not torch.equal(parse(kind).select(exact(values), Place(name, (6, 5))).take(values), first)
         for name in ("b", "c")
     )
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_a_head_aligned_window_is_the_best_that_holds_whole_heads(axis: int, granularity: int) -> None:
+    """5 heads of 4, of which 3 are wanted, by trying every place."""
+    values = torch.rand(20, 12, generator=torch.Generator().manual_seed(0))
+    g = granularity
+    best = max(
+        ((head, col) for head in range(3) for col in range(0, 12 - 8 + 1, g)),
+        key=lambda at: float(values[4 * at[0] : 4 * at[0] + 12, at[1] : at[1] + 8].sum()),
+    )
+    given, shape, axes = (values, (12, 8), ("query", "residual"))
+    if axis == 1:
+        given, shape, axes = values.T.contiguous(), (8, 12), ("residual", "query")
+    scores = Scores.zeros(given.shape, g, given.device)
+    scores.add(0, given)
+    block = parse("head_aligned").select(scores, Place("a", shape, axes, (4, 4), 0))
+    assert block.origin == ((4 * best[0], best[1]) if axis == 0 else (best[1], 4 * best[0]))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_smaller_heads_are_cut_out_of_whole_ones(axis: int) -> None:
+    """2 heads of 4 out of 5 of 8: of each the same two rotary pairs, 0 and 2."""
+    values = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
+    dims = [0, 2, 4, 6]
+    rows = {head: [8 * h + dim for h in (head, head + 1) for dim in dims] for head in range(4)}
+    best = max(
+        ((head, col) for head in range(4) for col in range(12 - 7 + 1)),
+        key=lambda at: float(values[rows[at[0]]][:, at[1] : at[1] + 7].sum()),
+    )
+    given, shape, axes = (values, (8, 7), ("key", "residual"))
+    if axis == 1:
+        given, shape, axes = values.T.contiguous(), (7, 8), ("residual", "query")
+    block = parse("head_aligned").select(exact(given), Place("a", shape, axes, (8, 4), 0))
+    right = values[rows[best[0]]][:, best[1] : best[1] + 7]
+    assert torch.equal(block.take(given), right if axis == 0 else right.T)
+    tiled = Scores.zeros(given.shape, 2, given.device)
+    with pytest.raises(ValueError, match=r"heads of 4 from heads of 8 by tiles of 2; set measure\.granularity=1"):
+        parse("head_aligned").select(tiled, Place("a", shape, axes, (8, 4), 0))
+
+
+def test_what_has_no_heads_is_cut_by_the_best_window() -> None:
+    values = torch.rand(20, 12, generator=torch.Generator().manual_seed(0))
+    place = Place("a", (12, 8), ("ffn", "residual"), (4, 4), 0)
+    assert parse("head_aligned").select(exact(values), place) == parse("window").select(exact(values), place)

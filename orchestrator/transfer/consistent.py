@@ -1,0 +1,102 @@
+"""One choice for the whole model: what a matrix writes into the residual stream, the next one reads at the same place.
+
+The paper's windows are chosen matrix by matrix, so that dimension 7 of the student's stream may be dimension 40 of
+the teacher's in one matrix and 300 in the next, and the blocks no longer compute what they did together. Here one set
+of residual indices serves every matrix of every layer, and in each layer attention heads and feed-forward neurons are
+taken whole: the blocks are a smaller network cut out of the larger one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from orchestrator.transfer.place import Block, Place, Structure, Sums, head_dims, top
+from orchestrator.transfer.sensitivity import Scores
+
+Key = tuple[int | None, str]  # a student's layer and what is chosen in it; the residual stream is every layer's
+
+
+class Consistent(Structure):
+    """The residual dimensions, heads and neurons of highest summed S, the same in every matrix that has them.
+
+    Row and column sums are all it needs, which are exact at every granularity.
+    """
+
+    kind: Literal["consistent"] = "consistent"
+
+    def prepared(self, matrices: Iterable[Sums]) -> Consistently:
+        """The choice, from the sums of every matrix that will be cut."""
+        scores: defaultdict[Key, Tensor | float] = defaultdict(float)
+        wanted: dict[Key, int] = {}
+        sizes = (1, 1)
+        for place, *sides in matrices:
+            for axis, size, side in zip(place.axes, place.shape, sides, strict=True):
+                key = _key(axis, place)
+                scores[key] = scores[key] + side.double()
+                wanted[key] = size
+                sizes = place.heads if axis == "query" else sizes
+        chosen = {}
+        for key, total in scores.items():
+            assert isinstance(total, Tensor)
+            layer, axis = key
+            if axis in ("residual", "ffn"):
+                chosen[key] = top(total, wanted[key])
+            elif axis == "query":
+                inside = head_dims(*sizes)
+                query, key_heads = (_by_head(scores[layer, name], sizes[0], inside) for name in ("query", "key"))
+                heads, groups = wanted[layer, "query"] // sizes[1], wanted[layer, "key"] // sizes[1]
+                for name, some in zip(("query", "key"), choose_heads(query, key_heads, heads, groups), strict=True):
+                    chosen[layer, name] = (some[:, None] * sizes[0] + inside).flatten()
+        return Consistently(chosen)
+
+
+@dataclass(frozen=True)
+class Consistently:
+    """The choice that `Consistent` made: indices by layer and axis."""
+
+    chosen: dict[Key, Int[Tensor, " n"]]
+
+    def select(self, scores: Scores, place: Place) -> Block:
+        """One matrix's rows and columns; of an embedding all rows, which are tokens."""
+        rows, cols = (
+            torch.arange(size) if axis == "vocabulary" else self.chosen[_key(axis, place)]
+            for axis, size in zip(place.axes, place.shape, strict=True)
+        )
+        return Block(place.shape, rows=rows, cols=cols)
+
+
+def choose_heads(
+    query: Float[Tensor, " heads"], key: Float[Tensor, " groups"], heads: int, groups: int
+) -> tuple[Int[Tensor, " heads"], Int[Tensor, " groups"]]:
+    """Query heads and K/V heads of a student, so that each query head still reads its own K/V head.
+
+    Where the teacher's groups are large enough, the best groups are taken and of each its best query heads. Where
+    they are smaller than the student's, query heads are chosen freely, and each of the student's groups reads the K/V
+    head that its best member read.
+    """
+    theirs, own = len(query) // len(key), heads // groups
+    grouped = query.view(len(key), theirs)
+    if theirs >= own:
+        taken = top(grouped.topk(own).values.sum(1) + key, groups)
+        members = torch.stack([top(grouped[group], own) + group * theirs for group in taken.tolist()])
+        return members.flatten(), taken
+    score = (grouped + key[:, None] / theirs).flatten()
+    members = top(score, heads)
+    best = members.view(groups, own).gather(1, score[members].view(groups, own).argmax(1, keepdim=True))
+    return members, best.flatten() // theirs
+
+
+def _key(axis: str, place: Place) -> Key:
+    return (None if axis == "residual" else place.layer, axis)
+
+
+def _by_head(total: Tensor | float, size: int, inside: Tensor) -> Tensor:
+    assert isinstance(total, Tensor)
+    return total.view(-1, size)[:, inside].sum(1)
