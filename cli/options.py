@@ -32,7 +32,7 @@ Seeds = Annotated[str | None, typer.Option(help="FILE.jsonl of seed examples, in
 Arms = Annotated[str | None, typer.Option(help="lora,pissa,transfer,spectrum_control")]
 Rank = Annotated[str | None, typer.Option(help="LoRA ranks: 8,16")]
 Layers = Annotated[str | None, typer.Option(help="sensitivity,random,first,last,uniform, or teacher layers: 0,2,5")]
-Structure = Annotated[str | None, typer.Option(help="window,head_aligned,consistent,row_column,neuron,random,random_window")]
+Structure = Annotated[str | None, typer.Option(help="window,head_aligned,consistent ...: see `pkt strategies`")]
 Modules = Annotated[
     list[str] | None, typer.Option(help="attention,ffn,embedding or all; give it again for another value.")
 ]
