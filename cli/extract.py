@@ -31,6 +31,8 @@ def extract(
     offload: o.Offload = None,
     tokens: o.Tokens = o.TOKENS,
     skip_bad: o.SkipBad = None,
+    gpu_memory: o.GpuMemory = None,
+    force: o.Force = False,
     address: o.Address = None,
     debug: o.Debug = False,
 ) -> int:
@@ -59,6 +61,8 @@ def extract(
     kept = Store(store)
     kept.check()
     Store(out).check()
+    steps = ("measure", "extract")
+    o.check_memory(recipe, steps, ranks=ranks, tokens=tokens, gpu_memory=gpu_memory, force=force)
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)

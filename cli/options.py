@@ -5,6 +5,8 @@ What is said nearest wins: defaults, then the file, then flags, then --set.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.recipe import Sweep
+    from orchestrator.recipe import Recipe, Sweep
     from orchestrator.tracking import Tracker
 
 File = Annotated[
@@ -75,8 +77,13 @@ Address = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+GpuMemory = Annotated[
+    str | None, typer.Option(help="Of each GPU, where they aren't this machine's: 80GB. Checked against the plan.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Go on where the plan says that memory won't do.")]
 STORE = Path("pkt-store")
 TOKENS = 4096
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def sweep_of(
@@ -110,6 +117,43 @@ def listed(text: str) -> list[Any]:
     """Comma-separated values; numbers as numbers, and a list of layer numbers as the one value that it is."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return [_yaml(part, text) for part in parts]
+
+
+def check_memory(
+    asked: Sweep | Recipe, steps: Sequence[str], *, ranks: int | None, tokens: int, gpu_memory: str | None, force: bool
+) -> None:
+    """UserError where the plan says that one of `steps` can't fit: before anything is fetched."""
+    from orchestrator.plan import forecast, here, refuse_unless_fits
+    from orchestrator.recipe import Recipe, Sweep
+
+    sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
+    memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None
+    hardware = None if force else here(ranks, memory, tokens)
+    if hardware is None:
+        return
+    told = forecast(sweep, hardware)
+    for step in steps:
+        if cost := told.steps.get(step):
+            refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})")
+
+
+def amount(written: str, option: str) -> float:
+    """80GB, 400T or 1e9 as a number. UserError for anything else."""
+    found = re.fullmatch(r"([0-9.eE+]+) *([kMGT]?)(?:B|FLOPS|FLOP/s)?", written.strip())
+    try:
+        number = float(found[1]) * UNITS[found[2]] if found else 0.0
+    except ValueError:
+        number = 0.0
+    if number <= 0:
+        raise UserError(f"--{option}: {written!r} is no amount; write it as 80GB or 400T")
+    return number
+
+
+def layers_axis(value: str | None) -> list[Any] | None:
+    """`0,2,5` is one choice of layers; names are one value each."""
+    if value is None:
+        return None
+    return [value] if value.replace(",", "").replace(" ", "").isdigit() else listed(value)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def run(
     offload: o.Offload = None,
     tokens: o.Tokens = o.TOKENS,
     skip_bad: o.SkipBad = None,
+    gpu_memory: o.GpuMemory = None,
+    force: o.Force = False,
     address: o.Address = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -58,6 +60,8 @@ def run(
 
     kept = Store(store)
     kept.check()
+    steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
+    o.check_memory(recipe, steps, ranks=ranks, tokens=tokens, gpu_memory=gpu_memory, force=force)
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     screen = Terminal()

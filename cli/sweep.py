@@ -40,6 +40,8 @@ def sweep(
     offload: o.Offload = None,
     tokens: o.Tokens = o.TOKENS,
     skip_bad: o.SkipBad = None,
+    gpu_memory: o.GpuMemory = None,
+    force: o.Force = False,
     address: o.Address = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -59,7 +61,7 @@ def sweep(
         "recipe.measure.skip_bad_examples": skip_bad, "name": name, "repeats": repeats,
         "baseline": baseline, "lr": None if lr is None else o.listed(lr),
     }  # fmt: skip
-    axes = {"arm": arms, "rank": rank, "layers": _layers(layers), "structure": structure, "modules": modules}
+    axes = {"arm": arms, "rank": rank, "layers": o.layers_axis(layers), "structure": structure, "modules": modules}
     asked = o.sweep_of(file, flags, axes, set_ or [])
 
     from cli.compare import show
@@ -70,6 +72,9 @@ def sweep(
 
     screen = Terminal()
     Store(store).check()
+    if not dry_run:
+        steps = ("measure", "extract", "finetune")
+        o.check_memory(asked, steps, ranks=ranks, tokens=tokens, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     if dry_run:
         typer.echo(json.dumps(summary(plan)) if as_json else text(plan))
@@ -114,10 +119,3 @@ def text(plan: Any) -> str:
         f" {counts['fine_tunings']} fine-tunings over {counts['teacher_passes']} teacher pass"
         f" and {counts['extractions']} extractions"
     )
-
-
-def _layers(value: str | None) -> list[Any] | None:
-    """`0,2,5` is one choice of layers; names are one value each."""
-    if value is None:
-        return None
-    return [value] if value.replace(",", "").replace(" ", "").isdigit() else o.listed(value)

@@ -10,7 +10,7 @@ seed of its own; then its trials, one a random seed, are scored on the test spli
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,18 +88,12 @@ class Plan:
     @classmethod
     def of(cls, sweep: Sweep) -> Plan:
         """UserError for an axis, a value or a combination that can't be."""
-        recipes = expand(sweep)
-        arms = list(dict.fromkeys(recipe.arm.kind for recipe in recipes))
-        if sweep.baseline not in arms:
-            raise UserError(f"baseline: {sweep.baseline!r} is not among the arms {', '.join(arms)}; add it to --arms")
+        cells = cells_of(sweep)
         ready = pipeline.prepare(sweep.recipe)
-        for recipe in recipes:
-            pipeline.check(recipe, ready)
-        cells = [Cell(recipe) for recipe in recipes]
-        if sweep.tuned_teacher:
-            largest = max(recipes, key=lambda recipe: recipe.rank)
-            cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
-        return cls(sweep, ready, tuple(cells))
+        for cell in cells:
+            if cell.who == "student":
+                pipeline.check(cell.recipe, ready)
+        return cls(sweep, ready, cells)
 
     @property
     def references(self) -> tuple[Cell, Cell]:
@@ -107,15 +101,10 @@ class Plan:
         recipe = self.cells[0].recipe
         return Cell(recipe, "student", adapted=False), Cell(recipe, "teacher", adapted=False)
 
-    def seeds(self, cell: Cell) -> range:
-        """The random seeds of a cell's trials; models that only bound the scale get one."""
-        return range(self.sweep.repeats if cell.who == "student" and cell.adapted else 1)
-
     @property
     def trials(self) -> int:
-        """Fine-tunings: of each cell for each learning rate of a real grid, and for each random seed."""
-        tuning = len(self.sweep.lr) if len(self.sweep.lr) > 1 else 0
-        return sum(tuning + len(self.seeds(cell)) for cell in self.cells)
+        """Fine-tunings."""
+        return fine_tunings(self.sweep, self.cells)
 
     @cached_property
     def shared(self) -> list[Step]:
@@ -137,6 +126,30 @@ class Plan:
         """As named, or after task, teacher and identity."""
         task, teacher = self.ready.task.name, Path(self.ready.teacher.name).name
         return self.sweep.name or f"{teacher if teacher.startswith(task) else f'{task}-{teacher}'}-{self.key[:6]}"
+
+
+def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
+    """The rows of a sweep's leaderboard. UserError for axes, values and baselines that can't be."""
+    recipes = expand(sweep)
+    arms = list(dict.fromkeys(recipe.arm.kind for recipe in recipes))
+    if sweep.baseline not in arms:
+        raise UserError(f"baseline: {sweep.baseline!r} is not among the arms {', '.join(arms)}; add it to --arms")
+    cells = [Cell(recipe) for recipe in recipes]
+    if sweep.tuned_teacher:
+        largest = max(recipes, key=lambda recipe: recipe.rank)
+        cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
+    return tuple(cells)
+
+
+def seeds_of(sweep: Sweep, cell: Cell) -> range:
+    """The random seeds of a cell's trials; models that only bound the scale get one."""
+    return range(sweep.repeats if cell.who == "student" and cell.adapted else 1)
+
+
+def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
+    """How many: of each cell for each learning rate of a real grid, and for each random seed."""
+    tuning = len(sweep.lr) if len(sweep.lr) > 1 else 0
+    return sum(tuning + len(seeds_of(sweep, cell)) for cell in cells)
 
 
 def expand(sweep: Sweep) -> list[Recipe]:
@@ -186,7 +199,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
                 reason = "every learning rate of the grid failed; take smaller ones with --lr"
                 runner.failed[cell.name()] = {"label": cell.name(), "reason": reason}
         finals = [
-            (cell, [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in plan.seeds(cell)])
+            (cell, [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in seeds_of(sweep, cell)])
             for cell, lr in chosen.items()
             if lr is not None
         ]

@@ -14,6 +14,7 @@ from orchestrator.cluster.ranks import Member
 from orchestrator.cluster.sharding import sharded
 from orchestrator.errors import UserError
 from orchestrator.steps.measure import Measuring, measuring
+from orchestrator.steps.teacher_pass import return_what_is_freed
 
 
 def die() -> None:
@@ -58,6 +59,7 @@ def memory_of_shards(folder: str, member: Member) -> Iterator[tuple[int, int]]:
     import torch
     from transformers import AutoModelForCausalLM  # noqa: F401
 
+    return_what_is_freed()
     before = anonymous()
     with watching() as most, sharded(folder, member, dtype=torch.float32):
         yield most[0] - before, anonymous() - before

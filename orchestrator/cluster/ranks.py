@@ -8,7 +8,6 @@ A group is placed whole or not at all, and ends whole: where one rank dies, the 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import sys
@@ -22,7 +21,6 @@ from orchestrator.cluster.session import connected, nodes
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
-M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -169,13 +167,6 @@ def _check(count: int, cpus: int, gpu: int) -> None:
         )
 
 
-def _return_what_is_freed() -> None:
-    """Have glibc give large blocks back: it would keep what layers were gathered into, as much as a shard again."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
-
-
 def _log(logs: Path, rank: int) -> Path:
     return logs / f"rank-{rank}.log"
 
@@ -209,7 +200,6 @@ class _Rank:
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(cpus)
-        _return_what_is_freed()
 
     def address(self) -> str:
         """Where the group meets: a free port of this rank's machine."""

@@ -128,20 +128,26 @@ def build(folder: Path, steps: dict[str, int] | None = None) -> None:
             logging.enable_progress_bar()
 
 
+def config(name: str) -> Any:
+    """A demo model's sizes."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        **dict(zip(FIELDS, SIZES[name], strict=True)), head_dim=16, vocab_size=VOCABULARY, max_position_embeddings=128,
+        tie_word_embeddings=False, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+
+
 def _pretrain(name: str, steps: Iterable[int], count: int) -> Any:
     """One model, from random weights. The loss covers the answers: the prompts are noise that can't be learnt."""
     import torch
     import torch.nn.functional as F
     from torch.nn.utils.rnn import pad_sequence
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig(
-        **dict(zip(FIELDS, SIZES[name], strict=True)), head_dim=16, vocab_size=VOCABULARY, max_position_embeddings=128,
-        tie_word_embeddings=False, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config(name))
     inner = [weight for path, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in path]
     outer = [weight for path, weight in model.named_parameters() if weight.ndim == 1 or ".layers." not in path]
     optimizers = (

@@ -198,27 +198,37 @@ def pairs(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> Ite
     for its group, which is what attention does with it, and the block is cut from that. Embedding and head keep the
     whole vocabulary and give up hidden dimensions only.
     """
-    if student.layers > teacher.layers:
-        raise UserError(
-            f"student: {student.layers} layers, the teacher has only {teacher.layers}; take a larger --teacher"
-        )
+    if faults := too_small(teacher, student, origins):
+        raise UserError(f"{faults[0]}; take a larger --teacher, or leave it out with --modules")
     for origin in origins:
         for role in student.roles(origin):
-            if role not in teacher.roles(origin):
-                raise UserError(
-                    f"teacher: it has no {role} matrix, and the student's needs one to be cut from; leave it out with"
-                    f" --modules {','.join(other for other in ORIGINS if other != origin)}"
-                )
-            want, have, repeats = student.shape(role), teacher.shape(role), 1
-            if role in ("k", "v") and have[0] < want[0]:
-                repeats = teacher.heads // teacher.kv_heads
-                have = (have[0] * repeats, have[1])
-            if origin == "embedding":
-                have = (want[0], have[1])  # rows are matched by token, see the vocabulary check
-            if have[0] < want[0] or have[1] < want[1]:
-                raise UserError(
-                    f"teacher: its {role} matrix is {have[0]} x {have[1]}, smaller than the student's"
-                    f" {want[0]} x {want[1]}; take a larger --teacher or leave it out with --modules"
-                )
+            have, repeats = _source(teacher, student, role)
             for layer in [None] if origin == "embedding" else range(student.layers):
-                yield Pair(role, layer, want, have, repeats)
+                yield Pair(role, layer, student.shape(role), have, repeats)
+
+
+def too_small(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> list[str]:
+    """What can't be cut: each matrix that the teacher lacks or has in a smaller size, with both shapes."""
+    faults = []
+    if student.layers > teacher.layers:
+        faults.append(f"student: {student.layers} layers, the teacher has only {teacher.layers}")
+    for role in (role for origin in origins for role in student.roles(origin)):
+        want, (have, _) = student.shape(role), _source(teacher, student, role)
+        if role == "gate" and not teacher.gated:
+            faults.append("teacher: it has no gate matrix, which the student's would be cut from")
+        elif have[0] < want[0] or have[1] < want[1]:
+            faults.append(
+                f"teacher: its {role} matrix is {have[0]} x {have[1]}, smaller than the student's {want[0]} x {want[1]}"
+            )
+    return faults
+
+
+def _source(teacher: Geometry, student: Geometry, role: str) -> tuple[tuple[int, int], int]:
+    """The shape to cut from, and how often the teacher's K/V heads are repeated in it."""
+    want, have = student.shape(role), teacher.shape(role)
+    if role in ("k", "v") and have[0] < want[0]:
+        repeats = teacher.heads // teacher.kv_heads
+        return (have[0] * repeats, have[1]), repeats
+    if role in ORIGINS["embedding"]:
+        return (want[0], have[1]), 1  # rows are matched by token
+    return have, 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,11 @@ def resolve(name: str, field: str) -> Checkpoint:
     source = source_of(name, field)
     if source.startswith("demo:"):
         folder = demo.ensure(source.removeprefix("demo:"), cache_home())  # type: ignore[arg-type]
+    elif Path(source).is_absolute():
+        folder = Path(source)
     else:
-        folder = Path(source) if Path(source).is_absolute() else _download(source, field)
+        family(read_config(_from_hub(source, field, ["config.json"]), field).model_type)  # before the weights
+        folder = _from_hub(source, field, ["*.safetensors", *SMALL])
     family(read_config(folder, field).model_type)
     return Checkpoint(name, str(folder), _identify(folder, field))
 
@@ -102,14 +106,41 @@ def read_config(folder: Path, field: str) -> Any:
         raise UserError(f"{field}: {folder / 'config.json'} can't be read ({reason})") from error
 
 
+def dtype_of(config: Any, dtype: str) -> torch.dtype:
+    """What "auto" means for a checkpoint: its own dtype, and bfloat16 for float16, whose gradients would vanish."""
+    chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    return torch.bfloat16 if chosen == torch.float16 else chosen
+
+
 def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     """A causal language model in evaluation mode, from safetensors."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one line a tensor; our own progress says what is loaded
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    chosen = dtype_of(read_config(Path(folder), "model"), dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, use_safetensors=True)
     return model.to(device).eval()
+
+
+def config_of(name: str, field: str) -> Any:
+    """A model's config without its weights: the alias's published one, the folder's, or the hub's config.json alone.
+
+    UserError for a name that stands for nothing, and for a hub that can't be asked.
+    """
+    from transformers import AutoConfig
+
+    if (alias := ALIASES.get(name)) and alias.config:
+        return AutoConfig.for_model(**alias.config)
+    source = source_of(name, field)
+    if source.startswith("demo:"):
+        return demo.config(source.removeprefix("demo:"))
+    if Path(source).is_absolute():
+        found = read_config(Path(source), field)
+    else:
+        found = read_config(_from_hub(source, field, ["config.json"]), field)
+    family(found.model_type)
+    return found
 
 
 def outline(config: Any) -> Any:
@@ -167,15 +198,13 @@ def tokens_of(teacher: Path, student: Path) -> Tensor:
     return token_map(own, theirs, *rows)
 
 
-def _download(hub_id: str, field: str) -> Path:
-    """The hub's files in the hub's own cache. UserError with what is missing: network, token or licence."""
+def _from_hub(hub_id: str, field: str, patterns: Sequence[str]) -> Path:
+    """Some of the hub's files in the hub's own cache. UserError with what is missing: network, token or licence."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        few = Path(snapshot_download(hub_id, allow_patterns=["config.json"]))
-        family(read_config(few, field).model_type)  # before the weights are fetched
-        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", *SMALL]))
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         missing = "its licence has to be accepted on its page, and a token of that account set in HF_TOKEN"
         raise UserError(f"{field}: {hub_id} is gated: {missing}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ def hub_rows(name: str, config: str, split: str) -> Iterable[dict[str, Any]]:
     """The rows of a split. UserError that names the data set and what is missing where it can't be had."""
     import datasets
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry is told; the end of them is enough
     try:
         return list(datasets.load_dataset(name, config, split=split))
     except (OSError, ValueError, RuntimeError) as error:

@@ -44,11 +44,14 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
     [
         (["sweep", "--teacher", "lama2-70b"], "student: 'lama2-70b' has no natural student; name one with --student"),
         (["sweep", "--teacher", "lama", "--student", "demo-student"], "teacher: 'lama' is no alias (see `pkt models`)"),
-        (["sweep", "--teacher", "llama2-70b", "--task", "demo"], "meta-llama/Llama-2-70b-hf is not in the local cache"),
+        (
+            ["sweep", "--teacher", "llama2-70b", "--task", "demo", "--force"],
+            "meta-llama/Llama-2-70b-hf is not in the local cache",
+        ),
         (["sweep", "--task", "gms8k"], "task: 'gms8k' is not known; known: demo, gsm8k, mmlu, or a FILE.jsonl"),
         (["sweep", "--arms", "lora,tranfer"], "arm: 'tranfer' is not known; known: lora, pissa, transfer"),
         (["sweep", "--layers", "sensitive"], "layers: 'sensitive' is not known; known: sensitivity, random, first"),
-        (["sweep", "--structure", "windw"], "structure: 'windw' is not known; known: window, row_column"),
+        (["sweep", "--structure", "windw"], "structure: 'windw' is not known; known: window, head_aligned, consistent"),
         (["sweep", "--modules", "ffn,attn"], "modules.1: 'attn': input should be 'attention', 'ffn' or 'embedding'"),
         (["sweep", "--rank", "eight"], "rank: 'eight': input should be a valid integer"),
         (["sweep", "--rank", "48"], "rank: 48 is larger than the student's k matrix, 32 x 64; take at most 32"),

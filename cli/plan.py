@@ -1,0 +1,101 @@
+"""`pkt plan`: what a sweep takes, before anything is fetched or run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options as o
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Forecast
+
+STEPS = {"measure": "measure", "extract": "extract", "finetune": "fine-tune, a trial", "sweep": "the whole sweep"}
+MEMORY = ("weights", "activations", "statistics", "factors")
+
+
+def plan(
+    file: o.File = None,
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    task: o.Task = None,
+    arms: o.Arms = None,
+    rank: o.Rank = None,
+    layers: o.Layers = None,
+    structure: o.Structure = None,
+    modules: o.Modules = None,
+    lr: o.Lr = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Random seeds per row.")] = None,
+    set_: o.Set = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many; by default as few as it takes.")] = None,
+    gpu_memory: Annotated[str, typer.Option(help="Of each: 80GB.")] = "80GB",
+    flops: Annotated[str, typer.Option(help="Achieved by each in bfloat16, a second.")] = "400T",
+    bandwidth: Annotated[str, typer.Option(help="Bytes a second that each receives from the others.")] = "100GB",
+    tokens: o.Tokens = o.TOKENS,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> int:
+    """Tell memory, network, time and GPU-hours of each step from the models' configs alone; nothing is loaded."""
+    flags = {
+        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "repeats": repeats,
+        "lr": None if lr is None else o.listed(lr),
+    }  # fmt: skip
+    axes = {"arm": arms, "rank": rank, "layers": o.layers_axis(layers), "structure": structure, "modules": modules}
+    sweep = o.sweep_of(file, flags, axes, set_ or [])
+
+    from orchestrator.costs import Hardware
+    from orchestrator.plan import forecast
+
+    hardware = Hardware(
+        gpus, o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"), tokens
+    )
+    told = forecast(sweep, hardware)
+    typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware))
+    return 0
+
+
+def text(told: Forecast, hardware: Any) -> str:
+    """For people: a line a step, then what it rests on."""
+    teacher, student, sweep = told.teacher, told.student, told.steps["sweep"]
+    windows = "exact windows in two passes" if told.scale.exact else f"windows on tiles of {told.scale.granularity}"
+    lines = [
+        f"{teacher.name} ({size(teacher.parameters)} parameters) -> {student.name} ({size(student.parameters)}),"
+        f" {told.trials} fine-tunings, {windows if told.scale != type(told.scale)(1) else 'exact windows'}",
+        f"{'':<20} {'GPUs':>5} {'peak/GPU':>10} " + " ".join(f"{part:>11}" for part in MEMORY)
+        + f" {'sent':>9} {'time':>9} {'GPU-hours':>9}  fits",
+    ]  # fmt: skip
+    for name, title in STEPS.items():
+        if cost := told.steps.get(name):
+            parts = " ".join(f"{size(getattr(cost.per_rank, f'{part}_bytes')):>10}B" for part in MEMORY)
+            lines.append(
+                f"{title:<20} {cost.ranks:>5} {size(cost.per_rank.peak_bytes):>9}B {parts}"
+                f" {size(cost.network_bytes):>8}B {duration(cost.seconds):>9} {cost.gpu_hours:>9.2f}"
+                f"  {'yes' if cost.fits else 'NO'}"
+            )
+    fitting = f"{sweep.smallest_cluster} GPU{'s'[: sweep.smallest_cluster - 1]}" if sweep.smallest_cluster else "none"
+    lines += [f"can't be cut: {fault}" for fault in told.uncut]
+    lines += [
+        f"GPUs of {size(hardware.memory)}B, of which 92 % are used. Smallest cluster that fits: {fitting}.",
+        f"Taken for granted: {size(hardware.flops)}FLOP/s and {size(hardware.bandwidth)}B/s a GPU, examples as long as"
+        " they may be, loading and scoring not counted.",
+        "Computed from the configs; memory is checked against CPU runs (benchmarks/plan.py), nothing against a GPU.",
+    ]
+    return "\n".join(lines)
+
+
+def size(number: float) -> str:
+    """Three digits and a decimal prefix."""
+    for unit, factor in reversed(o.UNITS.items()):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}" if number / factor < 1000 else f"{number / factor:.0f} {unit}"
+    return "0 "
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    for unit, factor in (("h", 3600), ("min", 60)):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds:.2g} s"

@@ -1,0 +1,110 @@
+"""What a whole sweep takes, told before a byte of weights is loaded.
+
+forecast(sweep, Hardware(gpus=8, memory=80e9)).steps["measure"].fits
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.costs import USABLE, Anatomy, Cost, Hardware, extract_cost, finetune_cost, measure_cost
+from orchestrator.errors import UserError
+from orchestrator.models.families import too_small
+from orchestrator.recipe import Sweep
+from orchestrator.scale import Scale, scale_of
+from orchestrator.sweep import cells_of, fine_tunings
+
+LARGEST_CLUSTER = 1024
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a sweep takes, step by step."""
+
+    teacher: Anatomy
+    student: Anatomy
+    scale: Scale
+    trials: int
+    uncut: tuple[str, ...]
+    steps: dict[str, Cost]  # by name: measure, extract where everything can be cut, finetune (one trial), sweep
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        names = {"teacher": self.teacher, "student": self.student}
+        return {
+            **{who: {"name": model.name, "parameters": model.parameters} for who, model in names.items()},
+            "granularity": 1 if self.scale.exact else self.scale.granularity,
+            "passes": 2 if self.scale.exact else 1,
+            "trials": self.trials,
+            "uncut": list(self.uncut),
+            "steps": {name: cost.as_json() for name, cost in self.steps.items()},
+        }
+
+
+def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
+    """Every step of a sweep. UserError for models whose config can't be had."""
+    recipe, cells = sweep.recipe, cells_of(sweep)
+    teacher = Anatomy.of(recipe.teacher, "teacher", recipe.measure.dtype)
+    student = Anatomy.of(recipe.student, "student", recipe.finetune.dtype)
+    scale = scale_of(recipe.measure, teacher.geometry, student.geometry)
+    rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
+    measure = _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, hardware), hardware.gpus)
+    tune = _sized(lambda ranks: finetune_cost(student, recipe, rank, hardware), 1)
+    steps = {"measure": measure, "finetune": tune}
+    uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
+    if not uncut:
+        steps["extract"] = _sized(
+            lambda ranks: extract_cost(teacher, student, recipe, scale, ranks, hardware), hardware.gpus or measure.ranks
+        )
+    needs = [cost.smallest_cluster for cost in steps.values()]
+    smallest = None if None in needs else max(need for need in needs if need)
+    gpus = hardware.gpus or measure.ranks
+    seconds = sum(cost.seconds for name, cost in steps.items() if name != "finetune")
+    seconds += math.ceil(trials / gpus) * tune.seconds
+    fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
+    network = sum(cost.network_bytes for cost in steps.values())
+    steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
+    return Forecast(teacher, student, scale, trials, uncut, steps)
+
+
+def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
+    """The step on the ranks that there are, or on as few as it fits on; with that number noted."""
+    smallest = next((count for count in range(1, LARGEST_CLUSTER + 1) if cost(count).fits), None)
+    return replace(cost(ranks or smallest or LARGEST_CLUSTER), smallest_cluster=smallest)
+
+
+def here(ranks: int | None, memory: float | None, tokens: int) -> Hardware | None:
+    """What this machine has for its ranks; None where they are on a cluster whose devices it can't see.
+
+    `memory` is what each GPU has, where that is said.
+    """
+    import psutil
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if memory:
+        return Hardware(ranks or gpus or None, memory, tokens=tokens)
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    if gpus:
+        return Hardware(ranks or gpus, torch.cuda.get_device_properties(0).total_memory, tokens=tokens)
+    return Hardware(ranks or 1, psutil.virtual_memory().total / (ranks or 1), tokens=tokens, cuda=False)
+
+
+def refuse_unless_fits(cost: Cost, what: str) -> None:
+    """UserError with the figures where a step would run out of memory."""
+    if cost.fits:
+        return
+    need, room = cost.per_rank.peak_bytes, USABLE * cost.memory
+    where = "on 1 rank" if cost.ranks == 1 else f"on each of {cost.ranks} ranks"
+    remedy = "a smaller --tokens-at-once, finetune.micro_batch_size or max_tokens takes less"
+    if cost.smallest_cluster:
+        remedy = f"{cost.smallest_cluster} ranks with as much memory each would do (see `pkt plan`)"
+    raise UserError(
+        f"plan: {what} takes {need / 1e9:.1f} GB {where}, of which {room / 1e9:.1f} GB are usable; {remedy}, and"
+        " --force goes on all the same"
+    )
