@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.sharding import GATHERED
 from orchestrator.models.families import Geometry, pairs
 from orchestrator.models.loading import config_of, dtype_of, outline
 from orchestrator.recipe import Recipe
@@ -25,7 +26,6 @@ from orchestrator.steps.finetune import TOKENS_AT_ONCE
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the kernels' and fragments
-GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps whole at once, as DeepSpeed's defaults have it
 GATHERS = 3  # of each parameter in a pass: forward, recomputed forward, backward
 FLOAT32 = 8  # times slower than bfloat16, on tensor cores
 KRYLOV = 5  # blocks of the factorisation's basis (transfer/lowrank.py)

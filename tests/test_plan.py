@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tiny import FAMILIES, batch, saved, tiny
 
 from orchestrator.cluster.ranks import Member, Placement
-from orchestrator.costs import GATHERED, GATHERS, Anatomy, Hardware, finetune_cost, measure_cost
+from orchestrator.cluster.sharding import GATHERED
+from orchestrator.costs import GATHERS, Anatomy, Hardware, finetune_cost, measure_cost
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.plan import forecast, refuse_unless_fits

@@ -19,6 +19,8 @@ import torch
 
 from orchestrator.cluster.ranks import Member
 
+GATHERED = 1_000_000_000  # parameters that a rank keeps whole at once: what a layer needs, and the next ones
+
 
 @contextmanager
 def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | None = None) -> Iterator[Any]:
@@ -55,7 +57,7 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
 
 
 def _settings(dtype: torch.dtype, offload: str | None) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": 3}
+    zero: dict[str, Any] = {"stage": 3, "stage3_max_live_parameters": GATHERED, "stage3_max_reuse_distance": GATHERED}
     if offload == "cpu":
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     elif offload:
