@@ -24,6 +24,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
 from orchestrator.steps.finetune import TOKENS_AT_ONCE
 from orchestrator.transfer.metrics import Magnitude, Wanda
+from orchestrator.transfer.sensitivity import SLAB
 
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the kernels' and fragments
 GATHERS = 3  # of each parameter in a pass: forward, recomputed forward, backward
@@ -181,7 +182,7 @@ def extract_cost(
     for pair in pairs(teacher.geometry, student.geometry, recipe.modules or ()):
         (n, m), (height, breadth) = pair.teacher, pair.student
         scored = 1 if single and pair.layer is not None else scale.granularity**2
-        sliding = 2 * 8 * min((n - height + 1) * m, n * (m - breadth + 1)) // scored
+        sliding = 3 * 8 * SLAB
         recorded = teacher.width * (tokens // recipe.measure.examples) * (n + m) if scale.exact else 0
         here = PerRank(
             n * m * teacher.width + 4 * height * breadth,

@@ -38,7 +38,7 @@ class Placement:
         import torch
 
         local, remote = torch.cuda.device_count(), bool(os.environ.get("RAY_ADDRESS"))
-        if not remote and (self.ranks or local or 1) == 1:
+        if not remote and not self.offload and (self.ranks or local or 1) == 1:
             yield replace(self, ranks=1)
             return
         with connected():
@@ -47,10 +47,10 @@ class Placement:
 
     @property
     def here(self) -> bool:
-        """Whether this process does the work: one rank, and the only GPU (or none) is this machine's."""
+        """Whether this process does the work: one rank that holds all, and the only GPU (or none) is this machine's."""
         import torch
 
-        if self.ranks != 1:
+        if self.ranks != 1 or self.offload:
             return False
         return not os.environ.get("RAY_ADDRESS") or torch.cuda.is_available() or not any(n.get("GPU") for n in nodes())
 

@@ -13,11 +13,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from orchestrator.cluster.ranks import Member
+from orchestrator.errors import UserError
 
 GATHERED = 1_000_000_000  # parameters that a rank keeps whole at once: what a layer needs, and the next ones
 
@@ -45,6 +47,8 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
         rank=member.rank,
         world_size=member.world,
     )
+    if offload not in (None, "cpu"):
+        _check_disk(offload)
     settings = _settings(dtype, offload)
     alive = HfDeepSpeedConfig(settings)  # a weak reference in transformers: without it every rank loads the whole model
     try:
@@ -54,6 +58,16 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
     finally:
         del alive
         torch.distributed.destroy_process_group()
+
+
+def _check_disk(folder: str) -> None:
+    """UserError where parameters can't wait on this disk, of which DeepSpeed would tell in a traceback, and late."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not Path(folder).is_dir():
+        raise UserError(f"offload: {folder} is no folder on this rank's machine; name one on a local disk, or cpu")
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError("offload: a disk needs libaio and its headers, which this rank's machine lacks; take cpu")
 
 
 def _settings(dtype: torch.dtype, offload: str | None) -> dict[str, Any]:

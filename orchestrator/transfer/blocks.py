@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.transfer.consistent import Consistent
 from orchestrator.transfer.place import Block, Place, Shape, Structure, head_dims, sums, top
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.sensitivity import SLAB, Scores
 
 
 class Window(Structure):
@@ -141,22 +141,34 @@ BlockSelection = Annotated[
 def best_window(scores: Float[Tensor, "N M"], shape: Shape) -> Shape:
     """Row and column of the n × m window with the largest sum, the first in row-major order among equals.
 
-    Sliding sums in float64 along one axis and then along the other: O(NM) time, and no more memory than the
-    sums along the axis that leaves fewer of them, where the published way loops over all positions.
+    From one row of windows to the next, a row of scores enters and one leaves: their difference, summed over every
+    run of m columns, is what the sums change by. O(NM) time in float64, and no memory but a slab of rows, where the
+    published way loops over all positions.
     """
-    first = 0 if scores.shape[0] - shape[0] <= scores.shape[1] - shape[1] else 1
-    sums = _sliding(_sliding(scores, shape[first], first), shape[1 - first], 1 - first)
-    return divmod(int(sums.argmax()), sums.shape[1])
+    n, m = shape
+    slab = max(1, SLAB // scores.shape[1])
+    first = sum(rows.sum(0, dtype=torch.float64) for rows in scores[:n].split(slab))
+    assert isinstance(first, Tensor)
+    current = _sliding(first[None], m)
+    best, place = float(current.max()), (0, int(current.argmax()))
+    count = scores.shape[0] - n
+    for start in range(0, count, slab):
+        stop = min(start + slab, count)
+        steps = scores[start + n : stop + n].double() - scores[start:stop]
+        sums = _sliding(steps, m).cumsum_(0).add_(current)
+        top = int(sums.argmax())
+        if float(sums.view(-1)[top]) > best:
+            row, col = divmod(top, sums.shape[1])
+            best, place = float(sums.view(-1)[top]), (start + row + 1, col)
+        current = sums[-1:].clone()
+    return place
 
 
-def _sliding(values: Tensor, length: int, dim: int) -> Tensor:
-    """Sums over every run of `length` along `dim`: the first run, then the differences between neighbours."""
-    count = values.shape[dim] - length
-    first = values.narrow(dim, 0, length).sum(dim, keepdim=True, dtype=torch.float64)
-    if count == 0:
-        return first
-    steps = values.narrow(dim, length, count).double() - values.narrow(dim, 0, count)
-    return torch.cat([first, first + steps.cumsum_(dim)], dim)
+def _sliding(values: Float[Tensor, "n M"], length: int) -> Float[Tensor, "n runs"]:
+    """Sums over every run of columns of this length: the first, then the differences between neighbours."""
+    first = values[:, :length].sum(1, keepdim=True)
+    steps = values[:, length:] - values[:, : values.shape[1] - length]
+    return torch.cat([first, first + steps.cumsum_(1)], 1)
 
 
 def _step(scores: Scores, place: Place) -> int:

@@ -75,7 +75,7 @@ def brute_force(encoded: list[Encoded]) -> dict[str, torch.Tensor]:
 
 def job(teacher: Path, encoded: list[Encoded], folder: Path, **more: Any) -> Measuring:
     folder.mkdir()
-    placement = Placement(more.pop("ranks", 1), tokens=more.pop("tokens", 4096))
+    placement = Placement(more.pop("ranks", 1), offload=more.pop("offload", None), tokens=more.pop("tokens", 4096))
     return Measuring(str(teacher), encoded, 0, "float32", folder / "partial", placement, out=folder, **more)
 
 
@@ -101,6 +101,19 @@ def test_any_number_of_ranks_equals_brute_force(
     assert {rank for rank, _ in told} == set(range(ranks))
     assert sum(event.examples for _, event in told) == count
     assert distance(tmp_path / "out", brute_force(encoded), granularity) < 1e-5
+
+
+def test_parameters_that_wait_in_memory_give_the_same(ray_here: None, teacher: Path, tmp_path: Path) -> None:
+    """One rank whose shard is the whole model, offloaded."""
+    work = job(teacher, rows(3), tmp_path / "out", granularity=16, offload="cpu", tokens=30)
+    assert {rank for rank, _ in stream(work.placement, measuring, work, work.partial)} == {0}
+    assert distance(tmp_path / "out", brute_force(rows(3)), 16) < 1e-5
+
+
+def test_a_folder_that_cannot_take_parameters_is_told(ray_here: None, teacher: Path, tmp_path: Path) -> None:
+    work = job(teacher, rows(3), tmp_path / "out", offload=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"offload: .*nowhere is no folder on this rank's machine"):
+        list(stream(work.placement, measuring, work, work.partial))
 
 
 def test_a_killed_rank_resumes_from_the_checkpoint_with_the_same_scores(
