@@ -21,6 +21,7 @@ from orchestrator.steps.exact import Exact
 from orchestrator.steps.scores import FILE, LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher import Teacher
+from orchestrator.steps.teacher_pass import device
 from orchestrator.transfer.blocks import BlockSelection
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.lowrank import Factors, truncated_svd
@@ -153,7 +154,7 @@ class Cutter:
             whole = torch.empty(sum(len(part) for part in weights), whole.shape[1])
             for pair, part in zip(parts, weights, strict=True):
                 whole[self.family.rows(pair.role, self.site.student)] = part
-        factors = truncated_svd(whole, self.rank)
+        factors = truncated_svd(whole.to(device()), self.rank).to("cpu")
         return Cut(blocks, factors, float(factors.s.square().sum() / whole.square().sum()))
 
 

@@ -26,6 +26,10 @@ class Factors:
     s: Float[Tensor, " r"]
     vh: Float[Tensor, "r m"]
 
+    def to(self, device: str) -> Factors:
+        """The same, there."""
+        return Factors(self.u.to(device), self.s.to(device), self.vh.to(device))
+
     def truncate(self, rank: int) -> Factors:
         """The factors of the best approximation of a smaller rank."""
         return Factors(self.u[:, :rank], self.s[:rank], self.vh[:rank])
