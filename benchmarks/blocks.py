@@ -13,7 +13,7 @@ from orchestrator.models.loading import Weights, cache_home
 from orchestrator.transfer.blocks import Window, best_window
 from orchestrator.transfer.lowrank import truncated_svd
 from orchestrator.transfer.place import Place
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from benchmarks.measuring import table
 from orchestrator.transfer.gradients import Lookup, watched
 from orchestrator.transfer.kernels import add_scores, supported
-from orchestrator.transfer.sensitivity import Scores, score_matrix
+from orchestrator.transfer.scores import Scores
+from orchestrator.transfer.sensitivity import score_matrix
 
 GRANULARITY = 64
 LAYERS = {  # as in Llama 2; no token is looked up here

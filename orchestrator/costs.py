@@ -24,7 +24,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
 from orchestrator.steps.finetune import TOKENS_AT_ONCE
 from orchestrator.transfer.metrics import Magnitude, Wanda
-from orchestrator.transfer.sensitivity import SLAB
+from orchestrator.transfer.scores import SLAB
 
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the kernels' and fragments
 GATHERS = 3  # of each parameter in a pass: forward, recomputed forward, backward

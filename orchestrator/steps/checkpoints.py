@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.cluster.ranks import Member
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 PARTS = ("tiles", "rows", "cols")
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from orchestrator.steps.from_weights import score_weight
 from orchestrator.steps.teacher_pass import device
 from orchestrator.transfer.metrics import GradientMetric, Magnitude, SensitivityMetric, Wanda
-from orchestrator.transfer.sensitivity import Scores, score_factors
+from orchestrator.transfer.scores import Scores
+from orchestrator.transfer.sensitivity import score_factors
 
 
 @dataclass(frozen=True)

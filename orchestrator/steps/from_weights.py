@@ -31,7 +31,8 @@ from orchestrator.steps.teacher_pass import (
 )
 from orchestrator.tasks.template import Encoded
 from orchestrator.transfer.moments import collect_inputs, from_weights
-from orchestrator.transfer.sensitivity import Scores, example_losses
+from orchestrator.transfer.scores import Scores
+from orchestrator.transfer.sensitivity import example_losses
 
 MOMENTS = "moments.safetensors"
 

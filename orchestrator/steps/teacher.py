@@ -12,7 +12,7 @@ from orchestrator.models.families import FAMILIES, Geometry, ModelFamily, Pair
 from orchestrator.models.loading import Weights, read_config
 from orchestrator.steps.exact import Exact
 from orchestrator.steps.scores import read_scores
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 
 @dataclass

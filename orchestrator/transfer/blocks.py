@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.transfer.consistent import Consistent
 from orchestrator.transfer.place import Block, Place, Shape, Structure, head_dims, sums, top
-from orchestrator.transfer.sensitivity import SLAB, Scores
+from orchestrator.transfer.scores import SLAB, Scores
 
 
 class Window(Structure):

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from orchestrator.transfer.place import Block, Place, Structure, Sums, head_dims, top
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 Key = tuple[int | None, str]  # a student's layer and what is chosen in it; the residual stream is every layer's
 

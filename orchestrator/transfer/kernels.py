@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orchestrator.transfer.scores import Scores
+
 if TYPE_CHECKING:
     import triton.language as tl
-
-    from orchestrator.transfer.sensitivity import Scores
 else:
     tl = None  # triton.language, once `_compiled` has imported it: the kernel's source looks it up by this name
 

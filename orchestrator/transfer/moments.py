@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from orchestrator.transfer.gradients import kind, normalised, shape_of
-from orchestrator.transfer.sensitivity import SLAB, Scores
+from orchestrator.transfer.scores import SLAB, Scores
 
 
 @contextmanager

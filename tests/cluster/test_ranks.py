@@ -29,7 +29,7 @@ from orchestrator.transfer.blocks import Window
 from orchestrator.transfer.layers import Sensitivity
 from orchestrator.transfer.metrics import Fisher, GradientMetric, IntegratedGradients, Wanda
 from orchestrator.transfer.place import Place
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 

@@ -18,7 +18,7 @@ from orchestrator.models.loading import load
 from orchestrator.steps.extract import extract
 from orchestrator.steps.scores import FILE, layer_scores, save_scores
 from orchestrator.steps.teacher import Teacher
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 ALL = ["attention", "ffn", "embedding"]
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}

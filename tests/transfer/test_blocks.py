@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.transfer.blocks import BlockSelection, best_window
 from orchestrator.transfer.place import Place
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 parse = TypeAdapter(BlockSelection).validate_python
 

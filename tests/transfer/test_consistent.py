@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.transfer.consistent import Consistent, choose_heads
 from orchestrator.transfer.place import Place, head_dims
-from orchestrator.transfer.sensitivity import Scores
+from orchestrator.transfer.scores import Scores
 
 TEACHER = {"residual": 40, "query": 8 * 4, "key": 4 * 4, "ffn": 24}
 STUDENT = {"residual": 12, "query": 4 * 4, "key": 2 * 4, "ffn": 9}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.transfer.kernels import add_scores, supported
-from orchestrator.transfer.sensitivity import Scores, score_matrix
+from orchestrator.transfer.scores import Scores
+from orchestrator.transfer.sensitivity import score_matrix
 
 pytest.importorskip("triton", reason="triton is not installed: the extra `gpu` has it")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from orchestrator.transfer.metrics import IntegratedGradients, SensitivityMetric
 from orchestrator.transfer.moments import collect_inputs, from_weights
-from orchestrator.transfer.sensitivity import Scores, collect, example_losses
+from orchestrator.transfer.scores import Scores
+from orchestrator.transfer.sensitivity import collect, example_losses
 
 parse = TypeAdapter[Any](SensitivityMetric).validate_python
 KINDS = ["llama", "llama-tied", "qwen2", "qwen3-tied", "gemma2", "gemma3_text", "phi3", "gpt_neox"]
