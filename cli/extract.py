@@ -62,7 +62,7 @@ def extract(
     kept.check()
     Store(out).check()
     steps = ("measure", "extract")
-    o.check_memory(recipe, steps, ranks=ranks, tokens=tokens, gpu_memory=gpu_memory, force=force)
+    o.check_memory(recipe, steps, ranks=ranks, offload=offload, tokens=tokens, gpu_memory=gpu_memory, force=force)
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)

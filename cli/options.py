@@ -120,7 +120,14 @@ def listed(text: str) -> list[Any]:
 
 
 def check_memory(
-    asked: Sweep | Recipe, steps: Sequence[str], *, ranks: int | None, tokens: int, gpu_memory: str | None, force: bool
+    asked: Sweep | Recipe,
+    steps: Sequence[str],
+    *,
+    ranks: int | None,
+    offload: str | None,
+    tokens: int,
+    gpu_memory: str | None,
+    force: bool,
 ) -> None:
     """UserError where the plan says that one of `steps` can't fit: before anything is fetched."""
     from orchestrator.plan import forecast, here, refuse_unless_fits
@@ -128,7 +135,7 @@ def check_memory(
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
     memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None
-    hardware = None if force else here(ranks, memory, tokens)
+    hardware = None if force else here(ranks, memory, tokens, bool(offload))
     if hardware is None:
         return
     told = forecast(sweep, hardware)

@@ -61,7 +61,7 @@ def run(
     kept = Store(store)
     kept.check()
     steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
-    o.check_memory(recipe, steps, ranks=ranks, tokens=tokens, gpu_memory=gpu_memory, force=force)
+    o.check_memory(recipe, steps, ranks=ranks, offload=offload, tokens=tokens, gpu_memory=gpu_memory, force=force)
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     screen = Terminal()

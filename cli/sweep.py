@@ -74,7 +74,7 @@ def sweep(
     Store(store).check()
     if not dry_run:
         steps = ("measure", "extract", "finetune")
-        o.check_memory(asked, steps, ranks=ranks, tokens=tokens, gpu_memory=gpu_memory, force=force)
+        o.check_memory(asked, steps, ranks=ranks, offload=offload, tokens=tokens, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     if dry_run:
         typer.echo(json.dumps(summary(plan)) if as_json else text(plan))

@@ -42,6 +42,7 @@ class Hardware:
     bandwidth: float = 100e9  # bytes a second that each rank receives
     tokens: int = Placement.tokens
     cuda: bool = True  # a GPU recomputes activations even where it is alone
+    offload: bool = False  # the ranks' shards wait elsewhere
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,8 @@ class Anatomy:
     @property
     def multiplied(self) -> int:
         """Parameters that each token is multiplied by: all but a looked-up embedding."""
-        looked_up = self.geometry.vocab * self.geometry.hidden
-        return self.parameters - (looked_up if 2 * looked_up < self.parameters and not self._tied else 0)
-
-    @property
-    def _tied(self) -> bool:
-        return sum(shape[0] == self.geometry.vocab for shape in self.shapes.values()) == 1
+        tables = sum(shape[0] == self.geometry.vocab for shape in self.shapes.values())
+        return self.parameters - (tables - 1) * self.geometry.vocab * self.geometry.hidden  # a tied one is the head
 
     @cached_property
     def matrices(self) -> list[tuple[int, int]]:
@@ -160,8 +157,8 @@ def measure_cost(teacher: Anatomy, recipe: Recipe, scale: Scale, ranks: int, har
     batch = max(1, min(hardware.tokens // points // part.max_tokens, -(-part.examples // ranks)))
     rounds = math.ceil(part.examples / batch / ranks)
     tokens = batch * points * part.max_tokens
-    weights = size // ranks
-    if ranks > 1:
+    weights = 0 if hardware.offload and hardware.cuda else size // ranks
+    if ranks > 1 or hardware.offload:
         weights += min(teacher.parameters, GATHERED + max(n * m for n, m in teacher.matrices)) * teacher.width
     activations = teacher.pass_bytes(tokens, part.max_tokens, recompute=recompute, backward=not forward)
     passes = 2 if scale.exact and not forward else 1

@@ -77,7 +77,7 @@ def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
     return replace(cost(ranks or smallest or LARGEST_CLUSTER), smallest_cluster=smallest)
 
 
-def here(ranks: int | None, memory: float | None, tokens: int) -> Hardware | None:
+def here(ranks: int | None, memory: float | None, tokens: int, offload: bool) -> Hardware | None:
     """What this machine has for its ranks; None where they are on a cluster whose devices it can't see.
 
     `memory` is what each GPU has, where that is said.
@@ -87,11 +87,12 @@ def here(ranks: int | None, memory: float | None, tokens: int) -> Hardware | Non
 
     gpus = torch.cuda.device_count()
     if memory:
-        return Hardware(ranks or gpus or None, memory, tokens=tokens)
+        return Hardware(ranks or gpus or None, memory, tokens=tokens, offload=offload)
     if os.environ.get("RAY_ADDRESS"):
         return None
     if gpus:
-        return Hardware(ranks or gpus, torch.cuda.get_device_properties(0).total_memory, tokens=tokens)
+        room = torch.cuda.get_device_properties(0).total_memory
+        return Hardware(ranks or gpus, room, tokens=tokens, offload=offload)
     return Hardware(ranks or 1, psutil.virtual_memory().total / (ranks or 1), tokens=tokens, cuda=False)
 
 

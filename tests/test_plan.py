@@ -115,6 +115,15 @@ def test_one_rank_sends_nothing_and_a_metric_costs_what_it_does() -> None:
     assert cost(2, metric="wanda")[0] < cost(2)[0]
 
 
+def test_offloaded_shards_leave_room_for_what_is_gathered() -> None:
+    teacher = Anatomy.of("llama2-70b", "teacher")
+    recipe = Recipe(teacher="a", student="b")
+    whole = measure_cost(teacher, recipe, Scale(128), 1, Hardware()).per_rank.weights_bytes
+    waiting = measure_cost(teacher, recipe, Scale(128), 1, Hardware(offload=True)).per_rank.weights_bytes
+    assert whole == 2 * teacher.parameters
+    assert waiting == 2 * (GATHERED + 32000 * 8192)
+
+
 def test_exact_windows_take_the_pass_twice() -> None:
     once, twice = (forecast(sweep(recipe={"teacher": "llama2-70b", "measure": part}), Hardware(8)) for part in (
         {}, {"granularity": 1}
