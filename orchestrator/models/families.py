@@ -199,7 +199,7 @@ def pairs(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> Ite
     whole vocabulary and give up hidden dimensions only.
     """
     if faults := too_small(teacher, student, origins):
-        raise UserError(f"{faults[0]}; take a larger --teacher, or leave it out with --modules")
+        raise UserError(f"{faults[0]}; take another --teacher, or leave such matrices out with --modules")
     for origin in origins:
         for role in student.roles(origin):
             have, repeats = _source(teacher, student, role)

@@ -8,6 +8,7 @@ A checkpoint's identity is the hash of its contents, never its path, so that res
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -191,6 +192,7 @@ def load_tokenizer(folder: str, field: str = "model") -> Any:
     return tokenizer
 
 
+@functools.cache  # each trial of a sweep is checked
 def tokens_of(teacher: Path, student: Path) -> Tensor:
     """The teacher's embedding row of each of the student's, -1 where it has none (see `token_map`)."""
     own, theirs = load_tokenizer(str(student), "student"), load_tokenizer(str(teacher), "teacher")

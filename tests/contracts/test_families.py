@@ -23,7 +23,7 @@ MINI_70B = {"hidden_size": 128, "num_hidden_layers": 80, "num_attention_heads": 
 MINI_70B |= {"intermediate_size": 224, "head_dim": 2}
 MINI_7B = {"hidden_size": 64, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
 MINI_7B |= {"intermediate_size": 86, "head_dim": 2}
-CROSSED = [("llama", "phi3"), ("phi3", "llama"), ("gpt_neox", "gpt_neox"), ("qwen3", "gpt_neox"), ("gemma2", "qwen2")]
+CROSSED = [("llama", "phi3"), ("phi3", "llama"), ("llama", "gpt_neox"), ("qwen3", "gpt_neox"), ("gemma2", "qwen2")]
 ROW = batch(rows=4)
 
 
@@ -76,7 +76,7 @@ def check_start(stock: Any, again: Any, starts: dict[str, adapters.Start], folde
     given = {name: tensor for name, tensor in ROW.items() if name != "labels"}
     with torch.no_grad():
         before = stock(**given).logits
-        assert float((model.train()(**given).logits - before).abs().max()) < 1e-4
+        assert float((model.train()(**given).logits - before).abs().max()) < 1e-5
         for layer in adapted.values():  # as training would
             up, down = adapters.factors_of(layer)
             up[:, :rank] += 0.1 * torch.randn_like(up[:, :rank])
@@ -86,7 +86,7 @@ def check_start(stock: Any, again: Any, starts: dict[str, adapters.Start], folde
     with torch.no_grad(), adapters.without_own_warnings():
         loaded = PeftModel.from_pretrained(again(), str(folder)).eval()(**given).logits
     assert float((trained - before).abs().max()) > 0.1
-    assert float((loaded - trained).abs().max()) < 1e-3
+    assert float((loaded - trained).abs().max()) < 1e-5
 
 
 @pytest.mark.slow

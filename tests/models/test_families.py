@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import FAMILIES, tiny
@@ -64,6 +66,14 @@ def test_a_smaller_teacher_is_refused_with_both_shapes(change, origins, message:
     sizes = {"layers": 4, "hidden": 64, "ffn": 128, "heads": 8, "kv_heads": 4, "head_dim": 8, "vocab": 50, **change}
     with pytest.raises(UserError, match=message):
         list(pairs(Geometry(**sizes), SMALL, origins))
+
+
+def test_a_gate_that_the_teacher_lacks_is_told() -> None:
+    sizes = {"layers": 4, "hidden": 64, "ffn": 128, "heads": 8, "kv_heads": 8, "head_dim": 8, "vocab": 50}
+    ungated = Geometry(**sizes, gated=False)
+    with pytest.raises(UserError, match=r"no gate matrix, .* take another --teacher, or leave such matrices out"):
+        list(pairs(ungated, SMALL, ("attention", "ffn")))
+    assert {pair.role for pair in pairs(Geometry(**sizes), replace(SMALL, gated=False), ("ffn",))} == {"up", "down"}
 
 
 def test_every_students_alias_exists_and_the_smallest_has_none() -> None:

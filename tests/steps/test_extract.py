@@ -18,6 +18,7 @@ from orchestrator.models.loading import load
 from orchestrator.steps.extract import extract
 from orchestrator.steps.scores import FILE, layer_scores, save_scores
 from orchestrator.steps.teacher import Teacher
+from orchestrator.transfer.place import sums
 from orchestrator.transfer.scores import Scores
 
 ALL = ["attention", "ffn", "embedding"]
@@ -190,6 +191,14 @@ def test_a_matrix_that_roles_share_is_cut_role_by_role(family: str, granularity:
         assert record["windows"][own][role] == place
         row, col = place
         blocks[role] = split(weight)[role][row : row + height, col : col + 32]
+    teacher = Teacher.open(tmp_path / "teacher", tmp_path / "measured" / FILE)
+    student = Geometry.of(tiny(family, 1, **{**SMALL, **heads}).config)
+    for pair in (p for p in pairs(teacher.geometry, student, ("attention",)) if p.role in "qkv" and p.layer == 1):
+        told = sums(teacher.scores(pair, record["layers"][1]))
+        right = split(scores)[pair.role]
+        assert torch.allclose(told[0].float(), right.sum(1), rtol=1e-4)
+        spread = right.sum(0).view(-1, granularity).mean(1).repeat_interleave(granularity)
+        assert torch.allclose(told[1].float(), spread, rtol=1e-4)
     whole = torch.cat([blocks[role] for role in "qkv"])
     if family == "gpt_neox":  # 2 heads
         whole = torch.stack([blocks[role].view(2, 16, 32) for role in "qkv"], 1).reshape(96, 32)
