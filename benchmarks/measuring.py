@@ -25,14 +25,18 @@ def medians(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
 
 
 def ratio(work: Callable[[], Any], reference: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of `work`, and the median over pairs run in turn of its time by the reference's."""
+    """Median seconds of `work`, and the median over pairs of its time by the reference's; an even number of pairs.
+
+    Which of the two goes first alternates: the second one may find memory that the first has made ready.
+    """
     pairs = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        reference()
-        middle = time.perf_counter()
-        work()
-        pairs.append((time.perf_counter() - middle, middle - began))
+    for number in range(repeats + 1):
+        taken = {}
+        for name in ("reference", "work")[:: 1 if number % 2 else -1]:
+            began = time.perf_counter()
+            (work if name == "work" else reference)()
+            taken[name] = time.perf_counter() - began
+        pairs.append((taken["work"], taken["reference"]))
     pairs = pairs[1:]  # the first is not counted: caches, lazy imports, first allocations
     return statistics.median(own for own, _ in pairs), statistics.median(own / other for own, other in pairs)
 

@@ -76,10 +76,13 @@ def text(told: Forecast, hardware: Any) -> str:
             )
     fitting = f"{sweep.smallest_cluster} GPU{'s'[: sweep.smallest_cluster - 1]}" if sweep.smallest_cluster else "none"
     lines += [f"can't be cut: {fault}" for fault in told.uncut]
+    if told.recorded_bytes:
+        lines.append(f"The second pass writes {size(told.recorded_bytes)}B to the store.")
     lines += [
         f"GPUs of {size(hardware.memory)}B, of which 92 % are used. Smallest cluster that fits: {fitting}.",
-        f"Taken for granted: {size(hardware.flops)}FLOP/s and {size(hardware.bandwidth)}B/s a GPU, examples as long as"
-        " they may be, loading and scoring not counted.",
+        f"Sent: to all GPUs together. Time: products at {size(hardware.flops)}FLOP/s a GPU, or sending at"
+        f" {size(hardware.bandwidth)}B/s, whichever is longer;",
+        "every example as long as it may be; loading and scoring not counted.",
         "Computed from the configs; memory is checked against CPU runs (benchmarks/plan.py), nothing against a GPU.",
     ]
     return "\n".join(lines)

@@ -192,6 +192,17 @@ def extract_cost(
     return Cost(ranks, fullest, 0, flops / ranks / hardware.flops, hardware.memory)
 
 
+def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe) -> int:
+    """The second pass's: each token's input and output gradient of every matrix of the kept layers, once."""
+    if isinstance(recipe.measure.metric, Magnitude | Wanda):
+        return 0
+    roles = [
+        role for origin in recipe.modules or () if origin != "embedding" for role in student.geometry.roles(origin)
+    ]
+    values = sum(sum(teacher.geometry.shape(role)) for role in roles) * student.geometry.layers
+    return values * teacher.width * recipe.measure.examples * recipe.measure.max_tokens
+
+
 def finetune_cost(student: Anatomy, recipe: Recipe, rank: int, hardware: Hardware) -> Cost:
     """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation."""
     part = recipe.finetune

@@ -11,7 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.costs import USABLE, Anatomy, Cost, Hardware, extract_cost, finetune_cost, measure_cost
+from orchestrator.costs import (
+    USABLE,
+    Anatomy,
+    Cost,
+    Hardware,
+    extract_cost,
+    finetune_cost,
+    measure_cost,
+    recorded_bytes,
+)
 from orchestrator.errors import UserError
 from orchestrator.models.families import too_small
 from orchestrator.recipe import Sweep
@@ -19,6 +28,7 @@ from orchestrator.scale import Scale, scale_of
 from orchestrator.sweep import cells_of, fine_tunings
 
 LARGEST_CLUSTER = 1024
+STEPS = ("measure", "extract", "finetune", "sweep")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Forecast:
     scale: Scale
     trials: int
     uncut: tuple[str, ...]
+    recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
     steps: dict[str, Cost]  # by name: measure, extract where everything can be cut, finetune (one trial), sweep
 
     def as_json(self) -> dict[str, Any]:
@@ -41,7 +52,8 @@ class Forecast:
             "passes": 2 if self.scale.exact else 1,
             "trials": self.trials,
             "uncut": list(self.uncut),
-            "steps": {name: cost.as_json() for name, cost in self.steps.items()},
+            "recorded_bytes": self.recorded_bytes,
+            "steps": {name: self.steps[name].as_json() if name in self.steps else None for name in STEPS},
         }
 
 
@@ -68,13 +80,14 @@ def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
     fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
-    return Forecast(teacher, student, scale, trials, uncut, steps)
+    recorded = recorded_bytes(teacher, student, recipe) if scale.exact else 0
+    return Forecast(teacher, student, scale, trials, uncut, recorded, steps)
 
 
 def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
     """The step on the ranks that there are, or on as few as it fits on; with that number noted."""
     smallest = next((count for count in range(1, LARGEST_CLUSTER + 1) if cost(count).fits), None)
-    return replace(cost(ranks or smallest or LARGEST_CLUSTER), smallest_cluster=smallest)
+    return replace(cost(ranks or smallest or 1), smallest_cluster=smallest)
 
 
 def here(ranks: int | None, memory: float | None, tokens: int, offload: bool) -> Hardware | None:

@@ -130,13 +130,21 @@ def test_exact_windows_take_the_pass_twice() -> None:
     ))  # fmt: skip
     assert twice.scale == Scale(128, exact=True)
     assert twice.steps["measure"].seconds == pytest.approx(2 * once.steps["measure"].seconds)
+    sides = 8192 + 8192 + 2 * (1024 + 8192) + 8192 + 8192 + 3 * (28672 + 8192)  # q, k and v, o, gate, up and down
+    assert twice.recorded_bytes == 32 * sides * 2 * 32 * 2048 and once.recorded_bytes == 0
+
+
+def test_where_nothing_fits_no_cluster_is_named() -> None:
+    told = forecast(sweep(), Hardware(memory=2e9))
+    assert told.steps["sweep"].smallest_cluster is None and not told.steps["sweep"].fits
+    assert told.steps["measure"].ranks == 1
 
 
 def test_what_cannot_be_cut_is_listed_whole() -> None:
     told = forecast(sweep(recipe={"teacher": "mistral-7b", "student": "llama2-13b"}), Hardware(1))
     assert told.uncut[0] == "student: 40 layers, the teacher has only 32"
     assert "teacher: its q matrix is 4096 x 4096, smaller than the student's 5120 x 5120" in told.uncut
-    assert "extract" not in told.steps
+    assert "extract" not in told.steps and told.as_json()["steps"]["extract"] is None
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_its_figures() -> None:
