@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -80,6 +81,8 @@ def _rank(rank: int, ranks: int, address: str, work: Callable[..., Any], folder:
     from orchestrator.steps.teacher_pass import return_what_is_freed
 
     torch.set_num_threads(1)
+    for stream in (sys.stdout, sys.stderr):  # libraries' notices; an error comes back as one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return_what_is_freed()
     results.put(work(folder, Member(rank, ranks, address)))
 

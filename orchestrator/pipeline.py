@@ -111,8 +111,8 @@ def check(recipe: Recipe, ready: Ready) -> None:
     if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
         raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
     if recipe.structure:
-        heads, family = (teacher.head_dim, student.head_dim), FAMILIES[ready.teacher.config.model_type]
-        check_structure(recipe.structure.kind, scale, family, recipe.modules or (), heads)
+        family = FAMILIES[ready.teacher.config.model_type]
+        check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
     if "embedding" in (recipe.modules or ()):
         tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
         if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:

@@ -6,14 +6,13 @@ The rule looks at the models alone, never at the machine: the same recipe means 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
-from orchestrator.models.families import Geometry, ModelFamily
+from orchestrator.models.families import Geometry, ModelFamily, pairs
 from orchestrator.recipe import Measure
 from orchestrator.transfer.metrics import IntegratedGradients
-from orchestrator.transfer.place import head_dims
+from orchestrator.transfer.place import enough_heads, head_dims
 
 ROOM = 4_000_000_000  # parameters: their scores are 16 GB of float32, on every rank
 LARGEST_TILE = 128
@@ -52,24 +51,28 @@ def scale_of(measure: Measure, teacher: Geometry, student: Geometry) -> Scale:
 
 
 def check_structure(
-    structure: str, scale: Scale, teacher: ModelFamily, modules: Sequence[str], heads: tuple[int, int] = (1, 1)
+    structure: str, scale: Scale, family: ModelFamily, teacher: Geometry, student: Geometry, modules: tuple[str, ...]
 ) -> None:
-    """UserError where these scores can't tell what the structure needs to know.
+    """UserError where these scores, or these models' heads, can't give the structure what it needs.
 
-    `heads` are the sizes of the teacher's and the student's attention heads.
+    `family` is the teacher's.
     """
-    g, fused = scale.granularity, teacher.fused and any(origin != "embedding" for origin in modules)
+    g, fused = scale.granularity, family.fused and any(origin != "embedding" for origin in modules)
     if structure in WHOLE_HEADS and "attention" in modules:
+        keys = next(pair.teacher[0] for pair in pairs(teacher, student, ("attention",)) if pair.role == "k")
         try:
-            head_dims(*heads)
+            head_dims(teacher.head_dim, student.head_dim)
+            enough_heads(teacher.heads, student.heads)
+            if structure == "head_aligned":
+                enough_heads(keys // teacher.head_dim, student.kv_heads)
         except ValueError as error:
             raise UserError(str(error)) from error
     if g == 1:
         return
-    if structure == "head_aligned" and heads[0] != heads[1] and not scale.exact:
+    if structure == "head_aligned" and teacher.head_dim != student.head_dim and not scale.exact:
         raise UserError(
-            f"structure: head_aligned needs exact scores to cut heads of {heads[1]} from heads of {heads[0]}, and these"
-            f" are tiles of {g}; set measure.granularity=1"
+            f"structure: head_aligned needs exact scores to cut heads of {student.head_dim} from heads of"
+            f" {teacher.head_dim}, and these are tiles of {g}; set measure.granularity=1"
         )
     if structure == "neuron" and not scale.exact:
         raise UserError(f"structure: neuron needs exact scores, and these are tiles of {g}; set measure.granularity=1")
@@ -80,7 +83,7 @@ def check_structure(
         )
     if structure in NEEDS_SUMS and fused and not scale.exact:
         raise UserError(
-            f"structure: {structure} needs the column sums of each matrix, and of those that {teacher.model_type} fuses"
+            f"structure: {structure} needs the column sums of each matrix, and of those that {family.model_type} fuses"
             f" tiles of {g} tell only one sum; set measure.granularity=1"
         )
 

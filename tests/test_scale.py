@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.errors import UserError
@@ -51,19 +53,29 @@ def test_what_scores_cannot_tell(
     structure: str, scale: Scale, family: str, modules: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        check_structure(structure, scale, FAMILIES[family], modules)
+        check_structure(structure, scale, FAMILIES[family], TINY, TINY, modules)
 
 
-def test_heads_that_cannot_be_cut() -> None:
-    with pytest.raises(UserError, match=r"attention heads of 64 can't be whole heads of the teacher's 32"):
-        check_structure("consistent", Scale(1), FAMILIES["llama"], ("attention",), (32, 64))
-    with pytest.raises(UserError, match=r"head_aligned needs exact scores to cut heads of 64 from heads of 128"):
-        check_structure("head_aligned", Scale(64), FAMILIES["llama"], ("attention",), (128, 64))
+@pytest.mark.parametrize(
+    ("structure", "teacher", "student", "message"),
+    [
+        ("consistent", {"head_dim": 8}, {}, r"attention heads of 16 can't be whole heads of the teacher's 8"),
+        ("consistent", {"heads": 2, "head_dim": 32}, {}, r"wants 4 attention heads of a teacher's matrix that has 2"),
+        ("head_aligned", {"kv_heads": 1, "head_dim": 32}, {"kv_heads": 2}, r"wants 2 attention heads .* that has 1"),
+        ("head_aligned", {"heads": 8, "head_dim": 32}, {}, r"needs exact scores to cut heads of 16 from heads of 32"),
+    ],
+)
+def test_heads_that_cannot_be_cut(
+    structure: str, teacher: dict[str, int], student: dict[str, int], message: str
+) -> None:
+    given = replace(TINY, **{"heads": 8, **teacher}), replace(TINY, **student)
+    with pytest.raises(UserError, match=message):
+        check_structure(structure, Scale(8), FAMILIES["llama"], *given, ("attention",))
 
 
 def test_what_scores_can_tell() -> None:
     for structure, scale, family in (("neuron", Scale(1), "llama"), ("neuron", Scale(64, True), "llama")):
-        check_structure(structure, scale, FAMILIES[family], ("ffn",))
-    check_structure("row_column", Scale(64), FAMILIES["llama"], ("ffn", "embedding"))
-    check_structure("row_column", Scale(64, True), FAMILIES["phi3"], ("ffn",))
-    check_structure("row_column", Scale(64), FAMILIES["phi3"], ("embedding",))
+        check_structure(structure, scale, FAMILIES[family], TINY, TINY, ("ffn",))
+    check_structure("row_column", Scale(64), FAMILIES["llama"], TINY, TINY, ("ffn", "embedding"))
+    check_structure("row_column", Scale(64, True), FAMILIES["phi3"], TINY, TINY, ("ffn",))
+    check_structure("row_column", Scale(64), FAMILIES["phi3"], TINY, TINY, ("embedding",))

@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from orchestrator.transfer.consistent import Consistent
-from orchestrator.transfer.place import Block, Place, Shape, Structure, head_dims, sums, top
+from orchestrator.transfer.place import Block, Place, Shape, Structure, enough_heads, head_dims, sums, top
 from orchestrator.transfer.scores import SLAB, Scores
 
 
@@ -53,7 +53,7 @@ class HeadAligned(Structure):
     kind: Literal["head_aligned"] = "head_aligned"
 
     def select(self, scores: Scores, place: Place) -> Block:
-        """ValueError for larger heads in the student, and for smaller ones at a granularity above 1."""
+        """ValueError for larger or more heads in the student, and for smaller ones at a granularity above 1."""
         headed = [axis in ("query", "key") for axis in place.axes]
         if not any(headed):
             return Window().select(scores, place)
@@ -68,6 +68,7 @@ class HeadAligned(Structure):
                 )
             tiles = tiles[:, inside]
         count, other = place.shape[axis] // own, place.shape[1 - axis]
+        enough_heads(len(tiles), count)
         head, start = best_window(tiles.sum(1), (count, -(-other // g)))
         if own == theirs:
             origin = (head * theirs, start * g)

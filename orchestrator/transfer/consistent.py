@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orchestrator.transfer.place import Block, Place, Structure, Sums, head_dims, top
+from orchestrator.transfer.place import Block, Place, Structure, Sums, enough_heads, head_dims, top
 from orchestrator.transfer.scores import Scores
 
 Key = tuple[int | None, str]  # a student's layer and what is chosen in it; the residual stream is every layer's
@@ -77,13 +77,14 @@ def choose_heads(
 ) -> tuple[Int[Tensor, " heads"], Int[Tensor, " groups"]]:
     """Query heads and K/V heads of a student, so that each query head still reads its own K/V head.
 
-    Where the teacher's groups are large enough, the best groups are taken and of each its best query heads. Where
-    they are smaller than the student's, query heads are chosen freely, and each of the student's groups reads the K/V
-    head that its best member read.
+    Where the teacher's groups are enough and large enough, the best groups are taken and of each its best query
+    heads. Where not, query heads are chosen freely, and each of the student's groups reads the K/V head that its best
+    member read. ValueError where the teacher has fewer query heads than the student.
     """
+    enough_heads(len(query), heads)
     theirs, own = len(query) // len(key), heads // groups
     grouped = query.view(len(key), theirs)
-    if theirs >= own:
+    if theirs >= own and len(key) >= groups:
         taken = top(grouped.topk(own).values.sum(1) + key, groups)
         members = torch.stack([top(grouped[group], own) + group * theirs for group in taken.tolist()])
         return members.flatten(), taken

@@ -98,7 +98,8 @@ def head_dims(teacher: int, student: int) -> Int[Tensor, " student"]:
 
     Rotary positions turn dimensions j and j + size/2 together, by base^(-2j/size): of a head twice as large every
     second pair turns as the small head's does. So the small head's pair j is the large one's j * teacher // student;
-    where that doesn't divide, the nearest pair that turns no slower. ValueError where the teacher's head is smaller.
+    where that doesn't divide, the nearest pair that turns no slower. Models that turn only a part of each head
+    (GPT-NeoX, some Phi-3) are taken as if they turned all of it. ValueError where the teacher's head is smaller.
     """
     if student == teacher:
         return torch.arange(teacher)
@@ -109,3 +110,12 @@ def head_dims(teacher: int, student: int) -> Int[Tensor, " student"]:
         )
     pairs = torch.arange(student // 2) * teacher // student
     return torch.cat([pairs, pairs + teacher // 2])
+
+
+def enough_heads(teacher: int, student: int) -> None:
+    """ValueError where the teacher has fewer heads than are wanted, which larger ones don't make up for."""
+    if student > teacher:
+        raise ValueError(
+            f"structure: the student wants {student} attention heads of a teacher's matrix that has {teacher}; take"
+            " window, or leave attention out with --modules"
+        )

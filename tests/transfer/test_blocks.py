@@ -104,9 +104,10 @@ def test_random_choices_fit_differ_by_name_and_seed_and_repeat(kind: str) -> Non
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("granularity", [1, 2])
-def test_a_head_aligned_window_is_the_best_that_holds_whole_heads(axis: int, granularity: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_a_head_aligned_window_is_the_best_that_holds_whole_heads(axis: int, granularity: int, seed: int) -> None:
     """5 heads of 4, of which 3 are wanted, by trying every place."""
-    values = torch.rand(20, 12, generator=torch.Generator().manual_seed(0))
+    values = torch.rand(20, 12, generator=torch.Generator().manual_seed(seed))
     g = granularity
     best = max(
         ((head, col) for head in range(3) for col in range(0, 12 - 8 + 1, g)),
@@ -122,9 +123,10 @@ def test_a_head_aligned_window_is_the_best_that_holds_whole_heads(axis: int, gra
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_smaller_heads_are_cut_out_of_whole_ones(axis: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_smaller_heads_are_cut_out_of_whole_ones(axis: int, seed: int) -> None:
     """2 heads of 4 out of 5 of 8: of each the same two rotary pairs, 0 and 2."""
-    values = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
+    values = torch.rand(40, 12, generator=torch.Generator().manual_seed(seed))
     dims = [0, 2, 4, 6]
     rows = {head: [8 * h + dim for h in (head, head + 1) for dim in dims] for head in range(4)}
     best = max(
@@ -140,6 +142,12 @@ def test_smaller_heads_are_cut_out_of_whole_ones(axis: int) -> None:
     tiled = Scores.zeros(given.shape, 2, given.device)
     with pytest.raises(ValueError, match=r"heads of 4 from heads of 8 by tiles of 2; set measure\.granularity=1"):
         parse("head_aligned").select(tiled, Place("a", shape, axes, (8, 4), 0))
+
+
+def test_more_heads_than_the_teacher_has_are_refused() -> None:
+    """4 heads of 16 have as many rows as 8 of 8, and no more heads for it."""
+    with pytest.raises(ValueError, match="wants 8 attention heads of a teacher's matrix that has 4; take window"):
+        parse("head_aligned").select(exact(torch.rand(64, 9)), Place("a", (64, 5), ("query", "residual"), (16, 8), 0))
 
 
 def test_what_has_no_heads_is_cut_by_the_best_window() -> None:

@@ -21,9 +21,10 @@ ROLES = {
 
 
 @pytest.mark.parametrize(("groups", "heads"), [(2, 4), (2, 2), (3, 6), (1, 2)])
-def test_the_best_groups_and_their_best_heads(groups: int, heads: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_groups_and_their_best_heads(groups: int, heads: int, seed: int) -> None:
     """Of a teacher with 4 K/V heads for 8 query heads, by trying every choice."""
-    generator = torch.Generator().manual_seed(groups * 10 + heads)
+    generator = torch.Generator().manual_seed(seed)
     query, key = torch.rand(8, generator=generator), torch.rand(4, generator=generator)
     own = heads // groups
 
@@ -43,6 +44,33 @@ def test_larger_groups_read_what_their_best_member_read() -> None:
     members, read = choose_heads(query, torch.zeros(8), 4, 2)
     assert members.tolist() == [1, 3, 4, 6]
     assert read.tolist() == [1, 6]
+    members, read = choose_heads(query, 10 * torch.arange(8.0), 4, 2)
+    assert members.tolist() == [4, 5, 6, 7]  # a head's K/V rows count as well
+    assert read.tolist() == [5, 7]
+
+
+def test_fewer_groups_than_the_student_has_are_read_twice() -> None:
+    """Two K/V heads, of which each serves four query heads, for four groups of one; but query heads must suffice."""
+    members, read = choose_heads(torch.tensor([1.0, 9, 8, 1, 1, 7, 1, 6]), torch.zeros(2), 4, 4)
+    assert members.tolist() == [1, 2, 5, 7]
+    assert read.tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="wants 16 attention heads of a teacher's matrix that has 8"):
+        choose_heads(torch.zeros(8), torch.zeros(2), 16, 4)
+
+
+def test_smaller_heads_are_judged_by_the_dimensions_they_keep() -> None:
+    """Of 3 heads of 8, cut to 2 of 4: the first is large only where it is left behind."""
+    query, key = torch.ones(3, 8), torch.zeros(3, 8)
+    query[0, [1, 3, 5, 7]] = 100
+    query[1:] = 2
+    places = [Place(n, (8, 5), (a, "residual"), (8, 4), 0) for n, a in (("q", "query"), ("k", "key"))]
+    chooser = Consistent().prepared(
+        [(place, side.flatten(), torch.ones(9)) for place, side in zip(places, (query, key), strict=True)]
+    )
+    kept = [8 * head + dim for head in (1, 2) for dim in (0, 2, 4, 6)]
+    for place in places:
+        block = chooser.select(Scores.zeros(torch.Size((24, 9)), 1, query.device), place)
+        assert block.rows is not None and block.rows.tolist() == kept
 
 
 def test_smaller_heads_keep_rotary_pairs_and_their_frequencies() -> None:
