@@ -99,9 +99,10 @@ def here(ranks: int | None, memory: float | None, tokens: int, offload: bool) ->
     import torch
 
     gpus = torch.cuda.device_count()
+    remote = bool(os.environ.get("RAY_ADDRESS"))
     if memory:
-        return Hardware(ranks or gpus or None, memory, tokens=tokens, offload=offload)
-    if os.environ.get("RAY_ADDRESS"):
+        return Hardware(ranks or (None if remote else gpus or None), memory, tokens=tokens, offload=offload)
+    if remote:
         return None
     if gpus:
         room = torch.cuda.get_device_properties(0).total_memory

@@ -8,6 +8,7 @@ A group is placed whole or not at all, and ends whole: where one rank dies, the 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -21,6 +22,7 @@ from orchestrator.cluster.session import connected, nodes
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
+PATIENCE = 10  # seconds, before a wait for room is told
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Placement:
             yield replace(self, ranks=1)
             return
         with connected():
-            gpus = int(sum(node.get("GPU", 0) for node in nodes()))
+            gpus = int(sum(node.get("GPU", 0) for node in nodes())) - _held()
             yield replace(self, ranks=self.ranks or gpus or 1)
 
     @property
@@ -85,7 +87,7 @@ def stream(
     import ray
 
     with _group(placement, logs) as actors:
-        address = ray.get(actors[0].address.remote())
+        address = _get(actors[0].address.remote(), 0, logs)
         members = [Member(rank, len(actors), address) for rank in range(len(actors))]
         streams = {
             actor.stream.options(num_returns="streaming").remote(work, job, member): member.rank
@@ -141,6 +143,12 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
         group = placement_group([{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count, strategy="PACK")
         actors = []
         try:
+            if not group.wait(timeout_seconds=PATIENCE):
+                free = ray.available_resources()
+                logging.getLogger("pkt").warning(
+                    "waiting for room for %d ranks: %g CPUs and %g GPUs are free now",
+                    count, free.get("CPU", 0), free.get("GPU", 0),
+                )  # fmt: skip
             ray.get(group.ready())
             for rank in range(count):
                 strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
@@ -159,12 +167,20 @@ def _check(count: int, cpus: int, gpu: int) -> None:
     """UserError where the cluster has no room for the group even when idle: Ray would wait for ever."""
     there = nodes()
     room = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpu else count)) for node in there)
+    room -= _held() if gpu else 0
     if room < count:
         has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
         raise UserError(
             f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {has}, which is"
             f" room for {room}; ask for --ranks {max(room, 1)} or add nodes"
         )
+
+
+def _held() -> int:
+    """GPUs that this process holds itself where it is a cluster's job: no rank can have them."""
+    import torch
+
+    return torch.cuda.device_count() if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else 0
 
 
 def _log(logs: Path, rank: int) -> Path:
@@ -180,10 +196,11 @@ def _get(reference: Any, rank: int, logs: Path) -> Any:
         if isinstance(error.cause, UserError):
             raise error.cause from error
         raise
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayError as error:  # the process is gone: killed, out of memory, never begun, its node dead
         log = _log(logs, rank)
         lines = log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:] if log.is_file() else []
-        last = "\n".join(f"    {line}" for line in lines) or "    (it said nothing)"
+        lines = lines or str(error).strip().splitlines()[-1:]
+        last = "\n".join(f"    {line}" for line in lines)
         raise RankDied(f"rank {rank} died; its last lines ({log}):\n{last}") from error
 
 

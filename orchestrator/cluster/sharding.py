@@ -55,9 +55,9 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
         engine, *_ = deepspeed.initialize(model=model, config=settings)
         yield engine.module.eval()
+        torch.distributed.destroy_process_group()  # not after an error: it would wait for ranks that know of none
     finally:
         del alive
-        torch.distributed.destroy_process_group()
 
 
 def _check_disk(folder: str) -> None:

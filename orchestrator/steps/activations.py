@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.steps import data
+from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, follow, opened, passes, progress
 from orchestrator.tasks.template import Encoded, TemplateName, encode
@@ -67,17 +69,19 @@ def activations(
         job = Recording(teacher, encoded, pad, dtype, partial, settled, skip_bad=skip_bad, names=names)
         follow(recording, job, track, "recording the kept layers")
     for name in names:
-        (partial / name).rename(folder / name)
-    return {"examples": len(encoded), "matrices": len(names)}
+        (folder / name).mkdir()
+        for path in (partial / name).iterdir():
+            os.link(path, folder / name / path.name)  # not moved: should the step end before it is kept, they stay
+    return {"matrices": len(names)}
 
 
 def recording(job: Recording, member: Member) -> Iterator[Progress]:
     """One rank's part: its examples' files, and a mark for each example that has all of them."""
     marks = job.partial / "done"
     marks.mkdir(parents=True, exist_ok=True)
-    done = {example.id for example in job.encoded if (marks / _file(example)).exists()}
     writer = Writer(job.partial)
     with opened(job, member) as model, record(model, set(job.names), writer.keep):
+        done = agreed({example.id for example in job.encoded if (marks / _file(example)).exists()}, member)
         for round in passes(job, member, model, done, writer.through):
             for example in round.own:
                 (marks / _file(example)).touch()
@@ -91,9 +95,12 @@ class Writer:
     folder: Path
 
     def through(self, job: Job, member: Member, model: nn.Module, batch: list[Encoded]) -> Passed:
-        """A forward and backward pass, whose rows are then known by their examples."""
+        """A forward and backward pass, whose rows are known by their examples."""
+        return backward(job, member, model, batch, self.begin)
+
+    def begin(self, batch: list[Encoded]) -> None:
+        """Whose rows come next; none of them where a pass is of weight zero."""
         self._batch = batch
-        return backward(job, member, model, batch)
 
     def keep(self, name: str, gy: Tensor, x: Tensor) -> None:
         """Each example without its padding, in the dtype it was computed in."""

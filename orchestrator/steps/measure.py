@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
+from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES, Geometry
 from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.steps import data
@@ -98,7 +100,11 @@ def measuring(job: Measuring, member: Member) -> Iterator[Progress]:
         if sum_over_ranks(
             (part for score in scores.values() for part in (score.tiles, score.rows, score.cols)), member
         ):
-            save_scores(scores, job.out / FILE)
             layers = layer_scores(scores, family.layer, Geometry.of(config).layers)
+            if not all(map(math.isfinite, layers)):
+                raise UserError(
+                    "data: the losses are finite and the teacher's scores are not; try --set measure.dtype=float32"
+                )
+            save_scores(scores, job.out / FILE)
             (job.out / LAYERS).write_text(json.dumps(layers) + "\n")
             (job.out / LEFT_OUT).write_text(json.dumps(sorted(left_out)) + "\n")

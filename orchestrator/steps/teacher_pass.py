@@ -183,12 +183,14 @@ def batches(encoded: list[Encoded], tokens: int, at_most: int | None = None) -> 
     return groups
 
 
-def backward(job: Job, member: Member, model: nn.Module, batch: list[Encoded]) -> Passed:
+def backward(
+    job: Job, member: Member, model: nn.Module, batch: list[Encoded], going: Callable[[list[Encoded]], object] = len
+) -> Passed:
     """One forward and backward pass over some examples; what it leaves is in whoever collects.
 
     An empty batch goes through as a token of weight zero, so that other ranks don't wait for this one's shards.
     Where examples are to be left out, all ranks do the round again without theirs: nothing of them is counted.
-    UserError for a loss that is not finite, with the example's id.
+    `going` is told what will go backward. UserError for a loss that is not finite, with the example's id.
     """
     losses = _losses(job, model, batch)
     if not job.skip_bad:
@@ -196,7 +198,9 @@ def backward(job: Job, member: Member, model: nn.Module, batch: list[Encoded]) -
     elif left_out := _everybodys(_bad(batch, losses), member):
         del losses  # and with it what the backward pass would have needed
         good = [example for example in batch if example.id not in left_out]
-        return backward(job, member, model, good)[0], left_out
+        own, more = backward(job, member, model, good, going)
+        return own, left_out | more
+    going(batch)
     losses.sum().backward()
     return batch, set()
 

@@ -156,6 +156,13 @@ def test_a_group_that_can_never_be_placed_is_told_at_once(ray_here: None, tmp_pa
         list(stream(Placement(9), measuring, None, tmp_path))
 
 
+def test_a_rank_that_never_began_says_why(ray_here: None, tmp_path: Path) -> None:
+    """As on a node that doesn't share the store: its log can't be opened."""
+    (tmp_path / "rank-1.log").mkdir()
+    with pytest.raises(RankDied, match=r"(?s)rank 1 died.*IsADirectoryError"):
+        list(spread(Placement(2), square, range(4), tmp_path))
+
+
 def test_no_process_outlives_its_group(ray_here: None, tmp_path: Path) -> None:
     pids = list(spread(Placement(2), process, [0, 1], tmp_path))
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in set(pids) if psutil.pid_exists(pid)], timeout=60)
