@@ -9,8 +9,10 @@ leaves is small files that are written once.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -79,13 +81,22 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def partial(self, step: str, key: str) -> Path:
-        """Where an unfinished step may keep what it would go on from; dropped once it is finished."""
-        return self.root / step / f".{key}.partial"
+    @contextmanager
+    def resumable(self, step: str, key: str) -> Iterator[Path]:
+        """A folder for what an unfinished step would go on from, dropped once the block ends without an error.
 
-    def drop_partial(self, step: str, key: str) -> None:
-        """Forget what an unfinished step had kept."""
-        shutil.rmtree(self.partial(step, key), ignore_errors=True)
+        One process at a time has it; another waits, and may then find the step finished.
+        """
+        folder = self.root / step / f".{key}.partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logging.getLogger("pkt").warning("waiting for another process that is at the same step: %s", step)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,3 +108,44 @@ def test_a_step_runs_once_and_its_name_is_what_determines_it(tmp_path: Path) -> 
         Step("a", _write, config={"text": "one"}, inputs={"before": first}),
     ]
     assert len({step.fingerprint for step in (first, *changes)}) == 5
+
+
+def test_two_at_one_resumable_step_run_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second waits until the first is done, and takes what it made."""
+    began, go_on, calls = threading.Event(), threading.Event(), []
+
+    def run(folder: Path, *, partial: Path, **given: object) -> dict[str, str]:
+        calls.append((partial / "kept").exists())
+        (partial / "kept").touch()
+        began.set()
+        assert go_on.wait(30)
+        return {}
+
+    step, store = Step("measure", run), Store(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(materialise, step, store)
+        assert began.wait(30)
+        second = pool.submit(materialise, step, store)
+        while "waiting for another process" not in caplog.text:
+            assert not second.done()
+        go_on.set()
+        assert first.result(30) == second.result(30)
+    assert calls == [False]
+    assert not list(tmp_path.glob("measure/.*.partial"))
+
+
+def test_what_a_failed_step_kept_is_there_for_the_next_try(tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    def run(folder: Path, *, partial: Path, **given: object) -> dict[str, str]:
+        found.append((partial / "kept").exists())
+        (partial / "kept").touch()
+        if len(found) == 1:
+            raise RuntimeError("no more power")
+        return {}
+
+    step, store = Step("measure", run), Store(tmp_path)
+    with pytest.raises(RuntimeError, match="no more power"):
+        materialise(step, store)
+    materialise(step, store)
+    assert found == [False, True]

@@ -81,17 +81,21 @@ def materialise(
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
+    if step.name not in OF_THE_TEACHER:
+        return _run(step, store, inputs)
+    with store.resumable(step.name, step.fingerprint) as partial:
+        found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
+        return found or _run(step, store, inputs, track=track, placement=placement, partial=partial)
+
+
+def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> Path:
     manifest: dict[str, Any] = {"lineage": step.lineage, "versions": versions()}
     with store.writing(step.name, step.fingerprint, manifest) as folder:
         began = time.perf_counter()
-        extra: dict[str, Any] = {}
-        if step.name in OF_THE_TEACHER:
-            extra = {"track": track, "placement": placement, "partial": store.partial(step.name, step.fingerprint)}
         facts = step.run(folder, **step.config, **step.where, **inputs, **extra)
         manifest["seconds"] = round(time.perf_counter() - began, 3)
         manifest["peak_memory_bytes"] = peak_memory()
         manifest["facts"] = facts or {}
-    store.drop_partial(step.name, step.fingerprint)
     found = store.find(step.name, step.fingerprint)
     assert found is not None
     return found
