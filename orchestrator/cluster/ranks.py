@@ -22,7 +22,7 @@ from orchestrator.cluster.session import connected, nodes
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
-PATIENCE = 10  # seconds, before a wait for room is told
+PATIENCE = 10  # seconds: before a wait for room is told, and to learn of a death
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ def stream(
                 yield rank, _get(next(ready[0]), rank, logs)
             except StopIteration:
                 del streams[ready[0]]
+            except ray.exceptions.RayTaskError:  # perhaps of a rank that only misses another
+                _find_the_dead(actors, logs)
+                raise
 
 
 def spread(placement: Placement, work: Callable[[Any], Any], items: Sequence[Any], logs: Path) -> Iterator[Any]:
@@ -174,6 +177,16 @@ def _check(count: int, cpus: int, gpu: int) -> None:
             f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {has}, which is"
             f" room for {room}; ask for --ranks {max(room, 1)} or add nodes"
         )
+
+
+def _find_the_dead(actors: list[Any], logs: Path) -> None:
+    """RankDied where a process of the group is gone; one that works on doesn't answer, and is left alone."""
+    import ray
+
+    asked = [actor.address.remote() for actor in actors]
+    for rank, reference in enumerate(asked):
+        if ray.wait([reference], timeout=PATIENCE / len(asked))[0]:
+            _get(reference, rank, logs)
 
 
 def _held() -> int:
