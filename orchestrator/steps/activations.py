@@ -23,6 +23,7 @@ from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.checkpoints import agreed
+from orchestrator.steps.scores import LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, follow, opened, passes, progress
 from orchestrator.tasks.template import Encoded, TemplateName, encode
@@ -59,7 +60,7 @@ def activations(
 
     UserError as `measure`.
     """
-    scores = json.loads((measured / "layers.json").read_text())
+    scores = json.loads((measured / LAYERS).read_text())
     chosen = TypeAdapter[Any](LayerSelection).validate_python(layers).select(scores, count)
     names = frozenset(name.format(layer) for name in matrices for layer in chosen)
     tokenizer = load_tokenizer(teacher)
@@ -80,7 +81,7 @@ def recording(job: Recording, member: Member) -> Iterator[Progress]:
     marks = job.partial / "done"
     marks.mkdir(parents=True, exist_ok=True)
     writer = Writer(job.partial)
-    with opened(job, member) as model, record(model, set(job.names), writer.keep):
+    with opened(job, member) as model, record(model, job.names, writer.keep):
         done = agreed({example.id for example in job.encoded if (marks / _file(example)).exists()}, member)
         for round in passes(job, member, model, done, writer.through):
             for example in round.own:

@@ -58,11 +58,7 @@ class Checkpoints:
         target = place / f"rank-{self.member.rank}.safetensors"
         parts = {f"{name}:{part}": getattr(score, part) for name, score in scores.items() for part in PARTS}
         ids = {"done": json.dumps(sorted(done)), "left_out": json.dumps(sorted(left_out))}
-        save_file(
-            {key: part.cpu() for key, part in parts.items()},
-            target.with_suffix(".aside"),
-            metadata=ids | {"world": str(self.member.world)},
-        )
+        save_file({key: part.cpu() for key, part in parts.items()}, target.with_suffix(".aside"), metadata=ids)
         target.with_suffix(".aside").rename(target)
         if self.member.world > 1:
             torch.distributed.barrier()
@@ -78,8 +74,7 @@ class Checkpoints:
         place = agreed(next((place for place in reversed(self._all()) if _whole(place)), None), self.member)
         if place is None:
             return set(), set()
-        world = int(place.name.split("-")[1])
-        for rank in range(self.member.rank, world, self.member.world):
+        for rank in range(self.member.rank, _world(place), self.member.world):
             with safe_open(place / f"rank-{rank}.safetensors", framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118  (not a dict)
                     name, part = key.rsplit(":", 1)
@@ -93,5 +88,9 @@ class Checkpoints:
         return sorted(self.folder.glob("[0-9]*")) if self.folder.is_dir() else []
 
 
+def _world(place: Path) -> int:
+    return int(place.name.split("-")[1])
+
+
 def _whole(place: Path) -> bool:
-    return len(list(place.glob("rank-*.safetensors"))) == int(place.name.split("-")[1])
+    return len(list(place.glob("rank-*.safetensors"))) == _world(place)

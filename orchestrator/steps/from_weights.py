@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from orchestrator.cluster.ranks import Member
 from orchestrator.models.families import FAMILIES, Geometry
 from orchestrator.models.loading import Weights, outline, read_config
 from orchestrator.steps.checkpoints import sum_over_ranks
-from orchestrator.steps.scores import FILE, LAYERS, layer_scores, save_scores
+from orchestrator.steps.scores import write_scores
 from orchestrator.steps.step import Track
 from orchestrator.steps.teacher_pass import (
     Job,
@@ -67,9 +66,7 @@ def score_weights(job: Any, track: Track[Any]) -> None:
         name: score_weight(job.out, name, weights.get(name), job.granularity)
         for name in track(names, "scoring the teacher's weights", len(names))
     }
-    save_scores(scores, job.out / FILE)
-    layers = layer_scores(scores, FAMILIES[config.model_type].layer, Geometry.of(config).layers)
-    (job.out / LAYERS).write_text(json.dumps(layers) + "\n")
+    write_scores(scores, job.out, FAMILIES[config.model_type].layer, Geometry.of(config).layers)
 
 
 def score_weight(measured: Path, name: str, weight: Tensor, granularity: int) -> Scores:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
-from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES, Geometry
 from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.steps import data
 from orchestrator.steps.checkpoints import Checkpoints, sum_over_ranks
 from orchestrator.steps.from_weights import count_inputs, score_weights
-from orchestrator.steps.scores import FILE, LAYERS, layer_scores, save_scores
+from orchestrator.steps.scores import write_scores
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Progress, backward, follow, opened, passes, progress
 from orchestrator.tasks.template import TemplateName, encode
@@ -100,11 +98,5 @@ def measuring(job: Measuring, member: Member) -> Iterator[Progress]:
         if sum_over_ranks(
             (part for score in scores.values() for part in (score.tiles, score.rows, score.cols)), member
         ):
-            layers = layer_scores(scores, family.layer, Geometry.of(config).layers)
-            if not all(map(math.isfinite, layers)):
-                raise UserError(
-                    "data: the losses are finite and the teacher's scores are not; try --set measure.dtype=float32"
-                )
-            save_scores(scores, job.out / FILE)
-            (job.out / LAYERS).write_text(json.dumps(layers) + "\n")
+            write_scores(scores, job.out, family.layer, Geometry.of(config).layers)
             (job.out / LEFT_OUT).write_text(json.dumps(sorted(left_out)) + "\n")

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from orchestrator.errors import UserError
 from orchestrator.transfer.scores import Scores
 
 FILE = "sensitivities.safetensors"
 LAYERS = "layers.json"
+
+
+def write_scores(scores: dict[str, Scores], folder: Path, prefix: str, layers: int) -> None:
+    """What measuring leaves: every parameter's scores, and each layer's total. UserError where one isn't finite."""
+    totals = layer_scores(scores, prefix, layers)
+    if not all(map(math.isfinite, totals)):
+        raise UserError("data: the losses are finite and the teacher's scores are not; try --set measure.dtype=float32")
+    save_scores(scores, folder / FILE)
+    (folder / LAYERS).write_text(json.dumps(totals) + "\n")
 
 
 def layer_scores(scores: dict[str, Scores], prefix: str, layers: int) -> list[float]:

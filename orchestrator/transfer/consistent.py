@@ -8,7 +8,6 @@ taken whole: the blocks are a smaller network cut out of the larger one.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -33,27 +32,26 @@ class Consistent(Structure):
 
     def prepared(self, matrices: Iterable[Sums]) -> Consistently:
         """The choice, from the sums of every matrix that will be cut."""
-        scores: defaultdict[Key, Tensor | float] = defaultdict(float)
+        scores: dict[Key, Tensor] = {}
         wanted: dict[Key, int] = {}
-        sizes = (1, 1)
+        theirs, own = 1, 1
         for place, *sides in matrices:
             for axis, size, side in zip(place.axes, place.shape, sides, strict=True):
                 key = _key(axis, place)
-                scores[key] = scores[key] + side.double()
+                scores[key] = scores[key] + side if key in scores else side.double()
                 wanted[key] = size
-                sizes = place.heads if axis == "query" else sizes
+            theirs, own = place.heads
         chosen = {}
         for key, total in scores.items():
-            assert isinstance(total, Tensor)
             layer, axis = key
             if axis in ("residual", "ffn"):
                 chosen[key] = top(total, wanted[key])
             elif axis == "query":
-                inside = head_dims(*sizes)
-                query, key_heads = (_by_head(scores[layer, name], sizes[0], inside) for name in ("query", "key"))
-                heads, groups = wanted[layer, "query"] // sizes[1], wanted[layer, "key"] // sizes[1]
-                for name, some in zip(("query", "key"), choose_heads(query, key_heads, heads, groups), strict=True):
-                    chosen[layer, name] = (some[:, None] * sizes[0] + inside).flatten()
+                inside, names = head_dims(theirs, own), ("query", "key")
+                query, shared = (scores[layer, name].view(-1, theirs)[:, inside].sum(1) for name in names)
+                found = choose_heads(query, shared, *(wanted[layer, name] // own for name in names))
+                for name, heads in zip(names, found, strict=True):
+                    chosen[layer, name] = (heads[:, None] * theirs + inside).flatten()
         return Consistently(chosen)
 
 
@@ -96,8 +94,3 @@ def choose_heads(
 
 def _key(axis: str, place: Place) -> Key:
     return (None if axis == "residual" else place.layer, axis)
-
-
-def _by_head(total: Tensor | float, size: int, inside: Tensor) -> Tensor:
-    assert isinstance(total, Tensor)
-    return total.view(-1, size)[:, inside].sum(1)

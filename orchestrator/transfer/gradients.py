@@ -61,7 +61,7 @@ class Context:
     points: tuple[float, ...]
     norm_offset: float
     held: list[tuple[Tensor, Tensor]] | None = None  # a tied matrix: the head's factors, until the embedding's come
-    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))  # has autograd record it at all
 
     def fractions(self, y: Tensor) -> Tensor | None:
         """What each row of the batch multiplies its parameters by, (b, 1, …); None where that is 1 everywhere."""
@@ -79,12 +79,15 @@ def watched(
 ) -> Iterator[None]:
     """While open, each backward pass tells `sinks`, by parameter name, the gradients of every row of the batch.
 
+    A module without a sink is left as it is, and nothing below the first that has one is differentiated.
     Row i of a batch runs through the model with every parameter multiplied by points[i % len(points)], and its
     gradients are those with respect to the multiplied parameters. Raises TypeError for a module whose parameters
-    it has no rule for.
+    it has no rule for, and KeyError for a sink whose name the model doesn't have.
     """
     frozen = [(p, p.requires_grad) for p in model.parameters()]
     names = {id(p): name for name, p in model.named_parameters()}  # a tied matrix has one name: its first
+    if unknown := sorted(set(sinks) - set(names.values())):
+        raise KeyError(f"the model has no parameter {unknown[0]}")
     held: dict[int, list[tuple[Tensor, Tensor]]] = {
         id(m.weight): [] for m in model.modules() if isinstance(m, nn.Embedding)
     }
@@ -94,10 +97,10 @@ def watched(
             parameter.requires_grad_(False)
         for module in model.modules():
             own = {key: names[id(p)] for key, p in module.named_parameters(recurse=False)}
-            if not own:
+            its_sinks = {key: sinks[name] for key, name in own.items() if name in sinks}
+            if not its_sinks:
                 continue
             waiting = held.get(id(module.weight)) if "weight" in own else None
-            its_sinks = {key: sinks[name] for key, name in own.items()}
             rule = RULES[kind(module)]
             module.forward = rule(Context(module, its_sinks, points, norm_offset, waiting))
             patched.append(module)
@@ -143,7 +146,7 @@ def _twin(module: nn.Module, parameters: dict[str, Tensor]) -> Any:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, context: Context) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, context: Context) -> Tensor:
         ctx.save_for_backward(x)
         ctx.context = context
         y = F.linear(x, context.module.weight, context.module.bias)
@@ -151,17 +154,19 @@ class _Linear(torch.autograd.Function):
         return y if fractions is None else y * fractions
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         (gy,), (x,), context = grads, ctx.saved_tensors, ctx.context
         module, sinks = context.module, context.sinks
         if context.held is not None:
             context.held.append((gy, x))
-        else:
+        elif "weight" in sinks:
             sinks["weight"].matrix(module.weight, gy, x, None)
-        if module.bias is not None:
+        if "bias" in sinks:
             sinks["bias"].vector(module.bias, _over_tokens(gy.float()))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
         fractions = context.fractions(gy)
-        return (gy if fractions is None else gy * fractions) @ module.weight, None
+        return (gy if fractions is None else gy * fractions) @ module.weight, None, None
 
 
 class _Embedding(torch.autograd.Function):
@@ -198,7 +203,8 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gy,), (x,), context = grads, ctx.saved_tensors, ctx.context
         module, sinks = context.module, context.sinks
-        sinks["weight"].vector(module.weight, _over_tokens(gy * normalised(module, x, context.norm_offset)))
+        if "weight" in sinks:
+            sinks["weight"].vector(module.weight, _over_tokens(gy * normalised(module, x, context.norm_offset)))
         if "bias" in sinks:
             sinks["bias"].vector(module.bias, _over_tokens(gy.float()))
         return gy, None, None
@@ -209,7 +215,7 @@ def _over_tokens(gradient: Float[Tensor, "b *t n"]) -> Float[Tensor, "b n"]:
 
 
 def _linear(context: Context) -> Callable[[Tensor], Tensor]:
-    return lambda x: _Linear.apply(x, context)
+    return lambda x: _Linear.apply(x, context.anchor, context)
 
 
 def _embedding(context: Context) -> Callable[[Tensor], Tensor]:
@@ -217,7 +223,7 @@ def _embedding(context: Context) -> Callable[[Tensor], Tensor]:
     module = context.module
 
     def forward(ids: Tensor) -> Tensor:
-        rows = _Embedding.apply(context.anchor, ids, context)  # the anchor has autograd record what trains nothing
+        rows = _Embedding.apply(context.anchor, ids, context)
         if type(module).forward is nn.Embedding.forward:
             return rows
         twin = _twin(module, {"weight": rows.flatten(0, -2)})

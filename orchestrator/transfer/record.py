@@ -9,69 +9,41 @@ of 940 MB of float32 scores that no rank has room for, and it is scored later, m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from orchestrator.transfer.gradients import Lookup, watched
 
 Keep = Callable[[str, Tensor, Tensor], None]
 
 
 @contextmanager
-def record(model: nn.Module, names: set[str], keep: Keep) -> Iterator[None]:
+def record(model: nn.Module, names: Iterable[str], keep: Keep) -> Iterator[None]:
     """While open, each backward pass hands gy (b, t, n) and x (b, t, m) of the named matrices to `keep`.
 
-    All parameters are frozen inside and restored at the end, and nothing below the first named matrix is
-    differentiated. TypeError for a name that is no linear module's weight.
+    Otherwise as `watched`. TypeError, in the backward pass, for a name that is no linear module's weight.
     """
-    frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    linears = {f"{name}.weight": module for name, module in model.named_modules() if _plain(module)}
-    if missing := sorted(names - set(linears)):
-        raise TypeError(f"{missing[0]} is no linear module's weight, and only those are recorded")
-    anchor = torch.zeros((), requires_grad=True)  # makes autograd record a model that has nothing to train
-    try:
-        for parameter, _ in frozen:
-            parameter.requires_grad_(False)
-        for name in names:
-            linears[name].forward = _forward(_Context(name, linears[name], keep), anchor)
+    with watched(model, {name: _Kept(name, keep) for name in names}):
         yield
-    finally:
-        for name in names:
-            linears[name].__dict__.pop("forward", None)
-        for parameter, trained in frozen:
-            parameter.requires_grad_(trained)
 
 
-def _plain(module: nn.Module) -> bool:
-    return type(module).forward is nn.Linear.forward
-
-
-@dataclass
-class _Context:
-    """What a patched module hands to its autograd function; not a tensor, so autograd leaves it alone."""
+@dataclass(frozen=True)
+class _Kept:
+    """The sink of one matrix: its factors as they come."""
 
     name: str
-    module: Any
     keep: Keep
 
+    def matrix(self, weight: Tensor, gy: Tensor, x: Tensor, lookup: Lookup | None) -> None:
+        if lookup is not None:
+            self.rows(weight, lookup)
+        self.keep(self.name, gy, x)
 
-def _forward(context: _Context, anchor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: _Linear.apply(x, anchor, context)
+    def rows(self, weight: Tensor, lookup: Lookup) -> None:
+        raise TypeError(f"{self.name} is looked up, and only a linear module's weight is recorded")
 
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, context: _Context) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.context = context  # the module, not its weight: ZeRO-3 may free and gather that meanwhile
-        return F.linear(x, context.module.weight, context.module.bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        (gy,), (x,), context = grads, ctx.saved_tensors, ctx.context
-        context.keep(context.name, gy, x)
-        return (gy @ context.module.weight if ctx.needs_input_grad[0] else None), None, None
+    def vector(self, weight: Tensor, grads: Tensor) -> None:
+        raise TypeError(f"{self.name} is a vector, and only a linear module's weight is recorded")
