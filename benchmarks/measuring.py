@@ -45,13 +45,14 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     """The most resident memory that `work` takes above what is there before it."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is freed and still held would hide what is taken
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     work()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """A field of this process's memory, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import table
+from benchmarks.measuring import status, table
 
 CONFIG = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 512}
 SMALL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512}
@@ -99,12 +99,12 @@ def _held(folder: str, member: Any) -> tuple[int, int]:
 
     def look() -> None:
         while not over.wait(0.002):
-            most[0] = max(most[0], _anonymous())
+            most[0] = max(most[0], status("RssAnon"))
 
     thread = threading.Thread(target=look)
     thread.start()
     with sharded(folder, member, dtype=torch.float32):
-        after = _anonymous()
+        after = status("RssAnon")
         over.set()
         thread.join()
         return max(most[0], after), after
@@ -164,8 +164,3 @@ def _count(counted: Counter[str], ranks: int) -> None:
     for name, kind in kinds.items():
         if hasattr(dist, name):
             setattr(dist, name, counting(name, kind, getattr(dist, name)))
-
-
-def _anonymous() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

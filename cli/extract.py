@@ -29,7 +29,7 @@ def extract(
     store: o.StoreDir = o.STORE,
     ranks: o.Ranks = None,
     offload: o.Offload = None,
-    tokens: o.Tokens = o.TOKENS,
+    tokens: o.Tokens = None,
     skip_bad: o.SkipBad = None,
     gpu_memory: o.GpuMemory = None,
     force: o.Force = False,
@@ -43,18 +43,16 @@ def extract(
         return forward(address)
     if out.exists():
         raise UserError(f"out: {out} exists; name a folder that doesn't")
-    flags = {
-        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
-        "recipe.task.template": template, "recipe.measure.seeds": seeds,
-        "recipe.measure.skip_bad_examples": skip_bad, "recipe.arm": "transfer",
-        "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
+    flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
+        "recipe.arm": "transfer", "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0],
     }  # fmt: skip
     recipe = o.sweep_of(None, flags, {}, set_ or []).recipe
 
     from cli.screen import Terminal
     from orchestrator import pipeline
-    from orchestrator.cluster.ranks import Placement
+    from orchestrator.recipe import Run
+    from orchestrator.runner import placement_of
     from orchestrator.steps.step import materialise
     from orchestrator.store import Store
 
@@ -62,11 +60,12 @@ def extract(
     kept.check()
     Store(out).check()
     steps = ("measure", "extract")
-    o.check_memory(recipe, steps, ranks=ranks, offload=offload, tokens=tokens, gpu_memory=gpu_memory, force=force)
+    run = Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
+    o.check_memory(recipe, steps, run, gpu_memory=gpu_memory, force=force)
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
-    folder = materialise(step, kept, Terminal().track, Placement(ranks, offload=offload, tokens=tokens))
+    folder = materialise(step, kept, Terminal().track, placement_of(run))
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=out.parent))
     shutil.copytree(folder, aside, dirs_exist_ok=True)

@@ -15,7 +15,7 @@ import typer
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.recipe import Recipe, Sweep
+    from orchestrator.recipe import Recipe, Run, Sweep
     from orchestrator.tracking import Tracker
 
 File = Annotated[
@@ -50,7 +50,8 @@ Offload = Annotated[
     typer.Option(help="Where a rank's parameters wait: cpu, or a folder on a local disk. Slower, on fewer GPUs."),
 ]
 Tokens = Annotated[
-    int, typer.Option("--tokens-at-once", min=1, help="Tokens that a rank takes through the teacher at once.")
+    int | None,
+    typer.Option("--tokens-at-once", min=1, help="That a rank takes through the teacher; fewer need less memory."),
 ]
 SkipBad = Annotated[
     bool | None, typer.Option("--skip-bad-examples", help="Leave out seed examples whose loss is not finite.")
@@ -82,7 +83,6 @@ GpuMemory = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Go on where the plan says that memory won't do.")]
 STORE = Path("pkt-store")
-TOKENS = 4096
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -113,29 +113,48 @@ def sweep_of(
         raise UserError(one_line(error)) from error
 
 
-def listed(text: str) -> list[Any]:
+def models_and_task(
+    teacher: str | None,
+    student: str | None,
+    task: str | None,
+    data: str | None = None,
+    template: str | None = None,
+    seeds: str | None = None,
+    skip_bad: bool | None = None,
+) -> dict[str, Any]:
+    """The flags that say what a recipe is about, under their fields."""
+    return {
+        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
+        "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.measure.skip_bad_examples": skip_bad,
+    }  # fmt: skip
+
+
+def axes_of(
+    arms: str | None, rank: str | None, layers: str | None, structure: str | None, modules: list[str] | None
+) -> dict[str, Any]:
+    """The flags that are a sweep's axes. `0,2,5` is one choice of layers; names are one value each."""
+    numbers = layers is not None and layers.replace(",", "").replace(" ", "").isdigit()
+    chosen = [layers] if numbers else listed(layers)
+    return {"arm": arms, "rank": rank, "layers": chosen, "structure": structure, "modules": modules}
+
+
+def listed(text: str | None) -> list[Any] | None:
     """Comma-separated values; numbers as numbers, and a list of layer numbers as the one value that it is."""
+    if text is None:
+        return None
     parts = [part.strip() for part in text.split(",") if part.strip()]
     return [_yaml(part, text) for part in parts]
 
 
-def check_memory(
-    asked: Sweep | Recipe,
-    steps: Sequence[str],
-    *,
-    ranks: int | None,
-    offload: str | None,
-    tokens: int,
-    gpu_memory: str | None,
-    force: bool,
-) -> None:
+def check_memory(asked: Sweep | Recipe, steps: Sequence[str], run: Run, *, gpu_memory: str | None, force: bool) -> None:
     """UserError where the plan says that one of `steps` can't fit: before anything is fetched."""
     from orchestrator.plan import forecast, here, refuse_unless_fits
     from orchestrator.recipe import Recipe, Sweep
+    from orchestrator.runner import placement_of
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
     memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None
-    hardware = None if force else here(ranks, memory, tokens, bool(offload))
+    hardware = None if force else here(placement_of(run), memory)
     if hardware is None:
         return
     told = forecast(sweep, hardware)
@@ -154,13 +173,6 @@ def amount(written: str, option: str) -> float:
     if number <= 0:
         raise UserError(f"--{option}: {written!r} is no amount; write it as 80GB or 400T")
     return number
-
-
-def layers_axis(value: str | None) -> list[Any] | None:
-    """`0,2,5` is one choice of layers; names are one value each."""
-    if value is None:
-        return None
-    return [value] if value.replace(",", "").replace(" ", "").isdigit() else listed(value)
 
 
 def _read(file: Path) -> dict[str, Any]:

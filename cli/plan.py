@@ -33,24 +33,20 @@ def plan(
     gpu_memory: Annotated[str, typer.Option(help="Of each: 80GB.")] = "80GB",
     flops: Annotated[str, typer.Option(help="Achieved by each in bfloat16, a second.")] = "400T",
     bandwidth: Annotated[str, typer.Option(help="Bytes a second that each receives from the others.")] = "100GB",
-    tokens: o.Tokens = o.TOKENS,
+    tokens: o.Tokens = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> int:
     """Tell memory, network, time and GPU-hours of each step from the models' configs alone; nothing is loaded."""
-    flags = {
-        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "repeats": repeats,
-        "lr": None if lr is None else o.listed(lr),
-    }  # fmt: skip
-    axes = {"arm": arms, "rank": rank, "layers": o.layers_axis(layers), "structure": structure, "modules": modules}
-    sweep = o.sweep_of(file, flags, axes, set_ or [])
+    flags = o.models_and_task(teacher, student, task) | {"repeats": repeats, "lr": o.listed(lr)}
+    sweep = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
+    from orchestrator.cluster.ranks import Placement
     from orchestrator.costs import Hardware
     from orchestrator.plan import forecast
 
-    hardware = Hardware(
-        gpus, o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"), tokens
-    )
+    amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
+    hardware = Hardware(gpus, *amounts, tokens or Placement.tokens)
     told = forecast(sweep, hardware)
     typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware))
     return 0
@@ -59,10 +55,9 @@ def plan(
 def text(told: Forecast, hardware: Any) -> str:
     """For people: a line a step, then what it rests on."""
     teacher, student, sweep = told.teacher, told.student, told.steps["sweep"]
-    windows = "exact windows in two passes" if told.scale.exact else f"windows on tiles of {told.scale.granularity}"
     lines = [
         f"{teacher.name} ({size(teacher.parameters)} parameters) -> {student.name} ({size(student.parameters)}),"
-        f" {told.trials} fine-tunings, {windows if told.scale != type(told.scale)(1) else 'exact windows'}",
+        f" {told.trials} fine-tunings, {told.scale}",
         f"{'':<20} {'GPUs':>5} {'peak/GPU':>10} " + " ".join(f"{part:>11}" for part in MEMORY)
         + f" {'sent':>9} {'time':>9} {'GPU-hours':>9}  fits",
     ]  # fmt: skip

@@ -29,7 +29,7 @@ def run(
     store: o.StoreDir = o.STORE,
     ranks: o.Ranks = None,
     offload: o.Offload = None,
-    tokens: o.Tokens = o.TOKENS,
+    tokens: o.Tokens = None,
     skip_bad: o.SkipBad = None,
     gpu_memory: o.GpuMemory = None,
     force: o.Force = False,
@@ -42,18 +42,16 @@ def run(
         from cli.jobs import forward
 
         return forward(address)
-    flags = {
-        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
-        "recipe.task.template": template, "recipe.measure.seeds": seeds,
-        "recipe.measure.skip_bad_examples": skip_bad, "recipe.arm": arm, "recipe.rank": rank,
-        "recipe.layers": layers, "recipe.structure": structure, "recipe.modules": modules and modules[0],
-        "recipe.lr": lr, "recipe.seed": seed,
+    flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
+        "recipe.arm": arm, "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
+        "recipe.modules": modules and modules[0], "recipe.lr": lr, "recipe.seed": seed,
     }  # fmt: skip
     recipe = o.sweep_of(file, flags, {}, set_ or []).recipe.settled()
 
     from cli.screen import Terminal
     from orchestrator import pipeline
-    from orchestrator.cluster.ranks import Placement
+    from orchestrator.recipe import Run
+    from orchestrator.runner import placement_of
     from orchestrator.steps.evaluate import read_metrics
     from orchestrator.steps.step import materialise
     from orchestrator.store import Store
@@ -61,7 +59,8 @@ def run(
     kept = Store(store)
     kept.check()
     steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
-    o.check_memory(recipe, steps, ranks=ranks, offload=offload, tokens=tokens, gpu_memory=gpu_memory, force=force)
+    where = Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
+    o.check_memory(recipe, steps, where, gpu_memory=gpu_memory, force=force)
     ready = pipeline.prepare(recipe)
     pipeline.check(recipe, ready)
     screen = Terminal()
@@ -69,7 +68,7 @@ def run(
     for part in step.ancestors():
         if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
             screen.say(f"{part.name} ...")
-            materialise(part, kept, screen.track, Placement(ranks, offload=offload, tokens=tokens))
+            materialise(part, kept, screen.track, placement_of(where))
     folder = materialise(step, kept)
     adapter = step.inputs["adapter"]
     result = {

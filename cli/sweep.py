@@ -38,7 +38,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
     ranks: o.Ranks = None,
     offload: o.Offload = None,
-    tokens: o.Tokens = o.TOKENS,
+    tokens: o.Tokens = None,
     skip_bad: o.SkipBad = None,
     gpu_memory: o.GpuMemory = None,
     force: o.Force = False,
@@ -55,14 +55,10 @@ def sweep(
         from cli.jobs import forward
 
         return forward(address)
-    flags = {
-        "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
-        "recipe.task.template": template, "recipe.measure.seeds": seeds,
-        "recipe.measure.skip_bad_examples": skip_bad, "name": name, "repeats": repeats,
-        "baseline": baseline, "lr": None if lr is None else o.listed(lr),
+    flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
+        "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr),
     }  # fmt: skip
-    axes = {"arm": arms, "rank": rank, "layers": o.layers_axis(layers), "structure": structure, "modules": modules}
-    asked = o.sweep_of(file, flags, axes, set_ or [])
+    asked = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
     from cli.compare import show
     from cli.screen import Terminal
@@ -72,9 +68,12 @@ def sweep(
 
     screen = Terminal()
     Store(store).check()
+    run = Run(
+        store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
+        ranks=ranks, offload=offload, tokens_at_once=tokens,
+    )  # fmt: skip
     if not dry_run:
-        steps = ("measure", "extract", "finetune")
-        o.check_memory(asked, steps, ranks=ranks, offload=offload, tokens=tokens, gpu_memory=gpu_memory, force=force)
+        o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     if dry_run:
         typer.echo(json.dumps(summary(plan)) if as_json else text(plan))
@@ -85,10 +84,6 @@ def sweep(
             " say --yes to run them all, or fewer --rank, --layers, --lr or --repeats"
         )
     screen.say(text(plan))
-    run = Run(
-        store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
-        ranks=ranks, offload=offload, tokens_at_once=tokens,
-    )  # fmt: skip
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     show(record, Store(store), as_json=as_json, baseline=None)

@@ -107,7 +107,7 @@ class Anatomy:
         eager = model.config._attn_implementation == "eager"
         return cls(name, Geometry.of(config), shapes, dtype_of(config, dtype).itemsize, eager)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """All of them, tied ones once."""
         return sum(shape.numel() for shape in self.shapes.values())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.cluster.ranks import Placement
 from orchestrator.costs import (
     USABLE,
     Anatomy,
@@ -65,18 +66,15 @@ def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
     scale = scale_of(recipe.measure, teacher.geometry, student.geometry)
     rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
     measure = _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, hardware), hardware.gpus)
-    tune = _sized(lambda ranks: finetune_cost(student, recipe, rank, hardware), 1)
-    steps = {"measure": measure, "finetune": tune}
+    gpus = hardware.gpus or measure.ranks
+    steps = {"measure": measure, "finetune": _alone(finetune_cost(student, recipe, rank, hardware))}
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:
-        steps["extract"] = _sized(
-            lambda ranks: extract_cost(teacher, student, recipe, scale, ranks, hardware), hardware.gpus or measure.ranks
-        )
+        steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware))
     needs = [cost.smallest_cluster for cost in steps.values()]
     smallest = None if None in needs else max(need for need in needs if need)
-    gpus = hardware.gpus or measure.ranks
-    seconds = sum(cost.seconds for name, cost in steps.items() if name != "finetune")
-    seconds += math.ceil(trials / gpus) * tune.seconds
+    times = {"finetune": math.ceil(trials / gpus)}
+    seconds = sum(times.get(name, 1) * cost.seconds for name, cost in steps.items())
     fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
@@ -90,7 +88,12 @@ def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
     return replace(cost(ranks or smallest or 1), smallest_cluster=smallest)
 
 
-def here(ranks: int | None, memory: float | None, tokens: int, offload: bool) -> Hardware | None:
+def _alone(cost: Cost) -> Cost:
+    """A step whose memory doesn't depend on how many ranks share its work."""
+    return replace(cost, smallest_cluster=1 if cost.fits else None)
+
+
+def here(placement: Placement, memory: float | None) -> Hardware | None:
     """What this machine has for its ranks; None where they are on a cluster whose devices it can't see.
 
     `memory` is what each GPU has, where that is said.
@@ -98,16 +101,17 @@ def here(ranks: int | None, memory: float | None, tokens: int, offload: bool) ->
     import psutil
     import torch
 
-    gpus = torch.cuda.device_count()
+    ranks, gpus = placement.ranks, torch.cuda.device_count()
+    found = Hardware(tokens=placement.tokens, offload=bool(placement.offload))
     remote = bool(os.environ.get("RAY_ADDRESS"))
     if memory:
-        return Hardware(ranks or (None if remote else gpus or None), memory, tokens=tokens, offload=offload)
+        return replace(found, gpus=ranks or (None if remote else gpus or None), memory=memory)
     if remote:
         return None
     if gpus:
-        room = torch.cuda.get_device_properties(0).total_memory
-        return Hardware(ranks or gpus, room, tokens=tokens, offload=offload)
-    return Hardware(ranks or 1, psutil.virtual_memory().total / (ranks or 1), tokens=tokens, cuda=False)
+        return replace(found, gpus=ranks or gpus, memory=torch.cuda.get_device_properties(0).total_memory)
+    ranks = ranks or 1
+    return replace(found, gpus=ranks, memory=psutil.virtual_memory().total / ranks, cuda=False)
 
 
 def refuse_unless_fits(cost: Cost, what: str) -> None:

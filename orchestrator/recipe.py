@@ -141,9 +141,7 @@ class Run(BaseModel):
     trials_at_once: int | None = Field(None, ge=1)
     ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
     offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
-    tokens_at_once: int = Field(
-        4096, ge=1
-    )  # padded ones, that a rank takes through the teacher; no score depends on it
+    tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
 
 
 def label(strategy: dict[str, Any]) -> str:

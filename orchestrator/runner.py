@@ -63,10 +63,8 @@ class Runner:
 
     def share(self, steps: Sequence[Step]) -> None:
         """Make what many trials build on, over as many ranks as were asked for."""
-        run = self.run
-        placement = Placement(run.ranks, run.cpus_per_trial, run.offload, run.tokens_at_once)
         for step in steps:
-            materialise(step, self.store, self.screen.track, placement)
+            materialise(step, self.store, self.screen.track, placement_of(self.run))
 
     def go(self, what: str, trials: Sequence[Trial]) -> None:
         """Reach every trial's score and tell the tracker; a failed one is noted with its reason.
@@ -143,6 +141,11 @@ class Runner:
                 self.tracker.curve(run, f"train_{name}", [(point["step"], point[name]) for point in history])
             self.tracker.artifacts(run, trained, "adapter")
         self.tracker.close(run, "FINISHED")
+
+
+def placement_of(run: Run) -> Placement:
+    """Where the teacher's steps are done."""
+    return Placement(run.ranks, run.cpus_per_trial, run.offload, run.tokens_at_once or Placement.tokens)
 
 
 @dataclass(frozen=True)

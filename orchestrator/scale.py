@@ -27,6 +27,12 @@ class Scale:
     granularity: int
     exact: bool = False
 
+    def __str__(self) -> str:
+        """For people."""
+        if self.exact:
+            return "exact windows in two passes"
+        return "exact windows" if self.granularity == 1 else f"windows on tiles of {self.granularity}"
+
 
 def scale_of(measure: Measure, teacher: Geometry, student: Geometry) -> Scale:
     """What the recipe asks for; by default 1, or the largest common tile where a teacher is too large for that.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.session import connected, nodes
+from orchestrator.cluster.session import connected, inventory, nodes
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
@@ -172,10 +172,9 @@ def _check(count: int, cpus: int, gpu: int) -> None:
     room = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpu else count)) for node in there)
     room -= _held() if gpu else 0
     if room < count:
-        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
         raise UserError(
-            f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {has}, which is"
-            f" room for {room}; ask for --ranks {max(room, 1)} or add nodes"
+            f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {inventory(there)},"
+            f" which is room for {room}; ask for --ranks {max(room, 1)} or add nodes"
         )
 
 

@@ -50,6 +50,11 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def inventory(there: list[dict[str, float]]) -> str:
+    """What nodes have, for people."""
+    return "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
+
+
 @contextmanager
 def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
     """Ray, with room for a trial; yields a trial's share of GPUs. `gpus` None: one, where any node has one.
@@ -61,9 +66,8 @@ def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
         if gpus is None:
             gpus = 1.0 if any(node.get("GPU") for node in there) else 0.0
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there):
-            has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
             raise UserError(
-                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {has};"
+                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {inventory(there)};"
                 " ask for less with --cpus-per-trial or --gpus-per-trial"
             )
         yield gpus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,10 @@ class Site:
         return Place(name, pair.student, AXES[pair.role], heads, pair.layer)
 
     def sums(self, pair: Pair) -> Sums:
-        """A matrix's S by row and by column."""
-        return self.place(pair), *sums(self.teacher.scores(pair, self.layer(pair)))
+        """A matrix's S by row and by column: as measured, but for matrices whose columns only exact scores tell."""
+        shared = len(self.teacher.family.sharers(pair.role)) > 1
+        teacher = self.teacher if shared else replace(self.teacher, exact=None)
+        return self.place(pair), *sums(teacher.scores(pair, self.layer(pair)))
 
 
 @dataclass(frozen=True)
