@@ -33,14 +33,16 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
     from orchestrator.errors import UserError
     from orchestrator.steps.compare import leaderboard
     from orchestrator.steps.record import results
+    from orchestrator.steps.verdict import judge
 
     baseline = baseline or record["baseline"]
     found = results(record, store)
     if baseline not in (arms := sorted({row["label"] for row in record["rows"]})):
         raise UserError(f"baseline: {baseline!r} has no row in {record['name']}; rows: {', '.join(arms)}")
-    rows = leaderboard(found, baseline)
+    rows, told = leaderboard(found, baseline), judge(found, baseline, record["gate"])
     if as_json:
-        typer.echo(json.dumps({"baseline": baseline, "metric": record["metric"], "rows": rows}))
+        answer = {"baseline": baseline, "metric": record["metric"], "rows": rows, "verdict": told.as_json()}
+        typer.echo(json.dumps(answer))
         return
     from rich.console import Console
     from rich.table import Table
@@ -55,51 +57,32 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip
     Console(width=max(140, Console().width)).print(table)
-    for line in remarks(record, rows, baseline):
+    for line in [*remarks(record, rows), "", *told.lines(), "", *footer(record, told)]:
         typer.echo(line)
 
 
-def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> list[str]:
-    """What the figures do and do not show, and where to look further."""
-    lines = []
+def remarks(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What to know before reading the figures."""
+    lines = ["Intervals are over random seeds and test examples, each row by itself; the verdict is what is claimed."]
     if failed := record["failed"]:
         first = next(iter(failed.values()))
         lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")
-    gate = record["gate"]
-    if gate and not gate["passed"]:
-        lines.append(
-            f"The teacher scores {gate['score']:.2f}, below the gate of {gate['least']:.2f}: it doesn't know the task,"
-            " so nothing here speaks for or against transfer."
-        )
     if edge := [row["arm"] for row in rows if row["lr_at_edge"]]:
         names = ", ".join(dict.fromkeys(edge))
         lines.append(
             f"* the best learning rate lies on the edge of its grid ({names}): a wider --lr might change the order."
         )
-    lines.append(_meaning(record, rows, baseline))
-    lines.append(f"Look further: pkt compare {record['name']} --json   |   pkt ui")
     return lines
 
 
-def _meaning(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> str:
-    """One line: intervals over random seeds and test examples, one task, one pair."""
-    transfer = [row for row in rows if row["arm"] == "transfer" and row["delta_ci95"]]
-    controlled = [row for row in rows if row["control_ci95"]]
-    parts = []
-    for name, field, among in (
-        (baseline, "delta_ci95", transfer),
-        ("its spectrum control", "control_ci95", controlled),
-    ):
-        if among:
-            above, below = (sum(row[field][side] * sign > 0 for row in among) for side, sign in ((0, 1), (1, -1)))
-            parts.append(
-                f"against {name} better in {above}, worse in {below}, can't tell in {len(among) - above - below}"
-            )
-    start = f"Transfer rows: {'; '.join(parts)}" if parts else "No transfer row to judge"
-    return (
-        f"{start} (95 % intervals over seeds and examples, uncorrected for {len(rows)} rows);"
-        " one task and one pair of models: no evidence for others."
-    )
+def footer(record: dict[str, Any], told: Any) -> list[str]:
+    """What the verdict rests on, and where to look further."""
+    chosen = [f"{arm} ({settings})" for arm, settings in told.chosen.items()]
+    return [
+        f"Each arm at its settings of best validation score: {'; '.join(chosen)}." if chosen else "",
+        "One task and one pair of models: no evidence for others.",
+        f"Look further: pkt report {record['name']}   |   pkt compare {record['name']} --json   |   pkt ui",
+    ]
 
 
 def _lr(row: dict[str, Any]) -> str:

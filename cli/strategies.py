@@ -12,13 +12,19 @@ from cli import options as o
 
 def strategies(as_json: o.Json = False) -> int:
     """List every strategy of every axis with its reason, and the fields that --set takes."""
-    from orchestrator.recipe import ORIGINS, Recipe
+    from orchestrator.recipe import ORIGINS, Recipe, Search
     from orchestrator.transfer.arms import Arm
     from orchestrator.transfer.blocks import BlockSelection
     from orchestrator.transfer.layers import LayerSelection
     from orchestrator.transfer.metrics import SensitivityMetric
 
-    axes = {"arms": Arm, "layers": LayerSelection, "structure": BlockSelection, "measure.metric": SensitivityMetric}
+    axes = {
+        "search": Search,
+        "arms": Arm,
+        "layers": LayerSelection,
+        "structure": BlockSelection,
+        "measure.metric": SensitivityMetric,
+    }
     listed = {axis: dict(_members(union)) for axis, union in axes.items()}
     fields = dict(_fields(Recipe))
     if as_json:

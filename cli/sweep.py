@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cli import options as o
-from orchestrator.errors import UserError
 
 
 def sweep(
@@ -25,9 +24,15 @@ def sweep(
     structure: o.Structure = None,
     modules: o.Modules = None,
     lr: o.Lr = None,
-    repeats: Annotated[int | None, typer.Option(help="Random seeds of each row.", min=1)] = None,
+    search: Annotated[str | None, typer.Option(help="grid, or as many settings an arm: random, optuna, asha.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Fine-tunings in all, for such a search.", min=1)] = None,
+    budget: Annotated[str | None, typer.Option(help="The same by what the plan says they cost: 8gpu-hours.")] = None,
+    tuning_seeds: Annotated[int | None, typer.Option(help="Trainings that judge a setting.", min=1)] = None,
+    repeats: Annotated[int | None, typer.Option(help="Random seeds of each row; a claim needs 6.", min=1)] = None,
+    effect: Annotated[float | None, typer.Option(help="Smallest difference in score that would matter: 0.05")] = None,
     baseline: Annotated[str | None, typer.Option(help="The arm that others are compared with.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with the sweep of this name.", metavar="NAME")] = None,
     set_: o.Set = None,
     store: o.StoreDir = o.STORE,
     tracking: o.Tracking = None,
@@ -56,61 +61,50 @@ def sweep(
 
         return forward(address)
     flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
-        "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr),
+        "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr), "search": search,
+        "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip
-    asked = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
+    axes = o.axes_of(arms, rank, layers, structure, modules)
+    said = bool(file or set_ or any(value is not None for value in (*flags.values(), *axes.values())))
 
     from cli.compare import show
+    from cli.intent import afford, as_begun, counts, intent, refuse_too_many
     from cli.screen import Terminal
     from orchestrator.recipe import Run
     from orchestrator.store import Store
+
+    kept = Store(store)
+    if resume and not said:
+        asked = as_begun(kept, resume, None)
+    else:
+        asked = o.sweep_of(file, flags, axes, set_ or [])
+        asked = as_begun(kept, resume, asked) if resume else asked
+    if budget:
+        asked = afford(asked, budget)
+    refuse_too_many(asked, yes=yes or dry_run)
+    if dry_run:
+        typer.echo(json.dumps(counts(asked)) if as_json else intent(asked, gpu_memory))
+        return 0
+
     from orchestrator.sweep import Plan, run_sweep
 
     screen = Terminal()
-    Store(store).check()
+    kept.check()
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
         ranks=ranks, offload=offload, tokens_at_once=tokens,
     )  # fmt: skip
-    if not dry_run:
-        o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
+    o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
-    if dry_run:
-        typer.echo(json.dumps(summary(plan)) if as_json else text(plan))
-        return 0
-    if plan.trials > asked.max_trials and not yes:
-        raise UserError(
-            f"axes: {plan.trials} fine-tunings, more than {asked.max_trials};"
-            " say --yes to run them all, or fewer --rank, --layers, --lr or --repeats"
-        )
-    screen.say(text(plan))
-    ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
-    record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
-    show(record, Store(store), as_json=as_json, baseline=None)
-    return 1 if record["failed"] else 0
-
-
-def summary(plan: Any) -> dict[str, Any]:
-    """What would run, counted."""
-    return {
-        "name": plan.name,
-        "teacher": plan.ready.teacher.name,
-        "student": plan.ready.student.name,
-        "task": plan.ready.task.name,
-        "rows": [cell.name() for cell in plan.cells],
-        "fine_tunings": plan.trials,
-        "extractions": len(plan.shared),
-        "teacher_passes": len({step.inputs["measured"].fingerprint for step in plan.shared}),
-    }
-
-
-def text(plan: Any) -> str:
-    """The same for people."""
-    counts, sweep = summary(plan), plan.sweep
-    tuning = f"{len(sweep.lr)} learning rates on the validation split, then " if len(sweep.lr) > 1 else ""
-    return (
-        f"{counts['name']}: {counts['teacher']} -> {counts['student']} on {counts['task']}\n"
-        f"{len(counts['rows'])} rows, each {tuning}{sweep.repeats} random seeds on the test split:"
-        f" {counts['fine_tunings']} fine-tunings over {counts['teacher_passes']} teacher pass"
-        f" and {counts['extractions']} extractions"
+    screen.say(
+        f"{plan.name}: {intent(asked, None, len(plan.ready.splits['test']), len(plan.ready.splits['validation']))}"
     )
+    ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
+    try:
+        record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
+    except KeyboardInterrupt:
+        where = "" if store == o.STORE else f" --store {store}"
+        screen.say(f"what was finished is kept; go on with: pkt sweep --resume {plan.name}{where}")
+        raise
+    show(record, kept, as_json=as_json, baseline=None)
+    return 1 if record["failed"] else 0

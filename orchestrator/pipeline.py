@@ -7,6 +7,7 @@ folder = materialise(step, Store("pkt-store"))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +22,14 @@ from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import evaluate, questions
 from orchestrator.steps.extract import extract
 from orchestrator.steps.finetune import finetune
+from orchestrator.steps.labels import FORWARDS_OF_A_PASS, labels
 from orchestrator.steps.measure import measure
 from orchestrator.steps.step import Step
 from orchestrator.tasks import TASKS, Task, chat_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
 from orchestrator.tasks.scoring import check as check_items
 from orchestrator.tasks.template import encode
+from orchestrator.transfer.arms import Distil
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 Who = Literal["teacher", "student"]
@@ -93,11 +96,22 @@ def check(recipe: Recipe, ready: Ready) -> None:
         raise UserError(
             f"rank: {recipe.rank} is larger than the student's {role} matrix, {n} x {m}; take at most {side}"
         )
+    try:
+        recipe.arm.check(recipe.rank, side)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     part = recipe.finetune
     if part.micro_batch_size and part.batch_size % part.micro_batch_size:
         raise UserError(
             f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
         )
+    if isinstance(recipe.arm, Distil):
+        vocabularies = [load_tokenizer(one.folder).get_vocab() for one in (ready.teacher, ready.student)]
+        if vocabularies[0] != vocabularies[1]:
+            raise UserError(
+                f"arm: distil needs one vocabulary, and {ready.teacher.name} and {ready.student.name} have two;"
+                " leave it out of --arms"
+            )
     if recipe.layers is None:
         return
     teacher = ready.teacher.geometry
@@ -125,6 +139,8 @@ def check(recipe: Recipe, ready: Ready) -> None:
 def measure_step(recipe: Recipe, ready: Ready) -> Step:
     """The teacher's pass: shared by every trial with these seeds."""
     seeds = draw(ready.splits["seed"], recipe.measure.examples)
+    if recipe.measure.shuffled:
+        seeds = [one.answered_as(other) for one, other in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
     return Step(
         "measure",
         measure,
@@ -196,10 +212,44 @@ def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
     )  # fmt: skip
 
 
-def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student") -> Step:
-    """The training of one trial; of the teacher itself, where the teacher's own reach on the task is asked for."""
+def labels_step(recipe: Recipe, ready: Ready) -> Step:
+    """The teacher's predictions on training rows, shared by every trial that distils at this temperature."""
+    assert isinstance(recipe.arm, Distil)
+    measured = measure_step(recipe, ready)
+    points = len(recipe.measure.metric.points()) if hasattr(recipe.measure.metric, "points") else 1
+    return Step(
+        "labels",
+        labels,
+        config={
+            "template": recipe.task.template,
+            "max_tokens": recipe.finetune.max_tokens,
+            "dtype": recipe.measure.dtype,
+            "temperature": recipe.arm.temperature,
+            "passes": FORWARDS_OF_A_PASS * points if recipe.arm.rows == "equal" else None,
+        },
+        inputs={
+            "rows": data_step(draw(ready.splits["train"], recipe.finetune.examples)),
+            "seeds": measured.inputs["seeds"],
+        },
+        identity=measured.identity,
+        where=measured.where,
+    )
+
+
+def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Sequence[float] = (1.0,)) -> Step:
+    """The training of one trial; of the teacher itself, where the teacher's own reach on the task is asked for.
+
+    It ends after the last of `shares` of its steps, and goes on from where the one before ended.
+    """
     part, trained = recipe.finetune, ready.checkpoint(who)
     rows = draw(ready.splits["train"], part.examples)
+    inputs = {"rows": data_step(rows)}
+    if recipe.arm.extracts:
+        inputs["start"] = extract_step(recipe, ready)
+    if isinstance(recipe.arm, Distil):
+        inputs["labels"] = labels_step(recipe, ready)
+    if len(shares) > 1:
+        inputs["before"] = finetune_step(recipe, ready, who, shares[:-1])
     names = {"student": trained.name, "task": ready.task.name}
     if recipe.arm.extracts:
         names["teacher"] = ready.teacher.name
@@ -212,10 +262,11 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student") -> Step:
             "alpha": part.alpha or float(recipe.rank),
             "lr": recipe.lr,
             "seed": recipe.seed,
+            "until": shares[-1],
             "template": recipe.task.template,
             **part.model_dump(exclude={"examples", "alpha"}),
         },
-        inputs={"rows": data_step(rows)} | ({"start": extract_step(recipe, ready)} if recipe.arm.extracts else {}),
+        inputs=inputs,
         identity={"student": trained.sha256},
         where={"student": trained.folder, "names": names},
     )

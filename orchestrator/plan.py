@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.cells import cells_of, fine_tunings
 from orchestrator.cluster.ranks import Placement
 from orchestrator.costs import (
     USABLE,
@@ -26,7 +27,6 @@ from orchestrator.errors import UserError
 from orchestrator.models.families import too_small
 from orchestrator.recipe import Sweep
 from orchestrator.scale import Scale, scale_of
-from orchestrator.sweep import cells_of, fine_tunings
 
 LARGEST_CLUSTER = 1024
 STEPS = ("measure", "extract", "finetune", "sweep")

@@ -19,6 +19,7 @@ from orchestrator.transfer.layers import LayerSelection, Sensitivity
 from orchestrator.transfer.metrics import SensitivityMetric, Taylor
 
 Origin = Literal["attention", "ffn", "embedding"]
+RATES = 13  # learning rates that a search other than the grid chooses from
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -47,6 +48,7 @@ class Measure(Section):
     granularity: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     passes: Literal["auto", 1, 2] = "auto"  # 2: tiles choose the layers, then a second pass gives theirs exactly
     dtype: Dtype = "auto"
+    shuffled: bool = False  # give every seed example another one's answer: a control
     skip_bad_examples: bool = False  # leave out a seed example whose loss is not finite
 
 
@@ -108,9 +110,55 @@ class Recipe(Section):
         return None if value is None else tuple(origin for origin in ORIGINS if origin in value)
 
     def settled(self) -> Recipe:
-        """Without what means nothing for its arm, so that trials that do the same are the same."""
-        unused = {} if self.arm.extracts else dict.fromkeys(("layers", "structure", "modules"))
-        return self.model_copy(update=unused)
+        """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
+        if not self.arm.extracts:
+            return self.model_copy(update=dict.fromkeys(("layers", "structure", "modules")))
+        fields = self.model_dump(mode="json", exclude_none=True)
+        for section, fixed in self.arm.fixes(self.seed).items():
+            fields[section] = {**({} if "kind" in fixed else fields[section]), **fixed}
+        return Recipe.model_validate(fields)
+
+
+class Grid(Section):
+    """Every combination of the axes is a row, and tries every learning rate."""
+
+    kind: Literal["grid"] = "grid"
+
+
+class Sampled(Section):
+    """A search in which each arm tries as many settings as every other, and the best of them is its one row.
+
+    A setting is a combination of the axes with one of RATES learning rates between the lowest and the highest of `lr`.
+    """
+
+    settings: int = Field(8, ge=2)  # for each arm, where the sweep's `trials` doesn't say how many fit
+    seed: int = Field(0, ge=0)
+
+
+class Random(Sampled):
+    """Settings at random, none twice."""
+
+    kind: Literal["random"] = "random"
+
+
+class Optuna(Sampled):
+    """Settings that a tree-structured Parzen estimator proposes from those before (optuna)."""
+
+    kind: Literal["optuna"] = "optuna"
+
+
+class Asha(Sampled):
+    """Random settings, of which the worse ones end early, after 1/9 or 1/3 of the training (ASHA, arXiv 1810.05934)."""
+
+    kind: Literal["asha"] = "asha"
+    reduction: int = Field(3, ge=2)  # one in so many goes on
+    rungs: int = Field(3, ge=2, le=5)
+
+
+Search = Annotated[
+    Annotated[Grid | Random | Optuna | Asha, Field(discriminator="kind")],
+    BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+]
 
 
 class Sweep(Section):
@@ -124,11 +172,19 @@ class Sweep(Section):
     recipe: Recipe
     axes: dict[str, tuple[Any, ...]] = {}
     lr: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)
-    repeats: int = Field(3, ge=1)
+    search: Search = Grid()
+    trials: int | None = Field(
+        None, ge=1
+    )  # fine-tunings in all, those of the comparison too; None: what `search` takes
+    tuning_seeds: int = Field(1, ge=1)  # trainings by which a setting is judged on the validation split
+    repeats: int = Field(6, ge=1)  # random seeds of each row on the test split; fewer than six can't carry a claim
+    effect: float | None = Field(
+        None, gt=0, le=1
+    )  # the smallest difference that would matter: the plan says if it can show
     baseline: str = "lora"
     tuned_teacher: bool = False  # fine-tune the teacher on the task, too: its row is the gate's
     gate: float | None = Field(None, ge=0, le=1)  # the least score at which the teacher counts as knowing the task
-    max_trials: int = Field(24, ge=1)
+    max_trials: int = Field(48, ge=1)
 
 
 class Run(BaseModel):

@@ -49,6 +49,7 @@ class Runner:
     run: Run
     key: str  # the sweep's, under which its trials are tracked
     screen: Screen
+    folder: Path  # the sweep's own
     tracker: Tracker = field(default_factory=NullTracker)
     parent: str = ""  # the sweep's run, once it is open
     failed: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprint → label and reason
@@ -67,17 +68,21 @@ class Runner:
             materialise(step, self.store, self.screen.track, placement_of(self.run))
 
     def go(self, what: str, trials: Sequence[Trial]) -> None:
-        """Reach every trial's score and tell the tracker; a failed one is noted with its reason.
+        """Have every trial's score and tell the tracker; a failed one is noted with its reason.
 
-        A trial that only tries a learning rate may fail: the choice falls on another.
+        A trial that only tries a setting may fail: the choice falls on another.
         """
         have = [trial for trial in trials if self._folder(trial)]
         for trial in have:
-            self._tell(trial)
+            self.tell(trial)
         missing = [trial for trial in trials if not self._folder(trial)]
         unique = list({trial.step.fingerprint: trial for trial in missing}.values())
         if unique:
-            self._run(unique, what)
+            self._run([[[trial]] for trial in unique], what, len(unique))
+
+    def search(self, what: str, settings: Sequence[Sequence[Sequence[Trial]]], count: int, **how: Any) -> None:
+        """Let Tune decide which settings are tried and how far: `run_trials` says what `how` may be."""
+        self._run(settings, what, count, **how)
 
     def metrics(self, trial: Trial) -> dict[str, Any] | None:
         """The finished trial's figures, None where it failed."""
@@ -90,35 +95,49 @@ class Runner:
             self._gpus = self._stack.enter_context(session(cpus=self.run.cpus_per_trial, gpus=self.run.gpus_per_trial))
         return self._gpus
 
-    def _run(self, trials: list[Trial], what: str) -> None:
+    def _run(
+        self,
+        items: Sequence[Sequence[Sequence[Trial]]],
+        what: str,
+        count: int,
+        told: Callable[[int, int, float | None], None] = lambda *_: None,
+        **how: Any,
+    ) -> None:
         gpus = self._session()
-        with self.screen.trials(what, len(trials)) as tick:
+        with self.screen.trials(what, count) as tick:
 
-            def done(index: int, outcome: dict[str, Any]) -> None:
-                trial = trials[index]
-                reason = outcome.get("error")
-                if not reason and self._folder(trial) is None:
-                    reason = f"its worker doesn't share the store {self.store.root}; name one on a common file system"
-                    outcome["traceback"] = reason
-                if reason:
-                    if trial.params.get("stage") != "tune":
-                        self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
-                    self.screen.warn(f"{trial.label} failed: {reason}")
-                    (self.store.root / "failures").mkdir(parents=True, exist_ok=True)
-                    (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
-                elif trial.step.name == "evaluate":
-                    self._tell(trial)
-                score = outcome.get("score")
-                tick(trial.label if score is None else f"{trial.label}: {score:.3f}")
+            def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> None:
+                for trial, outcome in zip(items[index][max(rung, 0)], outcomes, strict=False):
+                    self._done(trial, outcome)
+                scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
+                score = sum(scores) / len(scores) if scores else None
+                told(index, rung, score)
+                if rung <= 0:
+                    name = items[index][0][0].label
+                    tick(name if score is None else f"{name}: {score:.3f}")
 
             cpus, at_once = self.run.cpus_per_trial, self.run.trials_at_once
-            work = Work(str(self.store.root), cpus)
-            run_trials(work, [trial.step for trial in trials], done, cpus=cpus, gpus=gpus, at_once=at_once)
+            works = [[[trial.step for trial in rung] for rung in item] for item in items]
+            run_trials(Work(str(self.store.root), cpus), works, done, cpus=cpus, gpus=gpus, at_once=at_once, **how)
+
+    def _done(self, trial: Trial, outcome: dict[str, Any]) -> None:
+        reason = outcome.get("error")
+        if not reason and self._folder(trial) is None:
+            reason = f"its worker doesn't share the store {self.store.root}; name one on a common file system"
+            outcome["traceback"] = reason
+        if reason:
+            if trial.params.get("stage") != "tune":
+                self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
+            self.screen.warn(f"{trial.label} failed: {reason}")
+            (self.store.root / "failures").mkdir(parents=True, exist_ok=True)
+            (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
+        elif trial.step.name == "evaluate":
+            self.tell(trial)
 
     def _folder(self, trial: Trial) -> Path | None:
         return self.store.find(trial.step.name, trial.step.fingerprint)
 
-    def _tell(self, trial: Trial) -> None:
+    def tell(self, trial: Trial) -> None:
         """Record a finished trial, once: its parameters, final figures, training curve, adapter and examples."""
         folder, key = self._folder(trial), f"{self.key}/{trial.step.fingerprint}"
         if folder is None or self.tracker.finished(key):

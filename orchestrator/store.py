@@ -89,14 +89,21 @@ class Store:
         """
         folder = self.root / step / f".{key}.partial"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logging.getLogger("pkt").warning("waiting for another process that is at the same step: %s", step)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with held(folder, f"waiting for another process that is at the same step: {step}"):
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path, waiting: str) -> Iterator[None]:
+    """A folder for one process at a time; another is told what it is waiting for. A process that dies lets go."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.getLogger("pkt").warning(waiting)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _flush(path: Path) -> str:

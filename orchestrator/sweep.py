@@ -3,78 +3,29 @@
     plan = Plan.of(sweep)                           # cells, trials, shared steps: checked, nothing run
     record = run_sweep(plan, run, tracker, screen)  # what the store lacks is run; the record is what `compare` reads
 
-A cell is a leaderboard row: one point of the axes. Its learning rate is chosen on the validation split, with a random
-seed of its own; then its trials, one a random seed, are scored on the test split. Every arm gets the same treatment.
+The validation split chooses, the test split is scored once: by the trials that are compared.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from orchestrator import pipeline
-from orchestrator.errors import UserError
-from orchestrator.pipeline import Ready, Who
-from orchestrator.recipe import Recipe, Run, Sweep, label, one_line
+from orchestrator.cells import TUNING_SEED, Cell, Group, cells_of, fine_tunings, flat, groups_of, seeds_of
+from orchestrator.pipeline import Ready
+from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
+from orchestrator.search import Choice, choose
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.record import check_name, write_record
-from orchestrator.steps.step import Step
+from orchestrator.steps.record import begun, write_record
+from orchestrator.steps.step import OF_THE_TEACHER, Step
 from orchestrator.store import Store, fingerprint
-from orchestrator.tasks.base import Split
 from orchestrator.tracking import Tracker
-from orchestrator.transfer.arms import Lora
-
-TUNING_SEED = 1000  # no trial has it: a learning rate is chosen without a look at the trials that it is for
-
-
-FIXED = {  # what all trials of a sweep have in common, or what the sweep itself varies
-    "lr": "give the grid as `lr` (--lr): each row chooses from it on the validation split",
-    "seed": "a sweep runs the seeds 0 to `repeats` - 1 (--repeats)",
-    "teacher": "run one sweep a teacher",
-    "student": "run one sweep a student",
-    "task": "run one sweep a task",
-    "measure.seeds": "run one sweep for each file of seed examples",
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A leaderboard row before its learning rate is known."""
-
-    recipe: Recipe
-    who: Who = "student"
-    adapted: bool = True  # False: the model as it is
-
-    @property
-    def label(self) -> str:
-        """The row's arm: the recipe's, or whose untouched (or tuned) model it is."""
-        if self.who == "teacher":
-            return "teacher_tuned" if self.adapted else "teacher"
-        return self.recipe.arm.kind if self.adapted else "student"
-
-    def name(self, **more: Any) -> str:
-        """For people: the fields that tell cells of a sweep apart."""
-        recipe = self.recipe
-        strategies = [label(part.model_dump()) for part in (recipe.layers, recipe.structure) if part]
-        rank = [f"r{recipe.rank}"] if self.adapted else []
-        return " ".join([self.label, *strategies, *rank, *(f"{key} {value:g}" for key, value in more.items())])
-
-    def trial(self, ready: Ready, split: Split, *, lr: float, seed: int, stage: str) -> Trial:
-        """This cell at one learning rate and random seed, scored on a split."""
-        recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed})
-        adapter = pipeline.finetune_step(recipe, ready, self.who) if self.adapted else None
-        step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter)
-        params = {"stage": stage, "split": split, "label": self.label, **flat(recipe.model_dump(mode="json"))}
-        more = {"lr": lr, "seed": seed} if self.adapted else {}
-        return Trial(self.name(**more), step, params)
 
 
 @dataclass(frozen=True)
@@ -107,10 +58,20 @@ class Plan:
         return fine_tunings(self.sweep, self.cells)
 
     @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """What competes with what."""
+        return groups_of(self.sweep, self.cells)
+
+    @cached_property
     def shared(self) -> list[Step]:
-        """The extractions, each once; they bring the teacher's pass with them."""
-        steps = [pipeline.extract_step(cell.recipe, self.ready) for cell in self.cells if cell.recipe.arm.extracts]
-        return list({step.fingerprint: step for step in steps}.values())
+        """What the teacher gives, each once and inputs first: its passes, the extractions, its predictions."""
+        tuning = range(TUNING_SEED, TUNING_SEED + self.sweep.tuning_seeds)
+        steps: dict[str, Step] = {}
+        for cell in self.cells:
+            for seed in (*seeds_of(self.sweep, cell), *tuning):
+                step = cell.trial(self.ready, "test", lr=1, seed=seed, stage="trial").step
+                steps |= {one.fingerprint: one for one in step.ancestors() if one.name in OF_THE_TEACHER}
+        return list(steps.values())
 
     @cached_property
     def key(self) -> str:
@@ -118,7 +79,9 @@ class Plan:
         first = [cell.trial(self.ready, "test", lr=1, seed=0, stage="trial").step.fingerprint for cell in self.cells]
         validation = data_step(self.ready.splits["validation"]).fingerprint
         models = [self.ready.teacher.sha256, self.ready.student.sha256]
-        protocol = self.sweep.model_dump(mode="json", include={"lr", "repeats", "baseline", "gate"})
+        protocol = self.sweep.model_dump(
+            mode="json", include={"lr", "repeats", "baseline", "gate", "search", "trials", "tuning_seeds"}
+        )
         return fingerprint({"cells": first, "models": models, "validation": validation, **protocol})
 
     @property
@@ -128,85 +91,34 @@ class Plan:
         return self.sweep.name or f"{teacher if teacher.startswith(task) else f'{task}-{teacher}'}-{self.key[:6]}"
 
 
-def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
-    """The rows of a sweep's leaderboard. UserError for axes, values and baselines that can't be."""
-    recipes = expand(sweep)
-    arms = list(dict.fromkeys(recipe.arm.kind for recipe in recipes))
-    if sweep.baseline not in arms:
-        raise UserError(f"baseline: {sweep.baseline!r} is not among the arms {', '.join(arms)}; add it to --arms")
-    cells = [Cell(recipe) for recipe in recipes]
-    if sweep.tuned_teacher:
-        largest = max(recipes, key=lambda recipe: recipe.rank)
-        cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
-    return tuple(cells)
-
-
-def seeds_of(sweep: Sweep, cell: Cell) -> range:
-    """The random seeds of a cell's trials; models that only bound the scale get one."""
-    return range(sweep.repeats if cell.who == "student" and cell.adapted else 1)
-
-
-def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
-    """How many: of each cell for each learning rate of a real grid, and for each random seed."""
-    tuning = len(sweep.lr) if len(sweep.lr) > 1 else 0
-    return sum(tuning + len(seeds_of(sweep, cell)) for cell in cells)
-
-
-def expand(sweep: Sweep) -> list[Recipe]:
-    """The product of the axes, without the repetitions that an arm makes by ignoring an axis."""
-    for path in sweep.axes:
-        if instead := FIXED.get(path.split(".")[0] if path != "measure.seeds" else path):
-            raise UserError(f"axes: {path} is no axis of a sweep; {instead}")
-    if sweep.recipe.seed:
-        raise UserError(f"seed: {sweep.recipe.seed}: {FIXED['seed']}")
-    recipes = []
-    for point in itertools.product(*sweep.axes.values()):
-        fields = sweep.recipe.model_dump(mode="json")
-        fields = {key: value for key, value in fields.items() if value is not None}
-        for path, value in zip(sweep.axes, point, strict=True):
-            _set(fields, path, value)
-        try:
-            recipes.append(Recipe.model_validate(fields).settled())
-        except ValidationError as error:
-            raise UserError(one_line(error)) from error
-    return list(dict.fromkeys(recipes))
-
-
 def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen) -> dict[str, Any]:
     """Run what the store lacks, and write the sweep's record.
 
     `track` opens the tracker once the shared steps are done, so that bad weights or rows leave no run behind.
     """
     store, sweep, ready = Store(run.store), plan.sweep, plan.ready
-    check_name(store, plan.name, plan.key)
-    with Runner(store, run, plan.key, screen) as runner:
+    with (
+        begun(store, plan.name, plan.key, sweep.model_dump(mode="json")) as folder,
+        Runner(store, run, plan.key, screen, folder) as runner,
+    ):
         runner.share(plan.shared)
         tracker = runner.tracker = track()
         runner.parent = tracker.open(plan.key, plan.name, flat(sweep.model_dump(mode="json")), None)
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
-        grids: dict[Cell, list[tuple[float, Trial]]] = {}
-        if len(sweep.lr) > 1:
-            for cell in plan.cells:
-                tuning = [cell.trial(ready, "validation", lr=lr, seed=TUNING_SEED, stage="tune") for lr in sweep.lr]
-                grids[cell] = list(zip(sweep.lr, tuning, strict=True))
-        runner.go(
-            "choosing learning rates" if grids else "untouched models",
-            [trial for _, trial in references] + [trial for grid in grids.values() for _, trial in grid],
-        )
-        chosen = {cell: _best(grids[cell], runner) if grids else sweep.lr[0] for cell in plan.cells}
-        for cell, lr in chosen.items():
-            if lr is None:
-                reason = "every learning rate of the grid failed; take smaller ones with --lr"
-                runner.failed[cell.name()] = {"label": cell.name(), "reason": reason}
-        finals = [
-            (cell, [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in seeds_of(sweep, cell)])
-            for cell, lr in chosen.items()
-            if lr is not None
-        ]
+        choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references])
+        finals: list[tuple[Choice, list[Trial]]] = []
+        for group, choice in zip(plan.groups, choices, strict=True):
+            if choice is None:
+                name = group.cells[0].name()
+                reason = "every setting that was tried failed; take smaller learning rates with --lr"
+                runner.failed[name] = {"label": name, "reason": reason}
+                continue
+            cell, lr = choice.setting.cell, choice.setting.lr
+            seeds = seeds_of(sweep, cell)
+            finals.append((choice, [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in seeds]))
         runner.go("trials", [trial for _, trials in finals for trial in trials])
-        rows = [_row(cell, None, False, [trial]) for cell, trial in references]
-        edges = {min(sweep.lr), max(sweep.lr)} if grids else set()
-        rows += [_row(cell, chosen[cell], chosen[cell] in edges, trials) for cell, trials in finals]
+        rows = [_row(cell, None, [trial]) for cell, trial in references]
+        rows += [_row(choice.setting.cell, choice, trials) for choice, trials in finals]
         record = {
             "name": plan.name,
             "key": plan.key,
@@ -218,26 +130,21 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "rows": rows,
             "failed": runner.failed,
         }
-        tracker.artifacts(runner.parent, write_record(store, record), "sweep")
+        write_record(store, record)
+        tracker.artifacts(runner.parent, folder, "sweep")
         tracker.close(runner.parent, "FAILED" if runner.failed else "FINISHED")
     return record
 
 
-def _best(grid: list[tuple[float, Trial]], runner: Runner) -> float | None:
-    """The learning rate with the best validation score, the lower loss among equals; None where all failed."""
-    figures = [(lr, runner.metrics(trial)) for lr, trial in grid]
-    scored = [(found["score"], -found["loss"], lr) for lr, found in figures if found]
-    return max(scored)[2] if scored else None
-
-
-def _row(cell: Cell, lr: float | None, at_edge: bool, trials: list[Trial]) -> dict[str, Any]:
-    recipe = cell.recipe.model_copy(update={"lr": lr} if lr else {}).model_dump(mode="json")
+def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, Any]:
+    recipe = cell.recipe.model_copy(update={"lr": choice.setting.lr} if choice else {}).model_dump(mode="json")
     if not cell.adapted:
         recipe |= {"layers": None, "structure": None, "modules": None}
     return {
         "label": cell.label,
         "adapted": cell.adapted,
-        "lr_at_edge": at_edge,
+        "lr_at_edge": bool(choice and choice.at_edge),
+        "validation": choice and choice.validation,
         "recipe": recipe,
         "trials": [trial.step.fingerprint for trial in trials],
     }
@@ -251,25 +158,3 @@ def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any
     folders = [folder for key in keys if (folder := store.find("evaluate", key))]
     score = max(read_metrics(folder)["score"] for folder in folders) if folders else 0.0
     return {"least": plan.sweep.gate, "score": score, "passed": score >= plan.sweep.gate}
-
-
-def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names, strategies by their label: what MLflow shows side by side."""
-    result: dict[str, Any] = {}
-    for key, value in fields.items():
-        if isinstance(value, dict) and "kind" in value:
-            result[prefix + key] = label(value)
-        elif isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-    return result
-
-
-def _set(fields: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for parent in parents:
-        fields = fields.setdefault(parent, {})
-        if not isinstance(fields, dict):
-            raise UserError(f"axes: {path!r} is no field of a recipe; `pkt strategies` lists the fields")
-    fields[last] = value

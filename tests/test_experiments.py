@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.cells import cells_of, fine_tunings
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
-from orchestrator.sweep import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -18,9 +18,9 @@ FILES = sorted((ROOT / "experiments").rglob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_it_expands_within_its_own_limit(path: Path) -> None:
     sweep = Sweep.model_validate(complete(yaml.safe_load(path.read_text())))
-    cells = expand(sweep)
-    assert sweep.baseline in {cell.arm.kind for cell in cells}
-    assert len(cells) * (len(sweep.lr) + sweep.repeats) <= sweep.max_trials
+    cells = cells_of(sweep)
+    assert sweep.baseline in {cell.label for cell in cells}
+    assert fine_tunings(sweep, cells) <= sweep.max_trials
 
 
 def test_there_are_some() -> None:

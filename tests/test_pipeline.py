@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,7 +18,10 @@ from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
 from orchestrator.steps.step import materialise
 from orchestrator.store import Store
+from orchestrator.transfer.arms import Arm
 
+LABELLED = {"input_ids": torch.randint(5, 100, (6, 9)), "attention_mask": torch.ones(6, 9, dtype=torch.long)}
+LABELLED["labels"] = LABELLED["input_ids"]
 ROWS = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
@@ -34,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
 
-@pytest.mark.parametrize("arm", ["lora", "pissa", "transfer", "spectrum_control"])
+@pytest.mark.parametrize("arm", ["lora", "pissa", "lora_ga", "transfer", "spectrum_control", "distil"])
 def test_the_exported_adapter_is_the_trained_model(
     arm: str, store: Store, demo_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +64,10 @@ def test_the_exported_adapter_is_the_trained_model(
     assert f"| arm | {arm} |" in card
 
 
-@pytest.mark.parametrize("arm", ["pissa", "transfer", "spectrum_control"])
+ARMS = [arm.model_fields["kind"].default for arm in get_args(get_args(Arm)[0])]
+
+
+@pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_starts_at_the_students_own_function(arm: str, store: Store, demo_models: dict[str, Path]) -> None:
     from orchestrator.models.loading import load
     from orchestrator.steps.finetune import adapted
@@ -72,11 +78,13 @@ def test_every_arm_starts_at_the_students_own_function(arm: str, store: Store, d
     stock = load(ready.student.folder)
     with torch.no_grad():
         before = stock(ROWS).logits
-        model = adapted(stock, asked.arm.model_dump(), 4, 4.0, 0.0, 0, start)
+    model = adapted(stock, asked.arm, 4, 4.0, 0.0, 0, start, [LABELLED])  # with gradients: one arm looks at them
+    with torch.no_grad():
         assert float((model(ROWS).logits - before).abs().max()) < 1e-4
     up, down = adapters.factors_of(adapters.lora_layers(model)["model.layers.0.mlp.gate_proj"])
     live = (up[:, :4] @ down[:4]).detach()
-    assert float(live.norm()) > 0.1
+    starts_at_zero = not asked.arm.changes_base
+    assert float(live.norm()) < 1e-5 if starts_at_zero else float(live.norm()) > 0.02
     if start:
         record = json.loads((start / "transfer.json").read_text())
         values = record["singular_values"]["model.layers.0.mlp.gate_proj.weight"][:4]

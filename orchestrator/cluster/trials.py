@@ -1,16 +1,18 @@
-"""Many independent pieces of work over a cluster: Ray Tune as a queue with resources, and nothing else of it.
+"""Many independent pieces of work over a cluster: Ray Tune as a queue with resources, and its searches where asked for.
 
-Tune places, bounds and reuses; what a piece of work computes goes into the store, so that Tune's own state is never
-needed to resume.
+Tune places, bounds, reuses and proposes; what a piece of work computes goes into the store, so that Tune's own state is
+never needed to resume.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,33 +21,70 @@ from ray import tune
 from orchestrator.errors import UserError
 
 T = TypeVar("T")
+Rungs = Sequence[Sequence[T]]  # an item's works: those of a rung together make its score, and the next goes further
+Done = Callable[[int, int, list[dict[str, Any]]], None]  # index, rung, what each work of the rung returned
+RETRIES = 3  # of an item whose process died
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Items that a sampler picks from, in place of all in turn: `items[row * columns + column]`."""
+
+    rows: int
+    columns: int
+    count: int
+    seed: int
+    told: Sequence[tuple[int, float]] = ()  # items that were tried before, with their scores
 
 
 def run_trials(
     work: Callable[[T], dict[str, Any]],
-    items: Sequence[T],
-    done: Callable[[int, dict[str, Any]], None],
+    items: Sequence[Rungs[T]],
+    done: Done,
     *,
     cpus: float,
     gpus: float,
     at_once: int | None = None,
+    reduction: int | None = None,
+    proposals: Proposals | None = None,
 ) -> None:
-    """Call `work` on every item in worker processes that are reused; `done(index, result)` here as each ends.
+    """Call `work` on every item's rungs in worker processes that are reused; `done(index, rung, results)` as each ends.
 
-    An exception in `work` ends its item alone: its result is {"error": one line, "traceback": all of it}. Needs a
-    running Ray session. KeyboardInterrupt stops all workers and is raised again.
+    With `reduction` ASHA lets one in so many go on to its next rung; the score of a result decides. An exception in
+    `work` ends its item alone: the result is {"error": one line, "traceback": all of it}. An item whose process dies is
+    begun again; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
+    raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
-    told = _Done(done)
+    columns = proposals.columns if proposals else 0
+    told = _Done(done, columns)
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
+    options: dict[str, Any] = {"reuse_actors": True, "max_concurrent_trials": at_once, "metric": "score", "mode": "max"}
+    space: dict[str, Any] = {"index": tune.grid_search(list(range(len(items))))}
+    if reduction:
+        depth = max(len(item) for item in items)
+        options["scheduler"] = tune.schedulers.ASHAScheduler(
+            time_attr="budget", max_t=reduction ** (depth - 1), grace_period=1, reduction_factor=reduction
+        )
+    if proposals:
+        space = {"row": tune.choice(list(range(proposals.rows))), "column": tune.randint(0, proposals.columns)}
+        options |= {"search_alg": _sampler(proposals), "num_samples": proposals.count}
+        options["max_concurrent_trials"] = at_once or max(1, proposals.count // 4)  # or all would be proposed blindly
+    trainable = tune.with_parameters(
+        _trainable, work=work, items=[tuple(map(tuple, item)) for item in items],
+        columns=columns, reduction=reduction or 1,
+    )  # fmt: skip
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trainable, work=work, items=list(items)), {"cpu": cpus, "gpu": gpus}),
-        param_space={"index": tune.grid_search(list(range(len(items))))},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=at_once, metric="index", mode="max"),
-        run_config=tune.RunConfig(name="trials", storage_path=scratch, verbose=0, callbacks=[told]),
-    )
+        tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
+        param_space=space,
+        tune_config=tune.TuneConfig(**options),
+        run_config=tune.RunConfig(
+            name="trials", storage_path=scratch, verbose=0, callbacks=[told],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+        ),
+    )  # fmt: skip
     try:
         tuner.fit()
     finally:
@@ -54,34 +93,80 @@ def run_trials(
         raise told.error
 
 
-class _Done(tune.Callback):
-    """Hands each finished trial to the caller. Tune pickles it with its own state, which nobody reads again."""
+def _sampler(proposals: Proposals) -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(
+            "search: optuna is not installed; pip install 'pkt[search]', or take --search random"
+        ) from error
+    from ray.tune.search.optuna import OptunaSearch
 
-    def __init__(self, done: Callable[[int, dict[str, Any]], None]) -> None:
-        self._done = done
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
+    before = [{"row": index // proposals.columns, "column": index % proposals.columns} for index, _ in proposals.told]
+    sampler = optuna.samplers.TPESampler(n_startup_trials=max(2, proposals.count // 4), seed=proposals.seed)
+    return OptunaSearch(
+        metric="score", mode="max", sampler=sampler,
+        points_to_evaluate=before or None, evaluated_rewards=[score for _, score in proposals.told] or None,
+    )  # fmt: skip
+
+
+class _Done(tune.Callback):
+    """Hands each finished rung to the caller. Tune pickles it with its own state, which nobody reads again."""
+
+    def __init__(self, done: Done, columns: int) -> None:
+        self._done, self._columns = done, columns
+        self._told: set[tuple[int, int]] = set()
         self.error: Exception | None = None
 
-    def _tell(self, index: int, outcome: dict[str, Any]) -> None:
+    def _tell(self, index: int, rung: int, outcomes: list[dict[str, Any]]) -> None:
+        if (index, rung) in self._told:  # an item that was begun again finds its first rungs in the store
+            return
+        self._told.add((index, rung))
         try:
-            self._done(index, outcome)
+            self._done(index, rung, outcomes)
         except Exception as error:  # here it would end Tune's loop and all that still runs; the caller gets it after
             self.error = self.error or error
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._tell(trial.config["index"], trial.last_result["outcome"])
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._tell(result["index"], result["rung"], result["outcomes"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
-        self._tell(trial.config["index"], {"error": text.strip().splitlines()[-1], "traceback": text})
+        last = text.strip().splitlines()[-1]
+        self._tell(
+            _place(trial.config, self._columns),
+            -1,
+            [{"error": f"its process died {RETRIES + 1} times: {last}", "traceback": text}],
+        )
 
 
-def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any]) -> None:
+def _trainable(
+    config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any], columns: int, reduction: int
+) -> None:
+    index = _place(config, columns)
+    for rung, works in enumerate(items[index]):
+        outcomes = [_guarded(work, one) for one in works]
+        scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
+        score = sum(scores) / len(scores) if len(scores) == len(outcomes) else -1.0
+        tune.report({"index": index, "rung": rung, "outcomes": outcomes, "score": score, "budget": reduction**rung})
+        if score < 0 and any("error" in outcome for outcome in outcomes):
+            return
+
+
+def _place(config: dict[str, Any], columns: int) -> int:
+    return config["index"] if "index" in config else config["row"] * columns + config["column"]
+
+
+def _guarded(work: Callable[[Any], dict[str, Any]], item: Any) -> dict[str, Any]:
     try:
-        outcome = work(items[config["index"]])
-    except Exception as error:  # whatever it is, it is this trial's result and not the sweep's end
+        return work(item)
+    except Exception as error:  # whatever it is, it is this item's result and not the sweep's end
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        outcome = {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc()}
-    tune.report({"outcome": outcome, "index": config["index"]})
+        return {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc()}

@@ -37,6 +37,7 @@ class Result:
     modules: str | None = None
     lr: float | None = None
     lr_at_edge: bool = False
+    validation: tuple[float, float] | None = None  # score and minus loss there, of the learning rate that was taken
     other: dict[str, Any] = field(default_factory=dict)
 
     def same(self, other: Result, *names: str) -> bool:
@@ -44,46 +45,72 @@ class Result:
         return all(getattr(self, name) == getattr(other, name) for name in ("rank", "other", *names))
 
 
-def interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and confidence limits of a (seeds, examples) matrix of scores or of paired differences.
+@dataclass(frozen=True)
+class Estimate:
+    """A mean of a (seeds, examples) matrix, how far it may be off, and how well that is known."""
+
+    mean: float
+    error: float  # its standard error
+    freedom: float  # degrees of freedom of that
+
+    def limits(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence limits."""
+        half = float(stats.t.ppf(0.5 + level / 2, self.freedom)) * self.error if self.error else 0.0
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no difference."""
+        if not self.error:
+            return float(self.mean == 0)
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+
+def estimate(scores: Matrix) -> Estimate:
+    """The mean of a (seeds, examples) matrix of scores or of paired differences, over seeds and examples to come.
 
     Two-way random effects without replication: the variance of the mean is (MS_seeds + MS_examples - MS_both) / (R·n),
-    with Satterthwaite's degrees of freedom; never less than what either source alone gives. With one seed the interval
-    is over examples only.
+    with Satterthwaite's degrees of freedom; never less than what either source alone gives. With one seed it is over
+    examples only.
     """
     seeds, examples = scores.shape
     mean = float(scores.mean())
     if seeds * examples < 2 or np.ptp(scores) == 0:
-        return mean, mean, mean
+        return Estimate(mean, 0.0, max(1.0, seeds - 1.0))
     by_example = seeds * np.var(scores.mean(0), ddof=1) if examples > 1 else 0.0
     if seeds == 1:
-        variance, freedom = by_example / examples, examples - 1.0
-    else:
-        by_seed = examples * np.var(scores.mean(1), ddof=1)
-        residual = scores - scores.mean(0) - scores.mean(1, keepdims=True) + mean
-        both = float((residual**2).sum()) / max(1, (seeds - 1) * (examples - 1))
-        total = by_seed + by_example - both
-        spread = by_seed**2 / (seeds - 1) + both**2 / max(1, (seeds - 1) * (examples - 1))
-        spread += by_example**2 / max(1, examples - 1)
-        freedom = float(np.clip(total**2 / spread, min(seeds, examples) - 1, None)) if spread else seeds - 1.0
-        variance = max(total, by_seed, by_example) / (seeds * examples)
-    half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
-    return mean, mean - half, mean + half
+        return Estimate(mean, float(np.sqrt(by_example / examples)), examples - 1.0)
+    by_seed = examples * np.var(scores.mean(1), ddof=1)
+    residual = scores - scores.mean(0) - scores.mean(1, keepdims=True) + mean
+    both = float((residual**2).sum()) / max(1, (seeds - 1) * (examples - 1))
+    total = by_seed + by_example - both
+    spread = by_seed**2 / (seeds - 1) + both**2 / max(1, (seeds - 1) * (examples - 1))
+    spread += by_example**2 / max(1, examples - 1)
+    freedom = float(np.clip(total**2 / spread, min(seeds, examples) - 1, None)) if spread else seeds - 1.0
+    variance = max(total, by_seed, by_example) / (seeds * examples)
+    return Estimate(mean, float(np.sqrt(variance)), freedom)
 
 
-def difference(result: Result, partner: Result) -> tuple[float, float, float] | None:
-    """Mean and limits of the paired difference, over the random seeds that both have; None where they share none.
+def interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and confidence limits."""
+    found = estimate(scores)
+    return found.mean, *found.limits(level)
 
-    Where no example ever differs, the limits are those of never having seen one differ.
+
+def difference(result: Result, partner: Result) -> Estimate | None:
+    """The paired difference, over the random seeds that both have; None where they share none.
+
+    Where every example differs alike (in most cases: not at all), the error is that of never having seen it otherwise.
     """
     seeds = [seed for seed in result.seeds if seed in partner.seeds]
     if not seeds:
         return None
     own, other = (one.scores[[one.seeds.index(seed) for seed in seeds]] for one in (result, partner))
-    if (own == other).all():
-        margin = _unseen(own.shape[1])
-        return 0.0, -margin, margin
-    return interval(own - other)
+    found = estimate(own - other)
+    if found.error:
+        return found
+    margin = _unseen(own.shape[1])
+    return Estimate(found.mean, margin / float(stats.t.ppf(0.975, found.freedom)), found.freedom)
 
 
 def _unseen(examples: int, level: float = 0.95) -> float:
@@ -126,10 +153,10 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "lr_at_edge": result.lr_at_edge,
                 "mean": mean,
                 "ci95": [low, high],
-                "delta": delta[0] if delta else None,
-                "delta_ci95": list(delta[1:]) if delta else None,
-                "control_delta": control[0] if control else None,
-                "control_ci95": list(control[1:]) if control else None,
+                "delta": delta.mean if delta else None,
+                "delta_ci95": list(delta.limits()) if delta else None,
+                "control_delta": control.mean if control else None,
+                "control_ci95": list(control.limits()) if control else None,
                 "seeds": len(result.scores),
                 **({"other": result.other} if result.other else {}),
             }
@@ -137,6 +164,6 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
     return sorted(rows, key=lambda row: -row["mean"])
 
 
-def _against(result: Result, partners: list[Result]) -> tuple[float, float, float] | None:
+def _against(result: Result, partners: list[Result]) -> Estimate | None:
     """The difference from the one partner; None where it is the row itself, or where there is not just one."""
     return difference(result, partners[0]) if len(partners) == 1 and partners[0] is not result else None

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
+from orchestrator.models.initialisers import initialised
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.card import write_card
+from orchestrator.steps.labels import read_labels
 from orchestrator.tasks.template import Encoded, TemplateName, collate, encode
 from orchestrator.transfer.arms import Arm
 from orchestrator.transfer.lowrank import Factors
 
-LOGGED_POINTS = 50  # of the training curve
 TOKENS_AT_ONCE = 2048  # through the student in one forward pass: a 7B student then fits into 80 GB
 
 
@@ -43,95 +47,72 @@ def finetune(
     seed: int,
     template: TemplateName,
     names: dict[str, str],
+    until: float = 1.0,
     start: Path | None = None,
+    labels: Path | None = None,
+    before: Path | None = None,
+    partial: Path | None = None,
 ) -> dict[str, Any]:
     """Write the portable adapter, its card and the training curve (history.json).
 
-    UserError where the loss stops being finite.
+    With `until` < 1 the training stops after that share of its steps and leaves its state, which a step with more of
+    them takes as `before`. UserError where the loss stops being finite.
     """
-    from transformers import Trainer, set_seed
+    from transformers import set_seed
+
+    from orchestrator.steps import training
 
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(rows)]
+    micro = micro_batch_size or fitting(encoded, batch_size)
     model = load(student, dtype=dtype, device=device)
-    peft_model = adapted(model, arm, rank, alpha, dropout, seed, start)
-    trainer = Trainer(
-        model=peft_model,
-        args=arguments(
-            folder, len(encoded), lr, epochs, batch_size, micro_batch_size or fitting(encoded, batch_size), warmup, seed
-        ),
-        train_dataset=encoded,
-        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
-    )
-    quiet(trainer)
-    trainer.train()
-    history = [point for point in trainer.state.log_history if "loss" in point]
+    chosen = TypeAdapter[Any](Arm).validate_python(arm)
+    batches = [collate(encoded[at : at + micro], tokenizer.pad_token_id) for at in range(0, batch_size, micro)]
+    peft_model = adapted(model, chosen, rank, alpha, dropout, seed, start, batches)
+    distillation = labels and training.Distillation(read_labels(labels), chosen.weight, chosen.temperature)
+    args = training.arguments(partial or folder, len(encoded), lr, epochs, batch_size, micro, warmup, seed)
+    steps = math.ceil(math.ceil(len(encoded) / batch_size) * epochs)
+    last = None if until == 1.0 else max(1, round(steps * until))
+    trainer = training.Training(
+        distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
+        callbacks=[training.Watch(last)],
+    )  # fmt: skip
+    history = training.run(trainer, last, partial, before)
     for point in history:
         if not math.isfinite(point["loss"]):
             raise UserError(f"lr: the loss is {point['loss']} at step {point['step']}; take a smaller one than {lr:g}")
     (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
     adapters.save(peft_model, folder, names["student"])
+    if last is not None:
+        shutil.copytree(Path(args.output_dir), folder / training.RUNG, ignore=shutil.ignore_patterns("lock"))
     write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
-    return {"steps": trainer.state.global_step, "loss": history[-1]["loss"], "tokens": _tokens(encoded, epochs)}
+    return {"steps": trainer.state.global_step, "loss": history[-1]["loss"], "tokens": _tokens(encoded, epochs * until)}
 
 
 def adapted(
-    model: Any, arm: dict[str, Any], rank: int, alpha: float, dropout: float, seed: int, start: Path | None
+    model: Any,
+    arm: Any,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    start: Path | None = None,
+    batches: Sequence[dict[str, Tensor]] = (),
 ) -> Any:
-    """The model with this arm's adapter at its start."""
-    chosen = TypeAdapter[Any](Arm).validate_python(arm)
+    """The model with this arm's adapter at its start. `batches` of training rows are for starts that look at data."""
     row = FAMILIES[model.config.model_type]
-    extracted = adapters.read_start(start) if start else {}
     generator = torch.Generator().manual_seed(seed)
-    starts = {}
-    for name, module in sorted(model.named_modules()):
-        if name.rsplit(".", 1)[-1] in row.targets:
-            weight = module.weight.detach().float().cpu()
-            if first := chosen.start(weight, _factors(extracted.get(name)), rank, generator):
-                starts[name] = first
+    if arm.initialiser:
+        starts = initialised(model, row.targets, arm.initialiser, rank=rank, alpha=alpha, batches=batches)
+    else:
+        extracted = sorted(adapters.read_start(start).items()) if start else []
+        made = ((name, arm.start(_factors(one), rank, generator)) for name, one in extracted)
+        starts = {name: first for name, first in made if first}
     return adapters.attach(
-        model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=chosen.changes_base, starts=starts
+        model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=arm.changes_base, starts=starts
     )
-
-
-def _factors(start: adapters.Start | None) -> Factors | None:
-    """U, S and Vᵀ of an extracted B0 = U·S: the columns' lengths are the singular values."""
-    if start is None:
-        return None
-    s = start[0].norm(dim=0)
-    return Factors(start[0] / s.clamp_min(torch.finfo(s.dtype).tiny), s, start[1])
-
-
-def arguments(
-    folder: Path, examples: int, lr: float, epochs: float, batch: int, micro: int, warmup: float, seed: int
-) -> Any:
-    """The Trainer's arguments: AdamW without weight decay, linear decay after warm-up, nothing saved or reported."""
-    from transformers import TrainingArguments
-
-    steps = math.ceil(examples / batch) * epochs
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch // micro,
-        num_train_epochs=epochs,
-        learning_rate=lr,
-        weight_decay=0.0,  # decay would also move the half of the adapter that has to stay
-        warmup_steps=math.ceil(warmup * steps),
-        lr_scheduler_type="linear",
-        logging_steps=max(1, round(steps / LOGGED_POINTS)),
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-    )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # a trial has one device; DataParallel would multiply the batch
-    return arguments
 
 
 def fitting(encoded: list[Encoded], batch: int) -> int:
@@ -142,11 +123,10 @@ def fitting(encoded: list[Encoded], batch: int) -> int:
     )
 
 
-def quiet(trainer: Any) -> None:
-    """Without a progress bar the Trainer prints each log line; the curve goes into a file instead."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
+def _factors(start: adapters.Start) -> Factors:
+    """U, S and Vᵀ of an extracted B0 = U·S: the columns' lengths are the singular values."""
+    s = start[0].norm(dim=0)
+    return Factors(start[0] / s.clamp_min(torch.finfo(s.dtype).tiny), s, start[1])
 
 
 def _tokens(encoded: list[Encoded], epochs: float) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from orchestrator.errors import UserError
 from orchestrator.recipe import label
 from orchestrator.steps.compare import Result, leaderboard
 from orchestrator.steps.figure import draw
-from orchestrator.store import Store
+from orchestrator.store import Store, held
 
-RECORD = "sweep.json"
+RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
 COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
 
 
@@ -26,17 +28,58 @@ def write_record(store: Store, record: dict[str, Any]) -> Path:
     if found := results(record, store):
         title = f"{record['name']}: {record['task']}, {record['metric']}"
         draw(leaderboard(found, record["baseline"]), title, folder / "leaderboard.png")
-    aside = folder / f".{os.getpid()}"
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.rename(folder / RECORD)
+    _write(folder / RECORD, record)
     return folder
 
 
-def check_name(store: Store, name: str, key: str) -> None:
-    """UserError where the store has another sweep of this name: its record would be lost."""
-    path = store.root / "sweeps" / name / RECORD
-    if path.is_file() and json.loads(path.read_text())["key"] != key:
-        raise UserError(f"name: {name!r} is another sweep's in {store.root}; choose another --name, or another --store")
+def _write(path: Path, value: Any) -> None:
+    """At once or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    aside.rename(path)
+
+
+@contextmanager
+def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[Path]:
+    """The sweep's folder, with what was asked for written down, so that it can be resumed by its name alone.
+
+    One process at a time is at a sweep. UserError where the name is another sweep's: the difference is told.
+    """
+    folder = store.root / "sweeps" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder, f"another process runs the sweep {name}; waiting for it"):
+        path = folder / ASKED
+        if path.is_file():
+            before = json.loads(path.read_text())
+            if before["key"] != key:
+                different = differences(before["sweep"], asked) or "the models or the rows have changed"
+                raise UserError(
+                    f"name: {name!r} is another sweep's in {store.root} ({different}); choose another --name"
+                )
+        else:
+            _write(path, {"key": key, "sweep": asked})
+        yield folder
+
+
+def asked_for(store: Store, name: str) -> dict[str, Any]:
+    """What the named sweep is to do. UserError with the names that there are."""
+    path = store.root / "sweeps" / name / ASKED
+    if not path.is_file():
+        there = ", ".join(sorted(one.parent.name for one in path.parent.parent.glob(f"*/{ASKED}"))) or "none"
+        raise UserError(f"resume: no sweep {name!r} was begun in {store.root}; there: {there}")
+    return json.loads(path.read_text())["sweep"]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """Fields that two sweeps don't share, for people: `recipe.rank: 8, now 16`."""
+    found = []
+    for field in {**before, **now}:
+        old, new = before.get(field), now.get(field)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(differences(old, new, f"{prefix}{field}."))
+        elif old != new:
+            found.append(f"{prefix}{field}: {json.dumps(old)}, now {json.dumps(new)}")
+    return "; ".join(filter(None, found))
 
 
 def read_record(store: Store, name: str | None) -> dict[str, Any]:
@@ -67,6 +110,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     rank=recipe["rank"] if row["adapted"] else None,
                     lr=recipe["lr"] if row["adapted"] else None,
                     lr_at_edge=row["lr_at_edge"],
+                    validation=row["validation"] and tuple(row["validation"]),
                     scores=np.array([read_scores(folder) for folder in finished.values()]),
                     seeds=tuple(finished),
                     other={path: _field(recipe, path) for path in further} if row["adapted"] else {},

@@ -81,11 +81,12 @@ def materialise(
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
-    if step.name not in OF_THE_TEACHER:
+    if step.name not in RESUMABLE:
         return _run(step, store, inputs)
+    extra = {"track": track, "placement": placement} if step.name in OF_THE_TEACHER else {}
     with store.resumable(step.name, step.fingerprint) as partial:
         found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
-        return found or _run(step, store, inputs, track=track, placement=placement, partial=partial)
+        return found or _run(step, store, inputs, partial=partial, **extra)
 
 
 def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> Path:
@@ -101,7 +102,8 @@ def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> 
     return found
 
 
-OF_THE_TEACHER = ("measure", "activations", "extract")
+OF_THE_TEACHER = ("measure", "activations", "extract", "labels")
+RESUMABLE = (*OF_THE_TEACHER, "finetune")  # they go on from what an earlier process left
 
 
 def versions() -> dict[str, str]:

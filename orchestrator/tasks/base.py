@@ -47,6 +47,10 @@ class Example(BaseModel):
         """What the scored answer has to be."""
         return self.answer.strip() or self.messages[-1].content.strip()
 
+    def answered_as(self, other: Example) -> Example:
+        """This question with another example's answer."""
+        return self.model_copy(update={"messages": (*self.messages[:-1], other.messages[-1]), "answer": other.answer})
+
 
 @dataclass(frozen=True)
 class Task:

@@ -1,6 +1,6 @@
 """How a LoRA starts: the one thing in which the arms of a comparison differ.
 
-    arm.start(weight, factors, rank, generator)      # (B0, A0), or None: PEFT's own default
+    arm.start(factors, rank, generator)      # (B0, A0) of an extracted matrix, or None: PEFT's own default
 
 An arm that starts away from zero leaves the student's function as it was: the adapter trains
 W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace and the scale of the update and nothing else
@@ -9,14 +9,14 @@ W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from orchestrator.transfer.lowrank import Factors, random_directions, truncated_svd
+from orchestrator.transfer.lowrank import Factors, random_directions
 
 Start = tuple[Float[Tensor, "n r"], Float[Tensor, "r m"]]
 
@@ -25,6 +25,18 @@ class _Arm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     extracts: ClassVar[bool] = False  # starts from a teacher's block
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
+    initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
+
+    def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Fields of a recipe's sections that make the arm what it is, whatever was asked for."""
+        return {}
+
+    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
+        """From what was extracted of one matrix; None is PEFT's default start."""
+        return None
+
+    def check(self, rank: int, side: int) -> None:
+        """ValueError for a rank that the arm can't have, where the smallest matrix has that many rows or columns."""
 
 
 class Lora(_Arm):
@@ -33,53 +45,127 @@ class Lora(_Arm):
     kind: Literal["lora"] = "lora"
     changes_base: ClassVar[bool] = False
 
-    def start(self, weight: Tensor, factors: Factors | None, rank: int, generator: torch.Generator) -> Start | None:
-        """PEFT's default start."""
-        return None
-
 
 class Pissa(_Arm):
-    """The student's own principal directions (arXiv 2404.02948): a better start that needs no teacher."""
+    """The student's own principal directions (PiSSA, arXiv 2404.02948): a better start that needs no teacher."""
 
     kind: Literal["pissa"] = "pissa"
-
-    def start(self, weight: Tensor, factors: Factors | None, rank: int, generator: torch.Generator) -> Start | None:
-        """B0 = U·sqrt(S), A0 = sqrt(S)·Vᵀ of the student's matrix; embeddings too, where PEFT's own falls back."""
-        own = truncated_svd(weight, rank)
-        root = own.s.sqrt()
-        return own.u * root, root[:, None] * own.vh
+    initialiser: ClassVar[str | None] = "pissa_niter_16"  # by random projections, as its authors do it
 
 
-class Transfer(_Arm):
-    """The teacher's block (Seeking Neural Nuggets)."""
+class Olora(_Arm):
+    """Orthonormal columns of the student's matrix, by QR (OLoRA, arXiv 2406.01775)."""
 
-    kind: Literal["transfer"] = "transfer"
+    kind: Literal["olora"] = "olora"
+    initialiser: ClassVar[str | None] = "olora"
+
+
+class Orthogonal(_Arm):
+    """Random A and B whose product is zero since their rows are orthogonal; needs an even rank."""
+
+    kind: Literal["orthogonal"] = "orthogonal"
+    changes_base: ClassVar[bool] = False
+    initialiser: ClassVar[str | None] = "orthogonal"
+
+    def check(self, rank: int, side: int) -> None:
+        """ValueError for an odd rank."""
+        if rank % 2:
+            raise ValueError(f"rank: {rank} is odd, and the arm orthogonal needs an even one")
+
+
+class Eva(_Arm):
+    """Principal directions of each layer's inputs (EVA, arXiv 2410.07170); embeddings have none and start plainly."""
+
+    kind: Literal["eva"] = "eva"
+    changes_base: ClassVar[bool] = False
+    initialiser: ClassVar[str | None] = "eva"
+
+
+class LoraGa(_Arm):
+    """Directions of the student's own first gradient (LoRA-GA, arXiv 2407.05000)."""
+
+    kind: Literal["lora_ga"] = "lora_ga"
+    initialiser: ClassVar[str | None] = "lora_ga"
+
+    def check(self, rank: int, side: int) -> None:
+        """ValueError where a gradient has too few directions: B takes r of them, and A the next r."""
+        if 2 * rank > side:
+            raise ValueError(f"rank: {rank} is too large for the arm lora_ga; it takes at most {side // 2} here")
+
+
+class _FromTeacher(_Arm):
     extracts: ClassVar[bool] = True
 
-    def start(self, weight: Tensor, factors: Factors | None, rank: int, generator: torch.Generator) -> Start | None:
-        """B0 = U·S, A0 = Vᵀ of the teacher's block; PEFT's default for a matrix that was not extracted."""
-        if factors is None:
-            return None
+    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
+        """B0 = U·S, A0 = Vᵀ of the teacher's block."""
         kept = factors.truncate(rank)
         return kept.u * kept.s, kept.vh
 
 
-class SpectrumControl(_Arm):
+class Transfer(_FromTeacher):
+    """The teacher's block (Seeking Neural Nuggets)."""
+
+    kind: Literal["transfer"] = "transfer"
+
+
+class SpectrumControl(_FromTeacher):
     """The teacher's singular values on random directions: decides whether the teacher's content matters."""
 
     kind: Literal["spectrum_control"] = "spectrum_control"
-    extracts: ClassVar[bool] = True
 
-    def start(self, weight: Tensor, factors: Factors | None, rank: int, generator: torch.Generator) -> Start | None:
+    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
         """As the transfer arm, on directions drawn anew in each trial."""
-        return (
-            None
-            if factors is None
-            else Transfer().start(weight, random_directions(factors.truncate(rank), generator), rank, generator)
-        )
+        return super().start(random_directions(factors.truncate(rank), generator), rank, generator)
+
+
+class RandomWindow(_FromTeacher):
+    """Windows at random places of the same layers, drawn anew in each trial: decides whether *where* matters."""
+
+    kind: Literal["random_window"] = "random_window"
+
+    def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Another structure in every trial."""
+        return {"structure": {"kind": "random_window", "seed": seed}}
+
+
+class ShuffledSeeds(_FromTeacher):
+    """Sensitivities of seed examples with each other's answers: decides whether the task in them matters."""
+
+    kind: Literal["shuffled_seeds"] = "shuffled_seeds"
+
+    def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
+        """A teacher's pass of its own, which all of the arm's trials share."""
+        return {"measure": {"shuffled": True}}
+
+
+class Distil(_Arm):
+    """Plain LoRA that also learns the teacher's predictions (logit distillation, arXiv 1503.02531).
+
+    `rows` says for how many training rows the teacher is asked. "equal": as many as cost the teacher what its
+    sensitivities cost, a backward pass counting as two forward ones; the rest is learnt from gold answers alone.
+    """
+
+    kind: Literal["distil"] = "distil"
+    changes_base: ClassVar[bool] = False
+    rows: Literal["equal", "all"] = "equal"
+    weight: float = Field(0.5, gt=0, le=1)  # of the teacher's predictions in the loss of the rows that have them
+    temperature: float = Field(2.0, gt=0)
 
 
 Arm = Annotated[
-    Annotated[Lora | Pissa | Transfer | SpectrumControl, Field(discriminator="kind")],
+    Annotated[
+        Lora
+        | Pissa
+        | Olora
+        | Orthogonal
+        | Eva
+        | LoraGa
+        | Transfer
+        | SpectrumControl
+        | RandomWindow
+        | ShuffledSeeds
+        | Distil,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]

@@ -49,7 +49,7 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
             "meta-llama/Llama-2-70b-hf is not in the local cache",
         ),
         (["sweep", "--task", "gms8k"], "task: 'gms8k' is not known; known: demo, gsm8k, mmlu, or a FILE.jsonl"),
-        (["sweep", "--arms", "lora,tranfer"], "arm: 'tranfer' is not known; known: lora, pissa, transfer"),
+        (["sweep", "--arms", "lora,tranfer"], "arm: 'tranfer' is not known; known: lora, pissa, olora"),
         (["sweep", "--layers", "sensitive"], "layers: 'sensitive' is not known; known: sensitivity, random, first"),
         (["sweep", "--structure", "windw"], "structure: 'windw' is not known; known: window, head_aligned, consistent"),
         (["sweep", "--modules", "ffn,attn"], "modules.1: 'attn': input should be 'attention', 'ffn' or 'embedding'"),

@@ -29,7 +29,10 @@ def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # no
     assert list(listed["layers"]) == ["sensitivity", "random", "first", "last", "uniform", "explicit"]
     ours = ["window", "head_aligned", "consistent", "row_column", "neuron", "random", "random_window"]
     assert list(listed["structure"]) == ours
-    assert list(listed["arms"]) == ["lora", "pissa", "transfer", "spectrum_control"]
+    baselines = ["lora", "pissa", "olora", "orthogonal", "eva", "lora_ga"]
+    controls = ["spectrum_control", "random_window", "shuffled_seeds"]
+    assert list(listed["arms"]) == [*baselines, "transfer", *controls, "distil"]
+    assert list(listed["search"]) == ["grid", "random", "optuna", "asha"]
     assert listed["fields"]["finetune.epochs"] == "3"
     assert "finetune.epochs" in pkt("strategies")[1]
 

@@ -1,0 +1,193 @@
+"""What a sweep is made of: the rows of its leaderboard, and the trials of each.
+
+A cell is a row: one point of the axes. Its learning rate is chosen on the validation split, with random seeds of their
+own; then its trials, one a random seed, are scored on the test split. Every arm gets the same treatment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator import pipeline
+from orchestrator.errors import UserError
+from orchestrator.pipeline import Ready, Who
+from orchestrator.recipe import Grid, Recipe, Sweep, label, one_line
+from orchestrator.runner import Trial
+from orchestrator.tasks.base import Split
+from orchestrator.transfer.arms import Distil, Lora
+
+TUNING_SEED = 1000  # from here on; no trial has them: a choice is made without a look at the trials that it is for
+MOST_CELLS = 10_000  # beyond, even listing them takes too long
+
+FIXED = {  # what all trials of a sweep have in common, or what the sweep itself varies
+    "lr": "give the grid as `lr` (--lr): each row chooses from it on the validation split",
+    "seed": "a sweep runs the seeds 0 to `repeats` - 1 (--repeats)",
+    "teacher": "run one sweep a teacher",
+    "student": "run one sweep a student",
+    "task": "run one sweep a task",
+    "measure.seeds": "run one sweep for each file of seed examples",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A leaderboard row before its learning rate is known."""
+
+    recipe: Recipe
+    who: Who = "student"
+    adapted: bool = True  # False: the model as it is
+
+    @property
+    def label(self) -> str:
+        """The row's arm: the recipe's, or whose untouched (or tuned) model it is."""
+        if self.who == "teacher":
+            return "teacher_tuned" if self.adapted else "teacher"
+        return self.recipe.arm.kind if self.adapted else "student"
+
+    def name(self, **more: Any) -> str:
+        """For people: the fields that tell cells of a sweep apart."""
+        recipe = self.recipe
+        strategies = [label(part.model_dump()) for part in (recipe.layers, recipe.structure) if part]
+        rank = [f"r{recipe.rank}"] if self.adapted else []
+        return " ".join([self.label, *strategies, *rank, *(f"{key} {value:g}" for key, value in more.items())])
+
+    def trial(
+        self, ready: Ready, split: Split, *, lr: float, seed: int, stage: str, shares: Sequence[float] = (1.0,)
+    ) -> Trial:
+        """This cell at a learning rate and a random seed, scored on a split after the last of these training shares."""
+        recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed}).settled()
+        adapter = pipeline.finetune_step(recipe, ready, self.who, shares) if self.adapted else None
+        step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter)
+        params = {
+            "stage": stage,
+            "split": split,
+            "label": self.label,
+            "share": shares[-1],
+            **flat(recipe.model_dump(mode="json")),
+        }
+        more = {"lr": lr, "seed": seed} if self.adapted else {}
+        return Trial(self.name(**more), step, params)
+
+
+def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
+    """The rows of a sweep's leaderboard. UserError for axes, values and baselines that can't be."""
+    recipes = expand(sweep)
+    arms = list(dict.fromkeys(recipe.arm.kind for recipe in recipes))
+    if sweep.baseline not in arms:
+        raise UserError(f"baseline: {sweep.baseline!r} is not among the arms {', '.join(arms)}; add it to --arms")
+    cells = [Cell(recipe) for recipe in recipes]
+    if sweep.tuned_teacher:
+        largest = max(recipes, key=lambda recipe: recipe.rank)
+        cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
+    return tuple(cells)
+
+
+def expand(sweep: Sweep) -> list[Recipe]:
+    """The product of the axes, without the repetitions that an arm makes by ignoring an axis."""
+    _check_axes(sweep)
+    recipes = []
+    for point in itertools.product(*sweep.axes.values()):
+        fields = sweep.recipe.model_dump(mode="json", exclude_none=True)
+        for path, value in zip(sweep.axes, point, strict=True):
+            _set(fields, path, value)
+        try:
+            recipes.append(Recipe.model_validate(fields).settled())
+        except ValidationError as error:
+            raise UserError(one_line(error)) from error
+    return list(dict.fromkeys(recipes))
+
+
+def _check_axes(sweep: Sweep) -> None:
+    for path, values in sweep.axes.items():
+        if instead := FIXED.get(path.split(".")[0] if path != "measure.seeds" else path):
+            raise UserError(f"axes: {path} is no axis of a sweep; {instead}")
+        if not values:
+            raise UserError(f"axes: {path} has no values, which makes 0 trials; give it one, or leave it out")
+        if inside := [other for other in sweep.axes if other.startswith(f"{path}.")]:
+            raise UserError(f"axes: {path} and {inside[0]} collide, since one holds the other; vary one of them")
+    if sweep.recipe.seed:
+        raise UserError(f"seed: {sweep.recipe.seed}: {FIXED['seed']}")
+    if (count := math.prod(map(len, sweep.axes.values()))) > MOST_CELLS:
+        raise UserError(f"axes: {count:,} combinations, more than {MOST_CELLS:,}; give fewer values")
+
+
+def _set(fields: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict):
+            raise UserError(f"axes: {path!r} is no field of a recipe; `pkt strategies` lists the fields")
+    fields[last] = value
+
+
+def seeds_of(sweep: Sweep, cell: Cell) -> range:
+    """The random seeds of a cell's trials; models that only bound the scale get one."""
+    return range(sweep.repeats if cell.who == "student" and cell.adapted else 1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells of which one goes on to the test split: each alone in a grid, all of an arm in any other search."""
+
+    cells: tuple[Cell, ...]
+    searched: int  # settings that are tried out on the validation split; 0: there is nothing to choose
+
+
+def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
+    """What competes with what, and how often each may try. UserError for trials that don't suffice."""
+    cells = tuple(cells)
+    arms = {name: tuple(cell for cell in cells if cell.label == name) for name in dict.fromkeys(c.label for c in cells)}
+    if isinstance(sweep.search, Grid):
+        return tuple(
+            Group((cell,), len(sweep.lr) if len(sweep.lr) > 1 or len(arms[cell.label]) > 1 else 0) for cell in cells
+        )
+    finals = sum(len(seeds_of(sweep, some[0])) for some in arms.values())
+    total = sweep.trials or finals + len(arms) * sweep.tuning_seeds * sweep.search.settings
+    each = (total - finals) // (len(arms) * sweep.tuning_seeds)
+    if each < 2:
+        raise UserError(
+            f"trials: {total} leave {max(each, 0)} settings to try for each of {len(arms)} arms after {finals} trials"
+            f" for the comparison; give at least {finals + 2 * len(arms) * sweep.tuning_seeds}"
+        )
+    return tuple(Group(some, each) for some in arms.values())
+
+
+def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
+    """How many the sweep makes: those that choose, and those that are compared."""
+    return sum(
+        group.searched * sweep.tuning_seeds + len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells)
+    )
+
+
+def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
+    """How often the teacher is gone through and cut for all of the sweep's trials together, by what it is for."""
+    recipes = [
+        cell.recipe.model_copy(update={"seed": seed}).settled()
+        for cell in cells
+        for seed in (*seeds_of(sweep, cell), *range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds))
+    ]
+    cut = [recipe for recipe in recipes if recipe.arm.extracts]
+    return {
+        "teacher passes": len({recipe.measure for recipe in cut}),
+        "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
+        "passes for distillation": len({recipe.arm for recipe in recipes if isinstance(recipe.arm, Distil)}),
+    }
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names, strategies by their label: what MLflow shows side by side."""
+    result: dict[str, Any] = {}
+    for key, value in fields.items():
+        if isinstance(value, dict) and "kind" in value:
+            result[prefix + key] = label(value)
+        elif isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    return result

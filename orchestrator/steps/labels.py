@@ -1,0 +1,139 @@
+"""What the teacher predicts on training rows: the targets of logit distillation, computed once for all trials.
+
+Distillation libraries keep the teacher beside the student in every training; a sweep would then hold (and pay for) a
+70B teacher in each of its trials. Here one pass over the ranks writes the likeliest tokens down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from orchestrator.cluster.ranks import HERE, Member, Placement
+from orchestrator.models.loading import load_tokenizer
+from orchestrator.steps import data
+from orchestrator.steps.checkpoints import agreed
+from orchestrator.steps.step import Track, silent
+from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, inputs, opened, passes, progress
+from orchestrator.tasks.template import Encoded, TemplateName, encode
+
+KEPT = 128  # likeliest tokens of each position; the rest of the probability is one more outcome
+FORWARDS_OF_A_PASS = 3  # what a forward and a backward pass cost, in forward passes
+
+
+@dataclass(frozen=True)
+class Labelling(Job):
+    """What the ranks have to know to label."""
+
+    temperature: float = 1.0
+    vocabulary: int = 0  # tokens that there are: rows of padding predict nothing
+
+
+def labels(
+    folder: Path,
+    *,
+    rows: Path,
+    seeds: Path,
+    teacher: str,
+    template: TemplateName,
+    max_tokens: int,
+    dtype: str,
+    temperature: float,
+    passes: int | None,
+    partial: Path,
+    placement: Placement = HERE,
+    track: Track[Any] = silent,
+) -> dict[str, Any]:
+    """Write `tokens` (t, k) and `logs` (t, k + 1) of each row's t answer tokens: the k likeliest at this temperature
+    with their log-probabilities, and that of all others together.
+
+    `passes`: as many rows as take that many times the seed examples' tokens; None: all rows.
+    """
+    tokenizer = load_tokenizer(teacher)
+    encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(rows)]
+    if passes is not None:
+        asked = [encode(example, template, tokenizer, max_tokens) for example in data.read(seeds)]
+        encoded = affordable(encoded, passes * sum(len(example.ids) for example in asked))
+    with placement.settled() as settled:
+        job = Labelling(
+            teacher, encoded, tokenizer.pad_token_id, dtype, partial, settled,
+            temperature=temperature, vocabulary=len(tokenizer),
+        )  # fmt: skip
+        follow(labelling, job, track, "asking the teacher")
+    for example in encoded:
+        os.link(partial / file_of(example.id), folder / file_of(example.id))
+    return {"rows": len(encoded), "tokens": sum(len(example.ids) for example in encoded)}
+
+
+def affordable(encoded: list[Encoded], tokens: int) -> list[Encoded]:
+    """The first rows that together have at most that many tokens; at least one."""
+    kept: list[Encoded] = []
+    for example in encoded:
+        tokens -= len(example.ids)
+        if kept and tokens < 0:
+            break
+        kept.append(example)
+    return kept
+
+
+def labelling(job: Labelling, member: Member) -> Iterator[Progress]:
+    """One rank's part."""
+    with opened(job, member) as model:
+        done = agreed({example.id for example in job.encoded if (job.partial / file_of(example.id)).exists()}, member)
+        for round in passes(job, member, model, done, _ask):
+            yield progress(round)
+
+
+@torch.no_grad()
+def _ask(job: Any, member: Member, model: nn.Module, batch: list[Encoded]) -> Passed:
+    tensors = {name: tensor.to(device()) for name, tensor in inputs(job, batch).items()}
+    answers = tensors.pop("labels")[:, 1:] != -100
+    logits = model(**tensors, use_cache=False).logits[:, :-1]
+    for example, row, own in zip(batch, logits, answers, strict=False):  # an empty batch is a token that asks nothing
+        file = job.partial / file_of(example.id)
+        aside = file.with_suffix(".aside")
+        save_file(likeliest(row[own, : job.vocabulary], job.temperature), aside)
+        aside.rename(file)
+    return batch, set()
+
+
+def likeliest(logits: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Tokens (t, k) and log-probabilities (t, k + 1) of logits (t, v) at a temperature."""
+    logs = torch.log_softmax(logits.float() / temperature, -1)
+    kept = logs.topk(min(KEPT, logs.shape[-1]), -1)
+    others = logs.scatter(-1, kept.indices, -torch.inf).logsumexp(-1, keepdim=True)
+    both = torch.cat([kept.values, others], -1)
+    return {"tokens": kept.indices.int().cpu().contiguous(), "logs": both.cpu().contiguous()}
+
+
+def divergence(logits: Tensor, tokens: Tensor, logs: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of each position, (t,), times temperature² as its authors do, so that gradients keep
+    their scale; over the teacher's likeliest tokens and all others as one.
+    """
+    own = torch.log_softmax(logits.float() / temperature, -1)
+    tokens = tokens.long()
+    rest = torch.ones_like(own, dtype=torch.bool).scatter(-1, tokens, False)
+    others = own.masked_fill(~rest, torch.finfo(own.dtype).min).logsumexp(-1, keepdim=True)
+    both = torch.cat([own.gather(-1, tokens), others], -1)
+    kept = logs > -torch.inf  # where every token was kept, none is among the others
+    terms = logs.exp() * (logs.masked_fill(~kept, 0) - both.masked_fill(~kept, 0))
+    return terms.sum(-1) * temperature**2
+
+
+def read_labels(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Tokens and log-probabilities by the file that a row's id names."""
+    found = ((path.name, load_file(path)) for path in sorted(folder.glob("*.safetensors")))
+    return {name: (tensors["tokens"], tensors["logs"]) for name, tensors in found}
+
+
+def file_of(identity: str) -> str:
+    """The name of a row's file."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:20] + ".safetensors"

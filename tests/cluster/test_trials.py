@@ -1,0 +1,115 @@
+"""Tune as a queue and as a search, on a real Ray: what dies is begun again, and what is stopped holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster.session import session
+from orchestrator.cluster.trials import Proposals, run_trials
+from orchestrator.errors import UserError
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("trials")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    with session(cpus=1, gpus=0):
+        yield
+
+
+Told = list[tuple[int, int, list[dict[str, Any]]]]
+
+
+def went(work: Any, items: list[Any], **how: Any) -> Told:
+    told: Told = []
+    run_trials(work, items, lambda *result: told.append(result), cpus=1, gpus=0, at_once=2, **how)
+    return told
+
+
+def single(count: int) -> list[Any]:
+    return [[[index]] for index in range(count)]
+
+
+def test_each_is_told_once_and_an_error_ends_its_item_alone() -> None:
+    def work(index: int) -> dict[str, Any]:
+        if index == 1:
+            raise UserError("lr: too large")
+        return {"score": index / 10}
+
+    told = {index: (rung, outcomes) for index, rung, outcomes in went(work, single(4))}
+    assert {index: told[index] for index in (0, 2, 3)} == {k: (0, [{"score": k / 10}]) for k in (0, 2, 3)}
+    assert told[1][1][0]["error"] == "lr: too large"
+
+
+def test_a_process_that_is_killed_is_begun_again(tmp_path: Path) -> None:
+    def work(index: int) -> dict[str, Any]:
+        marks = list(tmp_path.glob(f"{index}-*"))
+        (tmp_path / f"{index}-{len(marks)}").touch()
+        if index == 2 and len(marks) < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"score": 1.0}
+
+    told = went(work, single(4))
+    assert sorted(index for index, _, _ in told) == [0, 1, 2, 3]
+    assert all(outcomes == [{"score": 1.0}] for _, _, outcomes in told)
+    assert len(list(tmp_path.glob("2-*"))) == 3
+
+
+def test_one_that_dies_time_and_again_fails_and_the_others_end() -> None:
+    def work(index: int) -> dict[str, Any]:
+        if index == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"score": 1.0}
+
+    told = {index: (rung, outcomes) for index, rung, outcomes in went(work, single(3))}
+    assert told[0][0] == -1
+    assert told[0][1][0]["error"].startswith("its process died 4 times")
+    assert told[1][1] == told[2][1] == [{"score": 1.0}]
+
+
+def test_asha_ends_the_worse_ones_early_and_gives_their_room_back(tmp_path: Path) -> None:
+    import ray
+
+    def work(item: tuple[int, int]) -> dict[str, Any]:
+        (tmp_path / f"{item[0]}-{item[1]}").touch()
+        return {"score": item[0] / 10}
+
+    items = [[[(index, rung)] for rung in range(3)] for index in reversed(range(9))]
+    told = went(work, items, reduction=3)
+    deepest = {8 - place: max(rung for index, rung, _ in told if index == place) for place in range(9)}
+    assert deepest[8] == 2  # the best goes to its end
+    assert sum(rung == 2 for rung in deepest.values()) <= 3
+    assert deepest[0] == 0
+    assert len(list(tmp_path.iterdir())) == len(told) < 27
+    everything = ray.cluster_resources()["CPU"]
+    until = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < everything and time.monotonic() < until:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == everything
+
+
+def test_optuna_learns_from_what_was_tried_before() -> None:
+    def work(index: int) -> dict[str, Any]:
+        return {"score": 1 - abs(index % 50 - 30) / 50 - (index < 50)}
+
+    before = [(column, 0.4 - column / 100) for column in (0, 10, 40)] + [(50 + 29, 0.98)]
+    told = went(work, single(100), proposals=Proposals(2, 50, 12, seed=1, told=before))
+    assert len(told) == 12
+    found = [index for index, _, _ in told]
+    assert sum(index >= 50 for index in found) > 6  # the row in which the good one was
+    assert max(outcomes[0]["score"] for _, _, outcomes in told) > 0.9
+
+
+def test_works_of_a_rung_are_judged_together() -> None:
+    told = went(lambda item: {"score": item}, [[[0.2, 0.4]], [[0.5]]])
+    assert sorted((index, [one["score"] for one in outcomes]) for index, _, outcomes in told) == [
+        (0, [0.2, 0.4]),
+        (1, [0.5]),
+    ]

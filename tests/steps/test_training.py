@@ -1,0 +1,186 @@
+"""Interrupted, in rungs or at once: the same adapter, bit for bit. And what distillation adds, by plain torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orchestrator import pipeline
+from orchestrator.models.loading import load
+from orchestrator.presets import complete
+from orchestrator.recipe import Recipe, Sweep
+from orchestrator.steps import training
+from orchestrator.steps.labels import affordable, divergence, file_of, likeliest, read_labels
+from orchestrator.steps.step import materialise
+from orchestrator.store import Store
+from orchestrator.tasks.template import Encoded, collate
+
+
+def recipe(arm: Any = "transfer", **fields: Any) -> Recipe:
+    short = {"examples": 144, "epochs": 2, "batch_size": 16, "dropout": 0.1}
+    document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "arm": arm, "layers": "last", **fields}}
+    return Sweep.model_validate(complete(document)).recipe.settled()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, demo_models: dict[str, Path]) -> Path:
+    asked = recipe()
+    return materialise(pipeline.finetune_step(asked, pipeline.prepare(asked)), store)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_training_goes_on_from_its_checkpoint(
+    whole: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe()
+    step = pipeline.finetune_step(asked, pipeline.prepare(asked))
+    again = Store(tmp_path)
+    for one in list(step.ancestors())[:-1]:
+        materialise(one, again)
+    seen: list[int] = []
+
+    class Dying(training.Watch):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.every = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            super().on_step_end(args, state, control, **more)
+            seen.append(state.global_step)
+
+        def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if state.global_step == 7 and 8 not in seen and seen.count(7) == 1:
+                raise Killed
+
+    monkeypatch.setattr(training, "Watch", Dying)
+    with pytest.raises(Killed):
+        materialise(step, again)
+    assert again.find("finetune", step.fingerprint) is None
+    folder = materialise(step, again)
+    assert seen == [*range(1, 8), *range(8, 19)]  # no step was done twice
+    right, found = weights(whole), weights(folder)
+    assert all(torch.equal(right[name], found[name]) for name in right)
+    assert (folder / "history.json").read_text().count("loss") == (whole / "history.json").read_text().count("loss")
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_rungs_end_where_the_whole_training_ends(whole: Path, store: Store) -> None:
+    asked = recipe()
+    ready = pipeline.prepare(asked)
+    shares = (1 / 9, 1 / 3, 1.0)
+    folders = [
+        materialise(pipeline.finetune_step(asked, ready, shares=shares[: count + 1]), store) for count in range(3)
+    ]
+    right, found = weights(whole), weights(folders[-1])
+    assert all(torch.equal(right[name], found[name]) for name in right)
+    assert not all(torch.equal(right[name], tensor) for name, tensor in weights(folders[0]).items())
+    assert [path.name for path in (folders[0] / training.RUNG).glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_the_rest_is_one_outcome_and_the_divergence_is_torchs() -> None:
+    torch.manual_seed(0)
+    teacher, student = torch.randn(5, 300) * 3, torch.randn(5, 300, requires_grad=True)
+    kept = likeliest(teacher, 2.0)
+    assert kept["tokens"].shape == (5, 128) and kept["logs"].shape == (5, 129)
+    assert torch.allclose(kept["logs"].exp().sum(-1), torch.ones(5), atol=1e-5)
+    p, q = torch.softmax(teacher / 2, -1), torch.softmax(student / 2, -1)
+    mask = torch.zeros(5, 300, dtype=torch.bool).scatter(1, kept["tokens"].long(), True)
+    lumped = [
+        torch.cat([one.masked_select(mask).view(5, -1), one.masked_fill(mask, 0).sum(-1, keepdim=True)], -1)
+        for one in (p, q)
+    ]
+    wanted = torch.nn.functional.kl_div(lumped[1].log(), lumped[0], reduction="none").sum(-1) * 4
+    found = divergence(student, kept["tokens"], kept["logs"], 2.0)
+    assert torch.allclose(found, wanted, atol=1e-4)
+    (grad,) = torch.autograd.grad(found.sum(), student, retain_graph=True)
+    assert torch.allclose(grad, torch.autograd.grad(wanted.sum(), student)[0], atol=1e-5)
+
+
+def test_a_small_vocabulary_is_kept_whole() -> None:
+    torch.manual_seed(0)
+    teacher, student = torch.randn(4, 50), torch.randn(4, 50, requires_grad=True)
+    kept = likeliest(teacher, 1.0)
+    found = divergence(student, kept["tokens"], kept["logs"], 1.0)
+    wanted = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="none").sum(-1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.isfinite(torch.autograd.grad(found.sum(), student)[0]).all()
+
+
+def test_labels_are_the_teachers_predictions_of_as_many_rows_as_equal_compute_buys(
+    store: Store, demo_models: dict[str, Path]
+) -> None:
+    asked = recipe("distil")
+    ready = pipeline.prepare(asked)
+    step = pipeline.labels_step(asked, ready)
+    folder = materialise(step, store)
+    found = read_labels(folder)
+    teacher = load(ready.teacher.folder)
+    encoded = _encoded(step, store)
+    seeds = sum(len(one.ids) for one in _encoded(step, store, "seeds"))
+    count = len(affordable(encoded, 3 * seeds))
+    assert len(found) == count < len(encoded)
+    assert sum(len(one.ids) for one in encoded[:count]) <= 3 * seeds < sum(len(one.ids) for one in encoded[: count + 1])
+    for example in encoded[:5]:
+        with torch.no_grad():
+            logits = teacher(torch.tensor([example.ids])).logits[0, :-1]
+        own = [place for place, label in enumerate(example.labels[1:]) if label != -100]
+        right = likeliest(logits[own][:, :101], 2.0)  # 101 tokens, and three rows of padding
+        tokens, logs = found[file_of(example.id)]
+        assert torch.equal(tokens, right["tokens"])
+        assert torch.allclose(logs[:, :-1], right["logs"][:, :-1], atol=1e-4)
+
+
+def _encoded(step: Any, store: Store, name: str = "rows") -> list[Encoded]:
+    from orchestrator.models.loading import load_tokenizer
+    from orchestrator.steps import data
+    from orchestrator.tasks.template import encode
+
+    tokenizer = load_tokenizer(step.where["teacher"])
+    rows = data.read(materialise(step.inputs[name], store))
+    return [encode(one, "plain", tokenizer, 2048) for one in rows]
+
+
+def test_the_loss_mixes_answers_and_predictions(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    model = load(str(demo_models["demo-student"]))
+    draw = torch.Generator().manual_seed(3)
+    rows = [
+        Encoded(name, ids := torch.randint(5, 100, (width,), generator=draw).tolist(), [-100] * 4 + ids[4:])
+        for name, width in (("a", 9), ("b", 12), ("c", 7))
+    ]
+    targets = {file_of(one.id): likeliest(torch.randn(len(one.ids) - 4, 101, generator=draw), 2.0) for one in rows[:2]}
+    labels = {name: (kept["tokens"], kept["logs"]) for name, kept in targets.items()}
+    args = training.arguments(tmp_path, 3, 1e-3, 1, 3, 3, 0.0, 0)
+    trainer = training.Training(training.Distillation(labels, 0.3, 2.0), 0, model=model, args=args, train_dataset=rows)
+    inputs = trainer.data_collator(rows)
+    count = sum(len(one.ids) - 4 for one in rows)
+    found = trainer.compute_loss(model, inputs, num_items_in_batch=count)
+    wanted = torch.tensor(0.0)
+    for row in rows:
+        logits = model(torch.tensor([row.ids])).logits[0, 3:-1]
+        gold = torch.nn.functional.cross_entropy(logits, torch.tensor(row.ids[4:]), reduction="sum")
+        if file_of(row.id) in labels:
+            gold = 0.7 * gold + 0.3 * divergence(logits, *labels[file_of(row.id)], 2.0).sum()
+        wanted = wanted + gold
+    assert float(found) == pytest.approx(float(wanted) / count, rel=1e-4)
+    plain = training.Training(None, 0, model=model, args=args, train_dataset=rows)
+    usual = plain.compute_loss(model, collate(rows, 0), num_items_in_batch=torch.tensor(count))
+    none = training.Training(training.Distillation({}, 0.3, 2.0), 0, model=model, args=args, train_dataset=rows)
+    assert float(none.compute_loss(model, none.data_collator(rows), num_items_in_batch=count)) == pytest.approx(
+        float(usual), rel=1e-5
+    )

@@ -1,0 +1,122 @@
+"""Calibration by whole simulated sweeps; the textbook where there is one; and every answer in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from calibration.simulate import ARMS, WORLDS, World, claims, shift_for, told_effect
+from scipy import stats
+
+from orchestrator.steps.compare import Result
+from orchestrator.steps.verdict import Question, Spread, holm, judge, smallest_effect
+
+SWEEPS = 2000
+AT_MOST = 0.05 + 3 * (0.05 * 0.95 / SWEEPS) ** 0.5  # three standard deviations above the level: one run in 700
+BY_NAME = {world.name: world for world in WORLDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "world", ["usual", "steady trainings", "unsteady trainings", "one in six trainings fails", "strong interaction"]
+)
+def test_nothing_is_claimed_of_nothing(world: str) -> None:
+    anything, _ = claims(BY_NAME[world], SWEEPS, seed=5)
+    assert anything <= AT_MOST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["usual", "examples alike", "arms good at different examples", "ten seeds"])
+def test_the_told_effect_is_found_four_times_of_five(world: str) -> None:
+    shift = shift_for(BY_NAME[world], told_effect(BY_NAME[world]))
+    assert shift is not None
+    _, found = claims(BY_NAME[world], 500, shift, seed=6)
+    assert found >= 0.8 - 2 * (0.16 / 500) ** 0.5
+
+
+def test_a_verdict_without_the_seeds_variance_would_claim_too_much() -> None:
+    """That the simulation can find a fault at all: a t interval over examples alone claims far too often in it."""
+    rng, world, hits = np.random.default_rng(0), World("unsteady", seed=1.5), 0
+    for _ in range(300):
+        one, other = world.scores(rng)[:2]
+        hits += stats.ttest_1samp((one - other).mean(0), 0).pvalue < 0.05
+    assert hits / 300 > 0.3
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_smallest_effect_is_that_of_the_paired_t_test() -> None:
+    """With examples that don't matter it is the textbook's: simulated, found in four of five samples of six seeds."""
+    effect = smallest_effect(Spread(0.1, 0.0, 0.0).error(6, 200), 5)
+    draws = np.random.default_rng(0).normal(effect, 0.1, (20_000, 6))
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
+    assert smallest_effect(0.05, 5, 3) > smallest_effect(0.05, 5)
+    assert smallest_effect(0.05, 0) == float("inf")
+
+
+def rows(means: dict[str, float], seeds: int = 6, **fields: Any) -> list[Result]:
+    rng = np.random.default_rng(4)
+    easy = rng.random(200)
+    return [
+        Result(
+            arm=arm, layers=None, structure=None, rank=8, seeds=tuple(range(seeds)),
+            scores=(rng.random((seeds, 200)) * 0.2 + easy * 0.8 < mean).astype(float), **fields,
+        )
+        for arm, mean in means.items()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("means", "says"),
+    [
+        ({"transfer": 0.8, "lora": 0.4, "spectrum_control": 0.5}, "The teacher helped: transfer is better than lora"),
+        ({"transfer": 0.8, "lora": 0.4, "spectrum_control": 0.8}, "Better than lora, but not shown to be"),
+        ({"transfer": 0.8, "lora": 0.4, "pissa": 0.9}, "Better than lora; whether by what the teacher knows"),
+        ({"transfer": 0.3, "lora": 0.7, "spectrum_control": 0.2}, "Transfer hurt"),
+        ({"transfer": 0.5, "lora": 0.5, "spectrum_control": 0.2}, "Not shown to help: transfer can't be told"),
+        ({"transfer": 0.5, "spectrum_control": 0.2}, "lora was not run, so whether transfer helped isn't known"),
+        ({"lora": 0.5, "pissa": 0.9}, "Against lora: pissa better."),
+        ({"transfer": 0.5}, "No verdict: transfer has no other arm"),
+    ],
+)  # fmt: skip
+def test_each_answer_in_words(means: dict[str, float], says: str) -> None:
+    told = judge(rows(means), "lora")
+    assert told.headline.startswith(says)
+    assert len(told.comparisons) == len(means) - 1
+
+
+def test_with_too_few_seeds_nothing_is_claimed() -> None:
+    told = judge(rows({"transfer": 0.9, "lora": 0.1}, seeds=5), "lora")
+    assert told.headline.startswith("No claim: 5 random seeds can describe, not prove")
+    assert [one.outcome for one in told.comparisons] == ["described"]
+    assert judge(rows({"transfer": 0.9, "lora": 0.1}, seeds=6), "lora").comparisons[0].outcome == "better"
+
+
+def test_a_teacher_that_does_not_know_the_task_speaks_for_nothing() -> None:
+    told = judge(rows({"transfer": 0.9, "lora": 0.1}), "lora", {"passed": False, "score": 0.2, "least": 0.8})
+    assert told.headline.startswith("No verdict: the teacher scores 0.20 on the task, below the gate of 0.80")
+
+
+def test_settings_are_chosen_by_validation_never_by_the_test() -> None:
+    (worse,) = rows({"transfer": 0.2}, validation=(0.9, -1.0), lr=0.1)
+    (better,) = rows({"transfer": 0.9}, validation=(0.5, -0.1), lr=0.2)
+    told = judge([worse, better, *rows({"lora": 0.5})], "lora")
+    assert told.chosen["transfer"] == "rank 8, lr 0.1"
+    assert told.comparisons[0].delta < 0
+
+
+def test_a_perfect_difference_is_a_claim() -> None:
+    told = judge(rows({"transfer": 1.5, "lora": -0.5, "spectrum_control": -0.5}), "lora")
+    assert [one.outcome for one in told.comparisons] == ["better", "better"]
+    assert [one.delta for one in told.comparisons] == [1.0, 1.0]
+
+
+def test_the_question_is_known_before_the_answer() -> None:
+    asked = Question.of(["lora", "pissa", "transfer", "spectrum_control", "student", "teacher_tuned"], "lora")
+    assert (asked.arm, asked.against) == ("transfer", ("lora", "spectrum_control", "pissa"))
+    assert set(ARMS) == {asked.arm, *asked.against}
