@@ -1,14 +1,19 @@
-"""`python -m benchmarks [sensitivity|blocks|commands|plan|sharding|gpu_sensitivity ...]`: all of them by default."""
+"""`python -m benchmarks [NAME ...]`: sensitivity, blocks, commands, orchestration ...; all of them by default."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from benchmarks import blocks, commands, gpu_sensitivity, plan, sensitivity, sharding
+from benchmarks import blocks, commands, gpu_sensitivity, orchestration, plan, sensitivity, sharding
 
 ALL = {"sensitivity": sensitivity.main, "blocks": blocks.main, "commands": commands.main}
-ALL |= {"plan": plan.main, "sharding": sharding.main, "gpu_sensitivity": gpu_sensitivity.main}
+ALL |= {
+    "plan": plan.main,
+    "sharding": sharding.main,
+    "orchestration": orchestration.main,
+    "gpu_sensitivity": gpu_sensitivity.main,
+}
 
 if __name__ == "__main__":
     print(f"{os.cpu_count()} cores; figures are medians, ratios are of works run in turn in one process.")

@@ -106,6 +106,29 @@ def held(folder: Path, waiting: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def placing(target: Path, field: str) -> Iterator[Path]:
+    """A folder to fill outside of any store, moved to `target` when the block ends without an error.
+
+    UserError where it can't be written. An empty folder there gives way; what is in another one is never touched.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{field}: {target} can't be written ({error.strerror}); name another folder") from error
+    try:
+        yield aside
+        for path in aside.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors' are the owner's alone, and these are for others
+                _flush(path)
+        aside.chmod(0o755)
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _flush(path: Path) -> str:
     """Sync a file to disk; returns its sha256."""
     with path.open("rb") as file:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
 from orchestrator.steps.step import Step, materialise
-from orchestrator.store import Store, fingerprint
+from orchestrator.store import Store, fingerprint, placing
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -149,3 +149,21 @@ def test_what_a_failed_step_kept_is_there_for_the_next_try(tmp_path: Path) -> No
         materialise(step, store)
     materialise(step, store)
     assert found == [False, True]
+
+
+def test_a_folder_outside_of_any_store_is_whole_or_absent_too(tmp_path: Path) -> None:
+    target = tmp_path / "deep/out"
+    with pytest.raises(KeyError), placing(target, "out") as folder:
+        (folder / "half").write_text("x")
+        raise KeyError("stop")
+    assert list(target.parent.iterdir()) == []
+    with placing(target, "out") as folder:
+        (folder / "in").mkdir()
+        (folder / "in/file").write_text("x")
+        assert not target.exists()
+    assert (target / "in/file").read_text() == "x"
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+    with pytest.raises(OSError), placing(target, "out") as folder:
+        (folder / "other").write_text("x")
+    assert [path.name for path in target.rglob("*")] == ["in", "file"]
+    assert target.stat().st_mode & 0o777 == 0o755

@@ -171,3 +171,12 @@ def read_start(folder: Path) -> dict[str, Start]:
             up, down = tensors[key].T, tensors[key.replace("lora_embedding_A", "lora_embedding_B")].T
             starts[name.removesuffix(".lora_embedding_A")] = (up, down)
     return starts
+
+
+def embeddings_of(folder: Path) -> frozenset[str]:
+    """The modules of such a folder that are embeddings."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        keys = [key for key in tensors.keys() if key.endswith(".lora_embedding_A")]  # noqa: SIM118  (not a dict)
+    return frozenset(key.removeprefix("base_model.model.").removesuffix(".lora_embedding_A") for key in keys)

@@ -46,7 +46,7 @@ def evaluate(
     if adapter is not None:
         network = load_adapter(network, adapter)
     examples = data.read(rows)
-    items, judged = questions(examples, template, tokenizer, _metric(metric), choices)
+    items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
     scored = score(network, tokenizer, items, judged, batch_size=batch_size)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
@@ -91,7 +91,8 @@ def gold_losses(model: Any, encoded: list[Encoded], pad: int, batch_size: int) -
     return losses
 
 
-def _metric(fields: dict[str, Any]) -> Metric:
+def metric_of(fields: dict[str, Any]) -> Metric:
+    """The metric of a step's config."""
     return Metric(**{**fields, "ignore": tuple(fields["ignore"])})
 
 

@@ -53,6 +53,8 @@ def score(
     batch_size: int = 32,
 ) -> list[Scored]:
     """The one door to lm-eval: results in the items' order. UserError names an item that can't be scored."""
+    from datasets import Dataset
+
     if not items:
         return []  # lm-eval refuses an empty task
     if tokenizer.eos_token_id is None:
@@ -61,7 +63,8 @@ def score(
     lm = local_lm(model, tokenizer, batch_size)
     check(items, metric, tokenizer, lm.max_length)
     with _greedy_inference(model, tokenizer.eos_token_id, metric.max_new_tokens):
-        tasks = {"tasks": {metric.kind: local_task(config=_task_config(items, metric))}}
+        config = protocol(metric) | {"custom_dataset": lambda: {"test": Dataset.from_list(rows_of(items))}}
+        tasks = {"tasks": {metric.kind: local_task(config=config)}}  # rows in memory: no file, no cache
         samples = evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0)["samples"][metric.kind]
     return [_scored(item, sample) for item, sample in zip(items, samples, strict=True)]
 
@@ -78,10 +81,13 @@ def check(items: Sequence[Item], metric: Metric, tokenizer: Any, context: int) -
             raise UserError(f"data: example {item.id!r} needs {length} tokens, the model has {context}; shorten it")
 
 
-def _task_config(items: Sequence[Item], metric: Metric) -> dict[str, Any]:
-    from datasets import Dataset
+def rows_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items as the protocol's columns."""
+    return [{"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices} for item in items]
 
-    rows = [{"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices} for item in items]
+
+def protocol(metric: Metric) -> dict[str, Any]:
+    """What lm-eval is told about a metric, as values that YAML can hold: all of a task but its rows."""
     filters: list[dict[str, Any]] = [{"function": "take_first"}]
     if metric.kind == "multiple_choice":
         name, config = "acc", {"output_type": metric.kind, "doc_to_choice": "choices", "target_delimiter": ""}
@@ -91,11 +97,12 @@ def _task_config(items: Sequence[Item], metric: Metric) -> dict[str, Any]:
         regex = {"function": "regex", "regex_pattern": metric.pattern, "group_select": -1}
         filters.insert(0, regex if metric.pattern is not None else {"function": "remove_whitespace"})
     return config | {
-        "custom_dataset": lambda: {"test": Dataset.from_list(rows)},  # in memory: no file, no cache
         "test_split": "test",
         "doc_to_text": "prompt",  # the name of a column; anything else is rendered as a Jinja template
         "doc_to_target": "gold",
-        "metric_list": [{"metric": name, "regexes_to_ignore": list(metric.ignore)}],
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True, "regexes_to_ignore": list(metric.ignore)}
+        ],
         "filter_list": [{"name": metric.filter_name, "filter": filters}],
     }
 

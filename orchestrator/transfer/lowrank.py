@@ -61,6 +61,20 @@ def truncated_svd(matrix: Float[Tensor, "n m"], rank: int, *, depth: int = 4) ->
     return _signed(q @ u[:, :rank], s[:rank], vh[:rank])
 
 
+def product_svd(b: Float[Tensor, "n k"], a: Float[Tensor, "k m"]) -> Factors:
+    """The SVD of B·A, whole, without the n x m matrix: QR of both factors, then the SVD of a k x k one.
+
+    In float64, and what its rounding leaves of a product whose halves cancel is zero: B = [B, -B0] and A = [A; A0]
+    are each much larger than their product where little was learnt.
+    """
+    qb, rb = torch.linalg.qr(b.double())
+    qa, ra = torch.linalg.qr(a.double().t())
+    u, s, vh = torch.linalg.svd(rb @ ra.t(), full_matrices=False)
+    rounding = torch.finfo(s.dtype).eps * rb.shape[1] * rb.norm() * ra.norm()
+    factors = _signed(qb @ u, torch.where(s > rounding, s, 0), vh @ qa.t())
+    return Factors(factors.u.float(), factors.s.float(), factors.vh.float())
+
+
 def random_directions(factors: Factors, generator: torch.Generator) -> Factors:
     """Random orthonormal directions with these singular values: what is left of a block when its content is taken.
 

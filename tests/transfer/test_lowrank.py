@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.transfer.lowrank import random_directions, truncated_svd
+from orchestrator.transfer.lowrank import product_svd, random_directions, truncated_svd
 
 
 def slow_spectrum(n: int, m: int) -> Tensor:
@@ -58,3 +58,28 @@ def test_the_spectrum_control_keeps_the_values_and_nothing_else() -> None:
     assert float((control.u.T @ factors.u).abs().max()) < 0.5
     other = random_directions(factors, torch.Generator().manual_seed(1))
     assert not torch.allclose(control.u, other.u)
+
+
+@pytest.mark.parametrize(("n", "k", "m"), [(50, 8, 30), (30, 8, 50), (5, 8, 30), (50, 8, 4), (9, 1, 7)])
+def test_the_decomposition_of_a_product_is_that_of_its_matrix(n: int, k: int, m: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, a = torch.randn(n, k, generator=generator), torch.randn(k, m, generator=generator)
+    product = product_svd(b, a)
+    assert torch.allclose(product.s, torch.linalg.svdvals(b @ a)[: min(n, k, m)], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(product.u * product.s @ product.vh, b @ a, atol=1e-4)
+    assert product.u.shape == (n, min(n, k, m))
+    for rank in range(1, min(n, k, m)):
+        cut = product.truncate(rank)
+        lost = torch.linalg.norm(b @ a - cut.u * cut.s @ cut.vh)
+        assert float(lost) == pytest.approx(float(torch.linalg.svdvals(b @ a)[rank:].norm()), rel=1e-4)
+
+
+def test_what_rounding_leaves_of_halves_that_cancel_is_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    b, a = torch.randn(60, 4, generator=generator), torch.randn(4, 40, generator=generator)
+    assert not product_svd(torch.cat([b, -b], 1), torch.cat([a, a])).s.any()
+    moved = b + 1e-6 * torch.randn(60, 4, generator=generator)
+    product = product_svd(torch.cat([moved, -b], 1), torch.cat([a, a]))
+    want = (moved.double() - b.double()) @ a.double()
+    assert int((product.s > 0).sum()) == 4
+    assert float((product.u * product.s @ product.vh - want).norm() / want.norm()) < 1e-6

@@ -1,0 +1,123 @@
+"""What the orchestration itself costs: trials that do nothing, a sweep against its trials, and each trial alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.measuring import table
+from orchestrator.presets import complete
+from orchestrator.recipe import Run, Sweep
+from orchestrator.runner import Runner, Trial
+from orchestrator.steps.step import Step
+from orchestrator.store import Store
+from orchestrator.sweep import Plan
+
+PKT = str(Path(sys.executable).with_name("pkt"))
+SLOTS = 2
+SWEEP: dict[str, Any] = {  # 4 rows of 2 learning rates and 4 seeds: 24 fine-tunings of the demo's size
+    "name": "bench",
+    "axes": {"arm": ["lora", "pissa", "transfer", "spectrum_control"], "rank": [8], "layers": ["sensitivity"]},
+    "lr": [8.0e-3, 2.0e-2],
+    "repeats": 4,
+    "tuned_teacher": False,
+    "gate": None,
+}
+
+
+class Silent:
+    """A screen for nobody."""
+
+    def track(self, items: Any, what: str, total: int) -> Any:
+        return items
+
+    def trials(self, what: str, total: int) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext(lambda line: None)
+
+    def warn(self, line: str) -> None:
+        print(f"warning: {line}")
+
+
+def nothing(folder: Path, *, number: int) -> None:
+    """An evaluation's files, with nothing evaluated."""
+    (folder / "metrics.json").write_text(json.dumps({"score": number % 7 / 7, "loss": 1.0}))
+    (folder / "examples.jsonl").write_text(json.dumps({"id": "0", "score": 1.0}) + "\n")
+
+
+def trivial(count: int) -> float:
+    """Seconds for so many trials that do nothing, with their records in MLflow, once workers are up."""
+    from cli.options import tracker_of
+
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(Path(place))
+        run = Run(store=store.root, trials_at_once=SLOTS)
+        with Runner(store, run, "bench", Silent(), store.root) as runner:
+            runner.tracker = tracker_of(store.root, None)
+            runner.parent = runner.tracker.open("bench", "bench", {}, None)
+            trials = [
+                Trial(f"trial {n}", Step("evaluate", nothing, {"number": n}), {"rank": n, "lr": 0.1})
+                for n in range(count + SLOTS)
+            ]
+            runner.go("warming up", trials[:SLOTS])
+            began = time.perf_counter()
+            runner.go("trials", trials[SLOTS:])
+            return time.perf_counter() - began
+
+
+def pkt(place: str, *words: str) -> float:
+    began = time.perf_counter()
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    subprocess.run([PKT, *words], check=True, capture_output=True, cwd=place, env=environment)
+    return time.perf_counter() - began
+
+
+def demo_sweep() -> tuple[float, float, float]:
+    """Seconds of the 24-trial sweep, of its fine-tunings and evaluations by themselves, and of one trial run alone."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+        wall = pkt(place, "sweep", "sweep.yaml", "--trials-at-once", str(SLOTS))
+        manifests = [*Path(place).glob("pkt-store/finetune/*/manifest.json")]
+        manifests += Path(place).glob("pkt-store/evaluate/*/manifest.json")
+        inside = sum(json.loads(path.read_text())["seconds"] for path in manifests)
+        alone = [
+            pkt(place, "run", "--arm", arm, "--rank", "8", "--lr", "0.02", "--store", f"alone-{arm}")
+            for arm in ("lora", "transfer")
+        ]
+    return wall, inside, sum(alone) / 2
+
+
+def shared(repeats: int, lrs: int, choices: int) -> tuple[int, Counter[str]]:
+    """Fine-tunings of a sweep, and the teacher's steps that they share."""
+    kinds = {"layers": ["sensitivity", "last"][:choices], "structure": ["window", "consistent"][:choices]}
+    axes = SWEEP["axes"] | kinds
+    grid = [0.001 * (number + 1) for number in range(lrs)]
+    plan = Plan.of(Sweep.model_validate(complete({**SWEEP, "axes": axes, "lr": grid, "repeats": repeats})))
+    return plan.trials, Counter(step.name for step in plan.shared)
+
+
+def main() -> None:
+    for repeats, lrs, choices in ((4, 2, 1), (14, 6, 2)):
+        trials, counted = shared(repeats, lrs, choices)
+        print(f"{trials} fine-tunings, {choices} x {choices} choices of layers and structure, share {dict(counted)}")
+    hundred, thousand = trivial(100), trivial(1000)
+    wall, inside, alone = demo_sweep()
+    limit = 1.25 * inside / SLOTS + 15
+    rows = [
+        ("100 trials that do nothing, each", 1000 * hundred / 100, "ms", "≤ 100"),
+        ("1,000 trials that do nothing, each", 1000 * thousand / 1000, "ms", "≤ 100"),
+        ("1,000 against 100, each", thousand / 1000 / (hundred / 100), "x", "≤ 1.1"),
+        ("the demo pair, 24 fine-tunings", wall, "s", f"≤ {limit:.0f}: 1.25 x {inside:.0f} s of work / {SLOTS} + 15 s"),
+        ("each trial by `pkt run`, two at once, against the sweep", 24 * alone / SLOTS / wall, "x", "≥ 3"),
+    ]
+    table("Orchestration", ("what", "figure", "unit", "target"), rows)

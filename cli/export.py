@@ -1,0 +1,91 @@
+"""`pkt export`: an adapter in the forms that other people's tools open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import options as o
+from orchestrator.errors import UserError
+
+
+def export(
+    source: Annotated[
+        str | None, typer.Argument(help="A folder with a LoRA adapter, or a sweep's name; by default the latest sweep.")
+    ] = None,
+    merged: Annotated[Path | None, typer.Option(help="Write a whole model there, the adapter merged in.")] = None,
+    lora: Annotated[Path | None, typer.Option(help="Write the LoRA adapter there.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Compress that LoRA to this rank, and say the error.")] = None,
+    lm_eval: Annotated[Path | None, typer.Option(help="Write its examples there, as a task for lm-eval.")] = None,
+    arm: Annotated[str | None, typer.Option(help="The sweep's best row of this arm, in place of all.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="That row's trial of this random seed; by default 0.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Where the student is now: alias, local folder or hub id.")
+    ] = None,
+    store: o.StoreDir = o.STORE,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> int:
+    """Write an adapter as a whole model, as a LoRA of any smaller rank, or with its examples for lm-eval."""
+    named = {"--merged": merged, "--lora": lora, "--lm-eval": lm_eval}
+    targets = {option: path.expanduser() for option, path in named.items() if path}
+    if not targets:
+        raise UserError("export: nothing to write was named; give --merged DIR, --lora DIR or --lm-eval DIR")
+    if len({path.absolute() for path in targets.values()}) < len(targets):
+        raise UserError(f"{list(targets)[-1]}: {targets[list(targets)[-1]]} is named twice; name a folder for each")
+    if rank and not lora:
+        raise UserError(f"rank: {rank} is for a LoRA, and none is written; add --lora DIR")
+
+    from orchestrator.models.loading import resolve
+    from orchestrator.steps import export as work
+    from orchestrator.steps.source import find_adapter
+    from orchestrator.store import Store
+
+    for option, path in targets.items():
+        work.check_target(path, option.removeprefix("--"))
+    found = find_adapter(source, Store(store), arm=arm, seed=seed, student=student)
+    typer.echo(f"taking {found.about}", err=True)
+    whole = merged or lm_eval
+    work.check_source(found, None, rank, asks=lm_eval is not None)
+    checkpoint = resolve(found.student, "student") if whole else None
+    work.check_source(found, checkpoint, rank, asks=lm_eval is not None)
+    written: dict[str, Any] = {}
+    if merged and checkpoint:
+        written["merged"] = work.merge(found, checkpoint, targets["--merged"])
+    if lora:
+        written["lora"] = work.write_lora(found, targets["--lora"], rank)
+    if lm_eval and checkpoint:
+        adapter = found.folder if rank or not lora else targets["--lora"]  # the score is that of the whole one
+        written["lm_eval"] = work.write_task(found, checkpoint, adapter, targets["--lm-eval"])
+    if as_json:
+        typer.echo(json.dumps({"adapter": str(found.folder), "facts": found.facts, "written": written}))
+    else:
+        for kind, facts in written.items():
+            typer.echo("\n".join(_told(kind, facts, work.public_name(found.student))))
+    return 0
+
+
+def _told(kind: str, facts: dict[str, Any], student: str) -> list[str]:
+    """What was written where, and how to use it."""
+    folder = facts["folder"]
+    if kind == "merged":
+        untied = ", embedding and head untied" if facts["untied"] else ""
+        use = f'AutoModelForCausalLM.from_pretrained("{folder}")'
+        return [f"{folder}: {student} with the adapter merged in, {facts['dtype']}{untied}", f"  {use}"]
+    if kind == "lora":
+        lines = [f"{folder}: LoRA of rank {facts['rank']} for {student}"]
+        if "error" in facts:
+            lines[0] += f", compressed from {facts['of_rank']}"
+            worst = f"{facts['worst_error']:.3g} in {facts['worst_module']}"
+            lines.append(
+                f"  relative error of the update {facts['error']:.3g}, at worst {worst};"
+                f" energy kept {facts['energy_kept']:.2%}"
+            )
+        return [*lines, f'  PeftModel.from_pretrained(student, "{folder}")']
+    lines = [
+        f"{folder}: task {facts['task']}, {facts['examples']} examples, {facts['metric']} {facts['score']:.4g} here"
+    ]
+    return [*lines, f"  {facts['command']}"]

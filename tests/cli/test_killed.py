@@ -1,0 +1,164 @@
+"""A sweep that is killed, whenever and however, ends in the same leaderboard once it is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("killed")]
+PKT = str(Path(sys.executable).with_name("pkt"))
+SWEEP = {
+    "name": "tiny",
+    "recipe": {
+        "finetune": {"examples": 36, "batch_size": 36, "epochs": 2}, "evaluate": {"examples": 10},
+        "layers": "last", "rank": 4,
+    },
+    "axes": {"arm": ["lora", "transfer"]},
+    "lr": [1.0e-2, 3.0e-2],
+    "repeats": 2,
+    "tuned_teacher": False,
+    "gate": None,
+}  # fmt: skip
+ROUNDS, KILLS = 7, 3
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    return subprocess.Popen(
+        [PKT, "sweep", *words, "--trials-at-once", "2"], cwd=folder, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def finished(folder: Path, *words: str) -> str:
+    process = start(folder, *words)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """Every evaluation's figures, by its fingerprint."""
+    paths = (folder / "pkt-store/evaluate").glob("*/metrics.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def runs(folder: Path) -> Counter[tuple[str, str]]:
+    """What MLflow has: identities, and how they ended."""
+    client = MlflowClient(f"sqlite:///{folder}/pkt-store/mlflow.db")
+    experiment = client.get_experiment_by_name("pkt")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return Counter((run.data.tags["pkt.id"], run.info.status) for run in found)
+
+
+@pytest.fixture(scope="module")
+def whole(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    began = time.monotonic()
+    out = finished(folder, "sweep.yaml")
+    return folder, out, time.monotonic() - began
+
+
+def everything(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The sweep and all that it started: Ray's own processes and the workers."""
+    driver = psutil.Process(process.pid)
+    return [*driver.children(recursive=True), driver]
+
+
+def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> None:
+    """End a part of a running sweep without a warning."""
+    if process.poll() is not None:
+        return
+    if how == "interrupt":
+        process.send_signal(signal.SIGINT)
+    elif how == "driver":
+        process.kill()
+    elif how == "machine":
+        for one in everything(process):
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                pass
+    else:
+        workers = [one for one in everything(process) if one.name().startswith("ray::Impl")]
+        if workers:
+            draw.choice(workers).kill()
+
+
+@pytest.mark.parametrize("round", range(ROUNDS))
+def test_it_ends_in_the_same_leaderboard(round: int, whole: tuple[Path, str, float], tmp_path: Path) -> None:
+    reference, out, seconds = whole
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    draw = random.Random(round)
+    for number in range(KILLS):
+        how = draw.choice(["interrupt", "driver", "machine", "worker"])
+        begun = (tmp_path / "pkt-store/sweeps/tiny/asked.json").is_file()
+        process = start(tmp_path, *(["--resume", "tiny"] if begun else ["sweep.yaml"]))
+        try:
+            process.wait(timeout=draw.uniform(0.2, 0.8) * seconds)
+        except subprocess.TimeoutExpired:
+            kill(process, how, draw)
+        if how == "worker":  # it goes on by itself
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+        else:
+            _, err = process.communicate(timeout=60)
+            if how == "interrupt" and process.returncode:
+                assert process.returncode == 130, (number, err)
+                assert "Traceback" not in err
+    assert finished(tmp_path, "--resume", "tiny") == out
+    assert scores(tmp_path) == scores(reference)
+    assert runs(tmp_path) == runs(reference)
+    assert set(runs(tmp_path).values()) == {1}
+    assert {status for _, status in runs(tmp_path)} == {"FINISHED"}
+
+
+def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    process = start(tmp_path, "sweep.yaml", "--store", "here")
+    while not (tmp_path / "here/sweeps/tiny/asked.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: pkt sweep --resume tiny --store here" in err
+    assert time.monotonic() - began < 30
+
+
+def test_two_processes_at_one_sweep_share_it(whole: tuple[Path, str, float], tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    both = [start(tmp_path, "sweep.yaml") for _ in range(2)]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert told[0][0] == told[1][0] == whole[1]
+    assert "another process runs the sweep tiny" in told[0][1] + told[1][1]
+    assert runs(tmp_path) == runs(whole[0])
+
+
+def test_a_resume_that_asks_for_something_else_is_told(whole: tuple[Path, str, float]) -> None:
+    def refused(*words: str) -> str:
+        process = start(whole[0], *words)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        return err
+
+    assert "recipe.rank: 4, now 2" in refused("sweep.yaml", "--resume", "tiny", "--set", "rank=2")
+    assert "no sweep 'tinny' was begun" in refused("--resume", "tinny")
+    assert "name: 'tiny' is another sweep's" in refused("sweep.yaml", "--set", "rank=2")
