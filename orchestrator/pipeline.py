@@ -16,7 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES, ORIGINS, pairs
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.recipe import Recipe, TaskChoice
-from orchestrator.scale import Scale, check_structure, scale_of, tiled_sizes
+from orchestrator.scale import Scale, check_given, check_structure, scale_of, tiled_sizes
 from orchestrator.steps.activations import activations
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import evaluate, questions
@@ -30,6 +30,7 @@ from orchestrator.tasks.base import Example, Split, draw, read_jsonl
 from orchestrator.tasks.scoring import check as check_items
 from orchestrator.tasks.template import encode
 from orchestrator.transfer.arms import Distil
+from orchestrator.transfer.given import Given
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 Who = Literal["teacher", "student"]
@@ -127,6 +128,8 @@ def check(recipe: Recipe, ready: Ready) -> None:
     if recipe.structure:
         family = FAMILIES[ready.teacher.config.model_type]
         check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
+    if isinstance(recipe.structure, Given):
+        check_given(recipe.structure, teacher, student, recipe.modules or ())
     if "embedding" in (recipe.modules or ()):
         tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
         if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:

@@ -9,14 +9,15 @@ import math
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
-from orchestrator.models.families import Geometry, ModelFamily, pairs
+from orchestrator.models.families import AXES, Geometry, ModelFamily, pairs
 from orchestrator.recipe import Measure
+from orchestrator.transfer.given import UNITS, Given
 from orchestrator.transfer.metrics import IntegratedGradients
 from orchestrator.transfer.place import enough_heads, head_dims
 
 ROOM = 4_000_000_000  # parameters: their scores are 16 GB of float32, on every rank
 LARGEST_TILE = 128
-WHOLE_HEADS = ("head_aligned", "consistent")
+WHOLE_HEADS = ("head_aligned", "consistent", "given")
 NEEDS_SUMS = ("row_column", "consistent")
 
 
@@ -92,6 +93,18 @@ def check_structure(
             f"structure: {structure} needs the column sums of each matrix, and of those that {family.model_type} fuses"
             f" tiles of {g} tell only one sum; set measure.granularity=1"
         )
+
+
+def check_given(structure: Given, teacher: Geometry, student: Geometry, modules: tuple[str, ...]) -> None:
+    """UserError where the listed indices are not as many as the student has units, or the teacher lacks one."""
+    for pair in pairs(teacher, student, modules):
+        for axis, theirs, own in zip(AXES[pair.role], pair.teacher, pair.student, strict=True):
+            heads = (teacher.head_dim, student.head_dim) if axis in ("query", "key") else (1, 1)
+            try:
+                if axis in UNITS:
+                    structure.units(axis, theirs // heads[0], own // heads[1])
+            except ValueError as error:
+                raise UserError(str(error)) from error
 
 
 def scored(teacher: Geometry) -> int:

@@ -9,7 +9,8 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES, Geometry
 from orchestrator.recipe import Measure
-from orchestrator.scale import Scale, check_structure, scale_of
+from orchestrator.scale import Scale, check_given, check_structure, scale_of
+from orchestrator.transfer.given import Given
 
 L7 = Geometry(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32000)
 L70 = Geometry(layers=80, hidden=8192, ffn=28672, heads=64, kv_heads=8, head_dim=128, vocab=32000)
@@ -79,3 +80,26 @@ def test_what_scores_can_tell() -> None:
     check_structure("row_column", Scale(64), FAMILIES["llama"], TINY, TINY, ("ffn", "embedding"))
     check_structure("row_column", Scale(64, True), FAMILIES["phi3"], TINY, TINY, ("ffn",))
     check_structure("row_column", Scale(64), FAMILIES["phi3"], TINY, TINY, ("embedding",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "modules", "message"),
+    [
+        (
+            {"residual": [*range(63), 128]},
+            ("ffn",),
+            r"residual: 128 given, and the teacher's residual dimensions are 0\.\.127",
+        ),
+        ({"neurons": [0]}, ("ffn",), r"neurons: 1 feed-forward neurons given, and the student has 160"),
+        ({"groups": [0, 5]}, ("attention",), r"groups: 5 given, and the teacher's K/V heads are 0\.\.3"),
+        ({"heads": [0]}, ("attention",), r"heads: 1 attention heads given, and the student has 4"),
+        ({"residual": []}, ("embedding",), r"residual: 0 residual dimensions given, and the student has 64"),
+    ],
+)
+def test_given_indices_that_do_not_fit(fields: dict[str, list[int]], modules: tuple[str, ...], message: str) -> None:
+    wide = replace(TINY, hidden=128, heads=8, kv_heads=4, ffn=320)
+    named = {"residual": [*range(64)], "heads": [4, 5, 6, 7], "groups": [3, 2], "neurons": [*range(160, 320)]}
+    for parts in (("attention",), ("ffn",), ("embedding",), ("attention", "ffn", "embedding")):
+        check_given(Given(**named), wide, TINY, parts)
+    with pytest.raises(UserError, match=message):
+        check_given(Given(**{**named, **fields}), wide, TINY, modules)

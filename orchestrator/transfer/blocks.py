@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from orchestrator.transfer.consistent import Consistent
+from orchestrator.transfer.given import Given
 from orchestrator.transfer.place import Block, Place, Shape, Structure, enough_heads, head_dims, sums, top
 from orchestrator.transfer.scores import SLAB, Scores
 
@@ -132,7 +133,7 @@ class RandomWindow(Structure):
 
 BlockSelection = Annotated[
     Annotated[
-        Window | HeadAligned | Consistent | RowColumn | Neuron | RandomWeights | RandomWindow,
+        Window | HeadAligned | Consistent | Given | RowColumn | Neuron | RandomWeights | RandomWindow,
         Field(discriminator="kind"),
     ],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),

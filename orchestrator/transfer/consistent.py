@@ -37,7 +37,7 @@ class Consistent(Structure):
         theirs, own = 1, 1
         for place, *sides in matrices:
             for axis, size, side in zip(place.axes, place.shape, sides, strict=True):
-                key = _key(axis, place)
+                key = key_of(axis, place)
                 scores[key] = scores[key] + side if key in scores else side.double()
                 wanted[key] = size
             theirs, own = place.heads
@@ -64,7 +64,7 @@ class Consistently:
     def select(self, scores: Scores, place: Place) -> Block:
         """One matrix's rows and columns; of an embedding all rows, which are tokens."""
         rows, cols = (
-            torch.arange(size) if axis == "vocabulary" else self.chosen[_key(axis, place)]
+            torch.arange(size) if axis == "vocabulary" else self.chosen[key_of(axis, place)]
             for axis, size in zip(place.axes, place.shape, strict=True)
         )
         return Block(place.shape, rows=rows, cols=cols)
@@ -92,5 +92,6 @@ def choose_heads(
     return members, best.flatten() // theirs
 
 
-def _key(axis: str, place: Place) -> Key:
+def key_of(axis: str, place: Place) -> Key:
+    """Under which an axis of a matrix finds its choice."""
     return (None if axis == "residual" else place.layer, axis)

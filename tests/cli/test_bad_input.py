@@ -52,6 +52,7 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
         (["sweep", "--arms", "lora,tranfer"], "arm: 'tranfer' is not known; known: lora, pissa, olora"),
         (["sweep", "--layers", "sensitive"], "layers: 'sensitive' is not known; known: sensitivity, random, first"),
         (["sweep", "--structure", "windw"], "structure: 'windw' is not known; known: window, head_aligned, consistent"),
+        (["sweep", "--structure", "given"], "structure.heads: 0 attention heads given, and the student has 4"),
         (["sweep", "--modules", "ffn,attn"], "modules.1: 'attn': input should be 'attention', 'ffn' or 'embedding'"),
         (["sweep", "--rank", "eight"], "rank: 'eight': input should be a valid integer"),
         (["sweep", "--rank", "48"], "rank: 48 is larger than the student's k matrix, 32 x 64; take at most 32"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,8 @@ def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> None:
         process.kill()
     elif how == "machine":
         for one in everything(process):
-            try:
+            with suppress(psutil.NoSuchProcess):  # a worker ends with its raylet
                 one.kill()
-            except psutil.NoSuchProcess:
-                pass
     else:
         workers = [one for one in everything(process) if one.name().startswith("ray::Impl")]
         if workers:

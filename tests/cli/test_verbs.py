@@ -27,7 +27,7 @@ def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # no
     assert "exact_match,strict-match" in pkt("tasks")[1]
     listed = json.loads(pkt("strategies", "--json")[1])
     assert list(listed["layers"]) == ["sensitivity", "random", "first", "last", "uniform", "explicit"]
-    ours = ["window", "head_aligned", "consistent", "row_column", "neuron", "random", "random_window"]
+    ours = ["window", "head_aligned", "consistent", "given", "row_column", "neuron", "random", "random_window"]
     assert list(listed["structure"]) == ours
     baselines = ["lora", "pissa", "olora", "orthogonal", "eva", "lora_ga"]
     controls = ["spectrum_control", "random_window", "shuffled_seeds"]
