@@ -83,8 +83,8 @@ def sweep(
             f"axes: {plan.trials} fine-tunings, more than {asked.max_trials};"
             " say --yes to run them all, or fewer --rank, --layers, --lr or --repeats"
         )
-    screen.say(text(plan))
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
+    screen.say(text(plan))
     record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     show(record, Store(store), as_json=as_json, baseline=None)
     return 1 if record["failed"] else 0

@@ -22,6 +22,7 @@ from orchestrator import pipeline
 from orchestrator.errors import UserError
 from orchestrator.pipeline import Ready, Who
 from orchestrator.recipe import Recipe, Run, Sweep, label, one_line
+from orchestrator.run_record import Record
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
@@ -181,8 +182,8 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     check_name(store, plan.name, plan.key)
     with Runner(store, run, plan.key, screen) as runner:
         runner.share(plan.shared)
-        tracker = runner.tracker = track()
-        runner.parent = tracker.open(plan.key, plan.name, flat(sweep.model_dump(mode="json")), None)
+        params = flat(sweep.model_dump(mode="json"))
+        runner.begin(track(), Record(plan.key, plan.name, params=params, status="RUNNING"))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         grids: dict[Cell, list[tuple[float, Trial]]] = {}
         if len(sweep.lr) > 1:
@@ -218,8 +219,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "rows": rows,
             "failed": runner.failed,
         }
-        tracker.artifacts(runner.parent, write_record(store, record), "sweep")
-        tracker.close(runner.parent, "FAILED" if runner.failed else "FINISHED")
+        runner.tell("FAILED" if runner.failed else "FINISHED", folder=write_record(store, record), seconds=20)
     return record
 
 
