@@ -17,6 +17,7 @@ import yaml
 from benchmarks.measuring import table
 from orchestrator.presets import complete
 from orchestrator.recipe import Run, Sweep
+from orchestrator.run_record import Record
 from orchestrator.runner import Runner, Trial
 from orchestrator.steps.step import Step
 from orchestrator.store import Store
@@ -63,8 +64,7 @@ def trivial(count: int) -> float:
         store = Store(Path(place))
         run = Run(store=store.root, trials_at_once=SLOTS)
         with Runner(store, run, "bench", Silent(), store.root) as runner:
-            runner.tracker = tracker_of(store.root, None)
-            runner.parent = runner.tracker.open("bench", "bench", {}, None)
+            runner.begin(tracker_of(store.root, None), Record("bench", "bench", status="RUNNING"))
             trials = [
                 Trial(f"trial {n}", Step("evaluate", nothing, {"number": n}), {"rank": n, "lr": 0.1})
                 for n in range(count + SLOTS)
@@ -72,6 +72,7 @@ def trivial(count: int) -> float:
             runner.go("warming up", trials[:SLOTS])
             began = time.perf_counter()
             runner.go("trials", trials[SLOTS:])
+            runner.end("FINISHED", seconds=600)
             return time.perf_counter() - began
 
 

@@ -222,15 +222,8 @@ def tracker_of(store: Path, uri: str | None) -> Tracker:
     """MLflow at the address, or in the store."""
     from orchestrator.tracking import MlflowTracker
 
+    here = store.expanduser().absolute()
     if uri:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return MlflowTracker(uri)
-        except MlflowException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"tracking: {uri} can't be used ({reason}); give an http:// or sqlite:/// address"
-            ) from error
-    store.mkdir(parents=True, exist_ok=True)
-    return MlflowTracker(f"sqlite:///{store.absolute() / 'mlflow.db'}", artifacts=store / "mlflow-artifacts")
+        return MlflowTracker(uri, here / "outbox")
+    here.mkdir(parents=True, exist_ok=True)
+    return MlflowTracker(f"sqlite:///{here / 'mlflow.db'}", here / "outbox", artifacts=here / "mlflow-artifacts")

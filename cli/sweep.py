@@ -96,10 +96,10 @@ def sweep(
     )  # fmt: skip
     o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
+    ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     screen.say(
         f"{plan.name}: {intent(asked, None, len(plan.ready.splits['test']), len(plan.ready.splits['validation']))}"
     )
-    ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     try:
         record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     except KeyboardInterrupt:

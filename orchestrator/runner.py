@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +14,10 @@ from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
 from orchestrator.recipe import Run
+from orchestrator.run_record import Record, Status
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, materialise
-from orchestrator.store import Store
+from orchestrator.store import MANIFEST, Store
 from orchestrator.tracking import NullTracker, Tracker
 
 
@@ -51,7 +53,7 @@ class Runner:
     screen: Screen
     folder: Path  # the sweep's own
     tracker: Tracker = field(default_factory=NullTracker)
-    parent: str = ""  # the sweep's run, once it is open
+    told: Record | None = None  # the sweep's own record, once it is under way
     failed: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprint → label and reason
 
     def __enter__(self) -> Runner:
@@ -59,8 +61,26 @@ class Runner:
         self._gpus: float | None = None
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if self.told and kind:
+            self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED", seconds=2)
         self._stack.close()
+
+    def begin(self, tracker: Tracker, record: Record) -> None:
+        """The sweep's own run is under way: its trials go below it."""
+        self.tracker, self.told = tracker, record
+        tracker.put(record)
+
+    def end(self, status: Status, *, folder: Path | None = None, seconds: float) -> None:
+        """The sweep's own run has ended. What can't be told within the time waits on disk, and that is said."""
+        assert self.told is not None
+        artifacts = [(str(folder), "sweep")] if folder else []
+        self.tracker.put(replace(self.told, status=status, artifacts=artifacts, time_ms=int(time.time() * 1000)))
+        self.told = None
+        left = self.tracker.flush(seconds)
+        if left.records:
+            reason = left.reason or "no answer yet"
+            self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
 
     def share(self, steps: Sequence[Step]) -> None:
         """Make what many trials build on, over as many ranks as were asked for."""
@@ -142,24 +162,23 @@ class Runner:
         folder, key = self._folder(trial), f"{self.key}/{trial.step.fingerprint}"
         if folder is None or self.tracker.finished(key):
             return
-        try:
-            self._record(trial, folder, key)
-        except Exception as error:  # the store has everything; a record that is down must not cost a trial
-            self.screen.warn(f"{trial.label} is not in MLflow ({error}); the same command again will put it there")
+        self.tracker.put(self._record(trial, folder, key))
 
-    def _record(self, trial: Trial, folder: Path, key: str) -> None:
-        run = self.tracker.open(key, trial.label, trial.params, self.parent)
-        metrics = self.metrics(trial) or {}
-        self.tracker.metrics(run, {"score": metrics["score"], "gold_loss": metrics["loss"]})
-        self.tracker.artifacts(run, folder, "evaluation")
+    def _record(self, trial: Trial, folder: Path, key: str) -> Record:
+        figures = read_metrics(folder)
+        artifacts, curves = [(str(folder), "evaluation")], {}
         if adapter := trial.step.inputs.get("adapter"):
             trained = self.store.find(adapter.name, adapter.fingerprint)
             assert trained is not None
             history = json.loads((trained / "history.json").read_text())
             for name in ("loss", "learning_rate", "grad_norm"):
-                self.tracker.curve(run, f"train_{name}", [(point["step"], point[name]) for point in history])
-            self.tracker.artifacts(run, trained, "adapter")
-        self.tracker.close(run, "FINISHED")
+                curves[f"train_{name}"] = [(point["step"], point[name]) for point in history]
+            artifacts.append((str(trained), "adapter"))
+        return Record(
+            key, trial.label, self.key, trial.params,
+            metrics={"score": figures["score"], "gold_loss": figures["loss"]}, curves=curves, artifacts=artifacts,
+            time_ms=int((folder / MANIFEST).stat().st_mtime * 1000),  # when it ended, and the same whenever told
+        )  # fmt: skip
 
 
 def placement_of(run: Run) -> Placement:

@@ -18,6 +18,7 @@ from orchestrator import pipeline
 from orchestrator.cells import TUNING_SEED, Cell, Group, cells_of, fine_tunings, flat, groups_of, seeds_of
 from orchestrator.pipeline import Ready
 from orchestrator.recipe import Run, Sweep
+from orchestrator.run_record import Record
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.search import Choice, choose
 from orchestrator.steps.data import data_step
@@ -102,8 +103,8 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         Runner(store, run, plan.key, screen, folder) as runner,
     ):
         runner.share(plan.shared)
-        tracker = runner.tracker = track()
-        runner.parent = tracker.open(plan.key, plan.name, flat(sweep.model_dump(mode="json")), None)
+        params = flat(sweep.model_dump(mode="json"))
+        runner.begin(track(), Record(plan.key, plan.name, params=params, status="RUNNING"))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references])
         finals: list[tuple[Choice, list[Trial]]] = []
@@ -130,9 +131,8 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "rows": rows,
             "failed": runner.failed,
         }
-        write_record(store, record)
-        tracker.artifacts(runner.parent, folder, "sweep")
-        tracker.close(runner.parent, "FAILED" if runner.failed else "FINISHED")
+        folder = write_record(store, record)
+        runner.end("FAILED" if runner.failed else "FINISHED", folder=folder, seconds=20)
     return record
 
 

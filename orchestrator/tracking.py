@@ -1,44 +1,41 @@
 """MLflow as the record that people look at: one parent run a sweep, one child run a trial.
 
-    tracker = MlflowTracker("sqlite:///pkt-store/mlflow.db")
-    parent = tracker.open("sweep-fingerprint", "demo", params, None)
+    tracker = MlflowTracker("sqlite:///pkt-store/mlflow.db", Path("pkt-store/outbox"))
+    tracker.put(Record(key="sweep-fingerprint", name="demo", status="RUNNING"))
 
-A run's identity is its tag `pkt.id`, a fingerprint: opening one that exists goes on with it, so that a repeated or
-resumed sweep never makes a second run for the same trial. Only the driver writes, from what trials left in the store.
+A run's identity is its record's key: a record of one that exists goes on with it, so that a repeated or resumed sweep
+never makes a second run for the same trial. Only the driver writes, from what trials left in the store; what can't be
+sent now waits in the outbox.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterable, Mapping
+import hashlib
+import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-EXPERIMENT = "pkt"
-Status = Literal["FINISHED", "FAILED", "KILLED", "RUNNING"]
+from orchestrator.errors import UserError
+from orchestrator.mlflow_runs import EXPERIMENT, Runs
+from orchestrator.outbox import Outbox, Waiting
+from orchestrator.run_record import Record, masked, one_line
+
+FIRST_CONTACT = 8  # seconds
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 class Tracker(Protocol):
     """What a sweep tells of itself."""
 
     def finished(self, key: str) -> bool:
-        """Whether the run of this key is there and complete."""
+        """Whether the run of this key is there and complete, or on its way."""
 
-    def open(self, key: str, name: str, params: Mapping[str, Any], parent: str | None) -> str:
-        """A run's id: found by its key, or made."""
+    def put(self, record: Record) -> None:
+        """Keep it, and send it as soon as that can be."""
 
-    def metrics(self, run: str, values: Mapping[str, float]) -> None:
-        """Final figures."""
-
-    def curve(self, run: str, name: str, points: Iterable[tuple[int, float]]) -> None:
-        """A figure by step."""
-
-    def artifacts(self, run: str, folder: Path, under: str) -> None:
-        """A folder's files."""
-
-    def close(self, run: str, status: Status) -> None:
-        """The run's end."""
+    def flush(self, seconds: float) -> Waiting:
+        """Wait for what can be sent; what can't is told."""
 
 
 class NullTracker:
@@ -48,89 +45,79 @@ class NullTracker:
         """Nothing is left to tell."""
         return True
 
-    def open(self, key: str, name: str, params: Mapping[str, Any], parent: str | None) -> str:
-        """Nothing is opened."""
-        return ""
-
-    def metrics(self, run: str, values: Mapping[str, float]) -> None:
+    def put(self, record: Record) -> None:
         """Nothing is kept."""
 
-    def curve(self, run: str, name: str, points: Iterable[tuple[int, float]]) -> None:
-        """Nothing is kept."""
-
-    def artifacts(self, run: str, folder: Path, under: str) -> None:
-        """Nothing is kept."""
-
-    def close(self, run: str, status: Status) -> None:
-        """Nothing is open."""
+    def flush(self, seconds: float) -> Waiting:
+        """Nothing waits."""
+        return Waiting(0, "")
 
 
-class MlflowTracker:
-    """An MLflow store by its client: sqlite in the sweep's own store by default, or a server."""
+class MlflowTracker(Outbox):
+    """An MLflow store behind an outbox. UserError where none can be; a slow or locked one is waited for."""
 
-    def __init__(self, uri: str, artifacts: Path | None = None) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # the schema's migrations, line by line
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=uri)
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        location = artifacts.absolute().as_uri() if artifacts else None
-        self._experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT, location)
-        self._finished: set[str] = set()
-        self._runs: dict[str, str] = {}
-        token: str | None = None
-        while True:
-            page = self._client.search_runs([self._experiment], max_results=1000, page_token=token)
-            for run in page:
-                if key := run.data.tags.get("pkt.id"):
-                    self._runs[key] = run.info.run_id
-                    if run.info.status == "FINISHED":
-                        self._finished.add(run.info.run_id)
-            token = page.token
-            if not token:
-                break
+    def __init__(self, uri: str, outbox: Path, artifacts: Path | None = None) -> None:
+        self._runs = Runs(uri, artifacts)
+        check(uri, self._runs)
+        place = masked(uri).replace("***@", "").rstrip("/")  # what waits for one server is not sent to another
+        super().__init__(outbox / hashlib.sha256(place.encode()).hexdigest()[:12], self._runs)
+        self._known = self.keys()
 
     def finished(self, key: str) -> bool:
-        """Whether the run of this key is there and complete."""
-        return self._runs.get(key) in self._finished
+        """Whether the run of this key is there and complete, or on its way."""
+        return key in self._known or self._runs.finished(key)
 
-    def open(self, key: str, name: str, params: Mapping[str, Any], parent: str | None) -> str:
-        """A run's id: found by its key, or made."""
-        if run_id := self._runs.get(key):
-            self._client.update_run(run_id, status="RUNNING")
-            return run_id
-        from mlflow.entities import Param
+    def put(self, record: Record) -> None:
+        """Keep it, and send it as soon as that can be."""
+        super().put(record)
+        if record.status == "FINISHED":
+            self._known.add(record.key)
 
-        tags = {"pkt.id": key} | ({"mlflow.parentRunId": parent} if parent else {})
-        run = self._client.create_run(self._experiment, run_name=name, tags=tags)
-        texts = [Param(field, str(value)[:6000]) for field, value in params.items()]
-        self._client.log_batch(run.info.run_id, params=texts)
-        self._runs[key] = run.info.run_id
-        return run.info.run_id
 
-    def metrics(self, run: str, values: Mapping[str, float]) -> None:
-        """Final figures."""
-        self._log(run, [(name, value, 0) for name, value in values.items()])
+def check(uri: str, runs: Runs) -> None:
+    """UserError, within seconds, for an address that no MLflow store is behind or that refuses us. Makes the schema."""
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    try:
+        if uri.startswith("sqlite:///"):  # MLflow would try for minutes to open what can't be opened
+            file = Path(uri.removeprefix("sqlite:///"))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(file, timeout=FIRST_CONTACT)) as database:
+                database.execute("PRAGMA schema_version")
+        runs.open()
+    except Exception as error:
+        if "database is locked" in str(error):  # by whoever is at it: that passes
+            return
+        raise UserError(
+            f"tracking: {masked(uri)} can't be used ({one_line(error)}); give an http:// or sqlite:/// address"
+        ) from error
 
-    def curve(self, run: str, name: str, points: Iterable[tuple[int, float]]) -> None:
-        """A figure by step."""
-        self._log(run, [(name, value, step) for step, value in points])
 
-    def _log(self, run: str, values: list[tuple[str, float, int]]) -> None:
-        from mlflow.entities import Metric
+def _check_server(uri: str) -> None:
+    """One question, asked once: MLflow's own client would ask for minutes and tell apart less."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
-        now = int(time.time() * 1000)
-        for first in range(0, len(values), 1000):  # the server's limit for a batch
-            batch = [Metric(name, float(value), now, step) for name, value, step in values[first : first + 1000]]
-            self._client.log_batch(run, metrics=batch)
-
-    def artifacts(self, run: str, folder: Path, under: str) -> None:
-        """A folder's files."""
-        self._client.log_artifacts(run, str(folder), under)
-
-    def close(self, run: str, status: Status) -> None:
-        """The run's end."""
-        self._client.set_terminated(run, status)
-        if status == "FINISHED":
-            self._finished.add(run)
+    where, question = masked(uri), "/api/2.0/mlflow/experiments/get-by-name"
+    try:
+        answer = http_request(
+            get_default_host_creds(uri), question, "GET", params={"experiment_name": EXPERIMENT},
+            max_retries=0, timeout=FIRST_CONTACT, raise_on_status=False,
+        )  # fmt: skip
+    except Exception as error:
+        raise UserError(
+            f"tracking: {where} doesn't answer ({one_line(error)}); start the server, or correct the address"
+        ) from error
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"tracking: {where} refuses us ({answer.status_code}: {one_line(answer.text)}); set {CREDENTIALS}"
+        )
+    try:
+        told = answer.json()
+        found = told.get("error_code") == "RESOURCE_DOES_NOT_EXIST" or told["experiment"]["experiment_id"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = False
+    if not found:
+        raise UserError(
+            f"tracking: {where} answers as no MLflow server does ({answer.status_code}); give the address of one"
+        )

@@ -57,6 +57,7 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
         (["sweep", "--rank", "eight"], "rank: 'eight': input should be a valid integer"),
         (["sweep", "--rank", "48"], "rank: 48 is larger than the student's k matrix, 32 x 64; take at most 32"),
         (["sweep", "--lr", "-1"], "lr.0: -1: input should be greater than 0"),
+        (["sweep", "--tracking", "http://ada:pw@127.0.0.1:9"], "tracking: http://***@127.0.0.1:9 doesn't answer (Conn"),
         (["sweep", "--set", "finetune.epoch=1"], "finetune.epoch: there is no such field"),
         (["sweep", "--set", "finetune.epochs"], "--set: 'finetune.epochs' has no value; write PATH=VALUE"),
         (

@@ -15,15 +15,17 @@ from urllib.request import Request, urlopen
 import pytest
 from test_sweep_end_to_end import PKT
 
+from orchestrator.run_record import Record
 from orchestrator.tracking import MlflowTracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
 
 
 def test_the_server_shows_the_runs_and_ends_with_all_its_processes(tmp_path: Path) -> None:
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", artifacts=tmp_path / "mlflow-artifacts")
-    parent = tracker.open("sweep", "a sweep", {}, None)
-    tracker.close(tracker.open("sweep/trial", "a trial", {"arm": "lora"}, parent), "FINISHED")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "outbox", tmp_path / "mlflow-artifacts")
+    tracker.put(Record("sweep", "a sweep"))
+    tracker.put(Record("sweep/trial", "a trial", "sweep", {"arm": "lora"}))
+    assert not tracker.close(60).records
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
