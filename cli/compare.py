@@ -67,19 +67,17 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     if failed := record["failed"]:
         first = next(iter(failed.values()))
         lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")
-    if edge := [row["arm"] for row in rows if row["lr_at_edge"]]:
-        names = ", ".join(dict.fromkeys(edge))
-        lines.append(
-            f"* the best learning rate lies on the edge of its grid ({names}): a wider --lr might change the order."
-        )
+    if any(row["lr_at_edge"] for row in rows):
+        lines.append("* on the edge of the learning rates that were tried")
     return lines
 
 
 def footer(record: dict[str, Any], told: Any) -> list[str]:
     """What the verdict rests on, and where to look further."""
-    chosen = [f"{arm} ({settings})" for arm, settings in told.chosen.items()]
+    tried = record.get("tried", {})
+    chosen = [f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried)" for arm, settings in told.chosen.items()]
     return [
-        f"Each arm at its settings of best validation score: {'; '.join(chosen)}." if chosen else "",
+        *(["Each arm was taken at its settings of best validation score:", *chosen] if chosen else []),
         "One task and one pair of models: no evidence for others.",
         f"Look further: pkt report {record['name']}   |   pkt compare {record['name']} --json   |   pkt ui",
     ]

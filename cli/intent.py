@@ -10,12 +10,14 @@ from cli.plan import duration
 from orchestrator.cells import cells_of, fine_tunings, groups_of, seeds_of, shared_by
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
+from orchestrator.pipeline import find_task
 from orchestrator.plan import forecast
 from orchestrator.recipe import Grid, Sweep
 from orchestrator.steps.compare import BOUNDS
 from orchestrator.steps.record import asked_for, differences
 from orchestrator.steps.verdict import ENOUGH_SEEDS, EXPECTED, smallest_effect
 from orchestrator.store import Store
+from orchestrator.tasks import TASKS
 
 DEFAULT_MEMORY = "80GB"
 
@@ -41,13 +43,30 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     steps = forecast(sweep, Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))).steps
     teacher = sum(steps[name].gpu_hours for name in ("measure", "extract") if name in steps)
     trials = int((float(found[1]) - teacher) / max(steps["finetune"].gpu_hours, 1e-9))
-    needed = fine_tunings(sweep, cells_of(sweep)) if isinstance(sweep.search, Grid) else 1
-    if trials < needed:
-        raise UserError(
-            f"budget: {budget} pays for {max(trials, 0)} fine-tunings, this sweep makes {needed}; give more, or say"
-            " --search random, optuna or asha, which take what there is"
-        )
-    return sweep if isinstance(sweep.search, Grid) else sweep.model_copy(update={"trials": trials})
+    paid = f"budget: {budget} pays for {max(trials, 0)} fine-tunings"
+    if isinstance(sweep.search, Grid):
+        if trials < (needed := fine_tunings(sweep, cells_of(sweep))):
+            raise UserError(
+                f"{paid}, this sweep makes {needed}; give more, or say --search random, optuna or asha, which take what"
+                " there is"
+            )
+        return sweep
+    affordable = sweep.model_copy(update={"trials": max(trials, 1)})
+    try:
+        groups_of(affordable, cells_of(affordable))
+    except UserError as error:
+        raise UserError(f"{paid}; {error}") from error
+    return affordable
+
+
+def rows_of(sweep: Sweep) -> tuple[int | None, int | None]:
+    """How many rows the test and the validation split have; unknown where a hub would have to be asked."""
+    choice = sweep.recipe.task
+    known = TASKS.get(choice.name)
+    if known and known.source != "generated" and choice.data is None:
+        return None, None
+    splits = find_task(choice)[1]
+    return len(splits["test"]), len(splits["validation"])
 
 
 def refuse_too_many(sweep: Sweep, *, yes: bool) -> None:
@@ -77,8 +96,8 @@ def counts(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def intent(sweep: Sweep, gpu_memory: str | None, test: int | None = None, validation: int | None = None) -> str:
-    """For people. `test` and `validation` are the numbers of rows, where the task's are at hand."""
+def intent(sweep: Sweep, gpu_memory: str | None, *, cost: bool = True) -> str:
+    """For people."""
     told = counts(sweep)
     lines = [
         f"{told['teacher']} -> {told['student']} on {told['task']}",
@@ -87,12 +106,12 @@ def intent(sweep: Sweep, gpu_memory: str | None, test: int | None = None, valida
         f" {_many(sweep.repeats, 'random seed')} each).",
         f"Shared by all of them: {_shared(told)}.",
     ]
-    if test is None:
+    if cost:
         memory = gpu_memory or DEFAULT_MEMORY
-        cost = forecast(sweep, Hardware(memory=amount(memory, "gpu-memory"))).steps["sweep"]
-        gpus = f"{_many(cost.ranks, 'GPU')} of {memory}"
-        lines.append(f"Cost by `pkt plan`: {cost.gpu_hours:.2g} GPU-hours, {duration(cost.seconds)} on {gpus}.")
-    return "\n".join([*lines, *power(sweep, told["comparisons"], test, validation)])
+        whole = forecast(sweep, Hardware(memory=amount(memory, "gpu-memory"))).steps["sweep"]
+        gpus = f"{_many(whole.ranks, 'GPU')} of {memory}"
+        lines.append(f"Cost by `pkt plan`: {whole.gpu_hours:.2g} GPU-hours, {duration(whole.seconds)} on {gpus}.")
+    return "\n".join([*lines, *power(sweep, told["comparisons"], *rows_of(sweep))])
 
 
 def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | None) -> list[str]:

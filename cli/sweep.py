@@ -39,6 +39,7 @@ def sweep(
     cpus_per_trial: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Fractions share a GPU; by default 1.")] = None,
     trials_at_once: Annotated[int | None, typer.Option(min=1)] = None,
+    system_metrics: Annotated[bool, typer.Option("--system-metrics", help="Sample each trial's machine.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run more trials than the limit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
     ranks: o.Ranks = None,
@@ -93,13 +94,12 @@ def sweep(
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
         ranks=ranks, offload=offload, tokens_at_once=tokens,
+        system_metrics=system_metrics,
     )  # fmt: skip
     o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
-    screen.say(
-        f"{plan.name}: {intent(asked, None, len(plan.ready.splits['test']), len(plan.ready.splits['validation']))}"
-    )
+    screen.say(f"{plan.name}: {intent(asked, None, cost=False)}")
     try:
         record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     except KeyboardInterrupt:

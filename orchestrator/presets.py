@@ -34,10 +34,20 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         if alias is None or alias.student is None:
             raise UserError(f"student: {teacher!r} has no natural student; name one with --student (see `pkt models`)")
         base["recipe"]["student"] = alias.student
+    for axis in document["axes"]:
+        if (said := _said(recipe, axis)) is not None:
+            raise UserError(f"axes: {axis} is an axis, and recipe.{axis} is fixed to {said!r}; say one of the two")
     base["axes"] = {axis: values for axis, values in base["axes"].items() if axis not in recipe}  # said, so fixed
     if "lr" in recipe:
         base["lr"] = [recipe["lr"]]
     return _merged(base, document)
+
+
+def _said(recipe: dict[str, Any], path: str) -> Any:
+    value: Any = recipe
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

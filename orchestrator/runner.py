@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +12,13 @@ from typing import Any, Protocol
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
+from orchestrator.labbook import samples_of, trial_record
 from orchestrator.recipe import Run
 from orchestrator.run_record import Record, Status
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, materialise
-from orchestrator.store import MANIFEST, Store
+from orchestrator.store import Store
+from orchestrator.system_metrics import sampled
 from orchestrator.tracking import NullTracker, Tracker
 
 
@@ -138,7 +139,15 @@ class Runner:
 
             cpus, at_once = self.run.cpus_per_trial, self.run.trials_at_once
             works = [[[trial.step for trial in rung] for rung in item] for item in items]
-            run_trials(Work(str(self.store.root), cpus), works, done, cpus=cpus, gpus=gpus, at_once=at_once, **how)
+            run_trials(
+                Work(str(self.store.root), cpus, self.run.system_metrics),
+                works,
+                done,
+                cpus=cpus,
+                gpus=gpus,
+                at_once=at_once,
+                **how,
+            )
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> None:
         reason = outcome.get("error")
@@ -158,27 +167,10 @@ class Runner:
         return self.store.find(trial.step.name, trial.step.fingerprint)
 
     def tell(self, trial: Trial) -> None:
-        """Record a finished trial, once: its parameters, final figures, training curve, adapter and examples."""
-        folder, key = self._folder(trial), f"{self.key}/{trial.step.fingerprint}"
-        if folder is None or self.tracker.finished(key):
+        """Record a finished trial, once."""
+        if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
             return
-        self.tracker.put(self._record(trial, folder, key))
-
-    def _record(self, trial: Trial, folder: Path, key: str) -> Record:
-        figures = read_metrics(folder)
-        artifacts, curves = [(str(folder), "evaluation")], {}
-        if adapter := trial.step.inputs.get("adapter"):
-            trained = self.store.find(adapter.name, adapter.fingerprint)
-            assert trained is not None
-            history = json.loads((trained / "history.json").read_text())
-            for name in ("loss", "learning_rate", "grad_norm"):
-                curves[f"train_{name}"] = [(point["step"], point[name]) for point in history]
-            artifacts.append((str(trained), "adapter"))
-        return Record(
-            key, trial.label, self.key, trial.params,
-            metrics={"score": figures["score"], "gold_loss": figures["loss"]}, curves=curves, artifacts=artifacts,
-            time_ms=int((folder / MANIFEST).stat().st_mtime * 1000),  # when it ended, and the same whenever told
-        )  # fmt: skip
+        self.tracker.put(trial_record(self.store, self.key, trial.label, trial.params, trial.step))
 
 
 def placement_of(run: Run) -> Placement:
@@ -192,11 +184,16 @@ class Work:
 
     store: str
     cpus: int
+    sampled: bool = False  # watch the machine meanwhile
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """The evaluation's figures; nothing for another step."""
         import torch
 
         torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
-        folder = materialise(step, Store(Path(self.store)))
+        store = Store(Path(self.store))
+        adapter = step.inputs.get("adapter")
+        watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
+        with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
+            folder = materialise(step, store)
         return read_metrics(folder) if step.name == "evaluate" else {}

@@ -16,15 +16,17 @@ from typing import Any
 
 from orchestrator import pipeline
 from orchestrator.cells import TUNING_SEED, Cell, Group, cells_of, fine_tunings, flat, groups_of, seeds_of
+from orchestrator.labbook import sweep_record, with_verdict
 from orchestrator.pipeline import Ready
 from orchestrator.recipe import Run, Sweep
-from orchestrator.run_record import Record
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.search import Choice, choose
+from orchestrator.steps.compare import leaderboard
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.record import begun, write_record
+from orchestrator.steps.record import begun, results, write_record
 from orchestrator.steps.step import OF_THE_TEACHER, Step
+from orchestrator.steps.verdict import judge
 from orchestrator.store import Store, fingerprint
 from orchestrator.tracking import Tracker
 
@@ -104,7 +106,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     ):
         runner.share(plan.shared)
         params = flat(sweep.model_dump(mode="json"))
-        runner.begin(track(), Record(plan.key, plan.name, params=params, status="RUNNING"))
+        runner.begin(track(), sweep_record(plan.key, plan.name, params, ready))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references])
         finals: list[tuple[Choice, list[Trial]]] = []
@@ -120,7 +122,11 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         runner.go("trials", [trial for _, trials in finals for trial in trials])
         rows = [_row(cell, None, [trial]) for cell, trial in references]
         rows += [_row(choice.setting.cell, choice, trials) for choice, trials in finals]
-        record = {
+        tried: dict[str, int] = {}
+        for group in plan.groups:
+            arm = group.cells[0].label
+            tried[arm] = tried.get(arm, 0) + group.searched
+        record: dict[str, Any] = {
             "name": plan.name,
             "key": plan.key,
             "task": ready.task.name,
@@ -129,9 +135,14 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "gate": _gate(plan, rows, store),
             "sweep": sweep.model_dump(mode="json"),
             "rows": rows,
+            "tried": tried,
             "failed": runner.failed,
         }
         folder = write_record(store, record)
+        if found := results(record, store):
+            board, told = leaderboard(found, sweep.baseline), judge(found, sweep.baseline, record["gate"])
+            assert runner.told
+            runner.told = with_verdict(runner.told, board, told.lines())
         runner.end("FAILED" if runner.failed else "FINISHED", folder=folder, seconds=20)
     return record
 
@@ -150,11 +161,22 @@ def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, An
     }
 
 
-def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any] | None:
-    """Whether the teacher knows the task at all: its best row against the gate that the sweep sets."""
-    if plan.sweep.gate is None:
-        return None
-    keys = [key for row in rows if row["label"].startswith("teacher") for key in row["trials"]]
-    folders = [folder for key in keys if (folder := store.find("evaluate", key))]
-    score = max(read_metrics(folder)["score"] for folder in folders) if folders else 0.0
-    return {"least": plan.sweep.gate, "score": score, "passed": score >= plan.sweep.gate}
+def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any]:
+    """Whether the teacher knows the task at all: its best row against the gate that the sweep sets.
+
+    Without one it has at least to be better than the untouched student, which a sweep is warned of and not voided by.
+    """
+
+    def best(label: str) -> float:
+        keys = [key for row in rows if row["label"].startswith(label) for key in row["trials"]]
+        folders = [folder for key in keys if (folder := store.find("evaluate", key))]
+        return max((float(read_metrics(folder)["score"]) for folder in folders), default=0.0)
+
+    score, gate = best("teacher"), plan.sweep.gate
+    least = best("student") if gate is None else gate
+    return {
+        "set": gate is not None,
+        "least": least,
+        "score": score,
+        "passed": score > least if gate is None else score >= gate,
+    }

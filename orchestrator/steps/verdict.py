@@ -98,6 +98,7 @@ class Verdict:
     chosen: dict[str, str]  # arm → its settings
     comparisons: tuple[Comparison, ...]
     headline: str
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -107,6 +108,7 @@ class Verdict:
         """For people."""
         return [
             self.headline,
+            *self.warnings,
             *(f"  {self.question.arm} {_sentence(one, len(self.comparisons))}" for one in self.comparisons),
         ]
 
@@ -126,7 +128,18 @@ def judge(results: Sequence[Result], baseline: str, gate: dict[str, Any] | None 
         for (arm, (both, seeds)), p in zip(found.items(), corrected, strict=True)
     )
     settings = {arm: _settings(result) for arm, result in chosen.items()}
-    return Verdict(question, settings, comparisons, _headline(question, baseline, comparisons, gate))
+    warnings = []
+    if gate and not gate["set"] and not gate["passed"]:
+        warnings.append(
+            f"Warning: the teacher scores {gate['score']:.2f} on the task and the untouched student"
+            f" {gate['least']:.2f}: it may have nothing to hand over (--set gate=0.5 makes a score of it a condition)."
+        )
+    if edge := [arm for arm, result in chosen.items() if result.lr_at_edge]:
+        warnings.append(
+            f"Warning: the learning rate of {', '.join(edge)} lies on the edge of its grid: a wider --lr might change"
+            " this."
+        )
+    return Verdict(question, settings, comparisons, _headline(question, baseline, comparisons, gate), tuple(warnings))
 
 
 def choose(results: Sequence[Result], arm: str) -> Result | None:
@@ -157,7 +170,9 @@ def _compared(arm: str, both: Estimate, p_holm: float, seeds: int, asked: int) -
 
 
 def _settings(result: Result) -> str:
-    parts = [result.layers, result.structure, result.modules and f"modules {result.modules}"]
+    everything = "attention,ffn,embedding"
+    modules = result.modules and result.modules != everything and f"modules {result.modules}"
+    parts = [result.layers and f"layers {result.layers}", result.structure, modules or None]
     parts += [f"rank {result.rank}", f"lr {result.lr:g}" if result.lr else None]
     return ", ".join(part for part in [*parts, *(f"{key} {value}" for key, value in result.other.items())] if part)
 
@@ -165,7 +180,7 @@ def _settings(result: Result) -> str:
 def _headline(question: Question, baseline: str, comparisons: Sequence[Comparison], gate: dict[str, Any] | None) -> str:
     """The answer in a sentence or two."""
     arm, by = question.arm, {one.against: one for one in comparisons}
-    if gate and not gate["passed"]:
+    if gate and gate["set"] and not gate["passed"]:
         return (
             f"No verdict: the teacher scores {gate['score']:.2f} on the task, below the gate of {gate['least']:.2f}."
             " It has nothing to hand over here, so nothing speaks for or against it."

@@ -98,8 +98,24 @@ def test_with_too_few_seeds_nothing_is_claimed() -> None:
 
 
 def test_a_teacher_that_does_not_know_the_task_speaks_for_nothing() -> None:
-    told = judge(rows({"transfer": 0.9, "lora": 0.1}), "lora", {"passed": False, "score": 0.2, "least": 0.8})
+    told = judge(
+        rows({"transfer": 0.9, "lora": 0.1}), "lora", {"set": True, "passed": False, "score": 0.2, "least": 0.8}
+    )
     assert told.headline.startswith("No verdict: the teacher scores 0.20 on the task, below the gate of 0.80")
+
+
+def test_a_teacher_no_better_than_the_student_is_a_warning() -> None:
+    told = judge(
+        rows({"transfer": 0.9, "lora": 0.1}), "lora", {"set": False, "passed": False, "score": 0.2, "least": 0.2}
+    )
+    assert told.headline.startswith("Better than lora")
+    assert told.warnings[0].startswith("Warning: the teacher scores 0.20 on the task and the untouched student 0.20")
+
+
+def test_a_learning_rate_on_the_edge_is_a_warning() -> None:
+    told = judge([*rows({"transfer": 0.9}, lr_at_edge=True), *rows({"lora": 0.1})], "lora")
+    assert told.warnings[0].startswith("Warning: the learning rate of transfer lies on the edge")
+    assert told.warnings[0] in told.lines()
 
 
 def test_settings_are_chosen_by_validation_never_by_the_test() -> None:

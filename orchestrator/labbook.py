@@ -1,0 +1,114 @@
+"""What people look at afterwards: a sweep and its trials as records, from what they left in the store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import system_metrics
+from orchestrator.pipeline import Ready
+from orchestrator.run_record import Record
+from orchestrator.steps.data import data_step
+from orchestrator.steps.evaluate import read_metrics
+from orchestrator.steps.step import Step, versions
+from orchestrator.store import MANIFEST, Store
+
+CURVES = ("loss", "learning_rate", "grad_norm")
+COLUMNS = ("id", "gold", "answer", "score", "loss")  # of the table of examples; prompts are in the artifacts
+
+
+def sweep_record(key: str, name: str, params: dict[str, Any], ready: Ready) -> Record:
+    """The parent's: what was asked for, on which models and rows, by which code."""
+    tags = {
+        "mlflow.source.name": "pkt sweep",
+        "mlflow.source.git.commit": commit(),
+        "teacher.sha256": ready.teacher.sha256,
+        "student.sha256": ready.student.sha256,
+        **{f"version.{library}": version for library, version in versions().items()},
+    }
+    datasets = [
+        {
+            "name": f"{ready.task.name} {split}",
+            "digest": data_step(rows).fingerprint,
+            "source": ready.task.source,
+            "context": split,
+        }
+        for split, rows in ready.splits.items()
+    ]
+    tags = {name: value for name, value in tags.items() if value}
+    return Record(key, name, params=params, tags=tags, datasets=datasets, status="RUNNING")
+
+
+def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str]) -> Record:
+    """The parent's at its end: the verdict is its description, the leaderboard a table."""
+    columns = [name for name in rows[0] if name != "other"] if rows else []
+    table = {"columns": columns, "data": [[_cell(row[name]) for name in columns] for row in rows]}
+    best = {"best_score": max((row["mean"] for row in rows if row["rank"]), default=0.0)}
+    note = "\n\n".join(line.strip() for line in lines)
+    return replace(
+        record, tags={**record.tags, "mlflow.note.content": note}, metrics=best, tables={"leaderboard.json": table}
+    )
+
+
+def _cell(value: Any) -> Any:
+    return " to ".join(f"{one:.3f}" for one in value) if isinstance(value, list) else value
+
+
+def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], step: Step) -> Record:
+    """A finished trial's: parameters, figures, training curves, every example, adapter and model card."""
+    folder = store.find(step.name, step.fingerprint)
+    assert folder is not None
+    figures = read_metrics(folder)
+    metrics = {"score": figures["score"], "gold_loss": figures["loss"], "evaluate_seconds": _seconds(folder)}
+    artifacts, curves = [(str(folder), "evaluation")], {}
+    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    examples = {"columns": list(COLUMNS), "data": [[line.get(name) for name in COLUMNS] for line in lines]}
+    if adapter := step.inputs.get("adapter"):
+        trained = store.find(adapter.name, adapter.fingerprint)
+        assert trained is not None
+        history = json.loads((trained / "history.json").read_text())
+        for name in CURVES:
+            curves[f"train_{name}"] = [(point["step"], point[name]) for point in history]
+        curves |= system_metrics.read(samples_of(store, adapter))
+        metrics["finetune_seconds"] = _seconds(trained)
+        artifacts.append((str(trained), "adapter"))
+    dataset = {
+        "name": f"{params.get('task.name', 'task')} {params.get('split', '')}".strip(),
+        "digest": step.inputs["rows"].fingerprint if "rows" in step.inputs else "",
+        "source": str(params.get("task.data") or params.get("task.name")),
+        "context": str(params.get("split", "")),
+    }
+    return Record(
+        f"{sweep}/{step.fingerprint}", label, sweep, params,
+        metrics=metrics, curves=curves, artifacts=artifacts, tables={"examples.json": examples},
+        datasets=[dataset] if dataset["digest"] else [],
+        time_ms=int((folder / MANIFEST).stat().st_mtime * 1000),  # when it ended, and the same whenever told
+    )  # fmt: skip
+
+
+def samples_of(store: Store, step: Step) -> Path:
+    """Where a training's system metrics are, if any were taken."""
+    return store.root / "system" / f"{step.fingerprint}.jsonl"
+
+
+def _seconds(folder: Path) -> float:
+    return float(json.loads((folder / MANIFEST).read_text())["seconds"])
+
+
+def commit() -> str:
+    """Of the repository from which the sweep was started; nothing where that is none."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

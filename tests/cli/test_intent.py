@@ -1,0 +1,72 @@
+"""What a dry run tells: counts that are the plan's, a cost that is the forecast's, and what could be found at all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_bad_input import Call, pkt  # noqa: F401
+
+from orchestrator.steps.verdict import EXPECTED, smallest_effect
+
+
+def test_nothing_is_fetched_and_the_cost_is_the_plans(pkt: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, err = pkt("sweep", "--teacher", "llama2-70b", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "36 fine-tunings: 12 choose settings on the validation split, 24 are compared on the test split" in out
+    assert "Shared by all of them: 1 teacher pass, 1 extraction." in out
+    told = json.loads(pkt("plan", "--teacher", "llama2-70b", "--json")[1])["steps"]["sweep"]
+    assert f"{told['gpu_hours']:.2g} GPU-hours" in out
+
+
+def test_the_smallest_effect_is_told_beforehand(pkt: Call) -> None:  # noqa: F811
+    _, out, _ = pkt("sweep", "--dry-run", "--repeats", "8")
+    least = [smallest_effect(one.error(8, 200), 7, 3) for one in EXPECTED]
+    assert (
+        f"a true difference of {', '.join(f'{one:.2f}' for one in least)} where trainings differ by 0.02, 0.05, 0.1"
+        in out
+    )
+    assert (
+        "5 random seeds can describe, not claim: --repeats 6 or more can."
+        in pkt("sweep", "--dry-run", "--repeats", "5")[1]
+    )
+
+
+def test_what_is_too_small_to_be_seen_is_said(pkt: Call) -> None:  # noqa: F811
+    _, out, _ = pkt("sweep", "--dry-run", "--effect", "0.02")
+    assert "a difference of 0.02 can't be shown so, even with steady trainings; with more --repeats it can" in out
+    assert "200 validation rows tell settings apart to about 0.04; for a difference of 0.02" in out
+    assert "warning" not in pkt("sweep", "--dry-run", "--effect", "0.4")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "lots"], "budget: 'lots' is no amount; write it as 8gpu-hours"),
+        (["--teacher", "llama2-70b", "--budget", "1gpu-hours"], "fine-tunings, this sweep makes 36; give more, or"),
+        (["--teacher", "llama2-70b", "--budget", "1gpu-hours", "--search", "asha"], "pays for 8 fine-tunings; trials: 8"),
+        (["--search", "random", "--trials", "10"], "trials: 10 leave 0 settings to try for each of 5 arms"),
+        (["--search", "hyperband"], "search: 'hyperband' is not known; known: grid, random, optuna, asha"),
+        (["--rank", "8", "--set", "rank=4"], "axes: rank is an axis, and recipe.rank is fixed to 4"),
+        (["--rank", ""], "axes: rank has no values, which makes 0 trials"),
+        (["--rank", "1,2,3,4,5,6,7,8", "--lr", "1,2,3,4,5,6,7"], "axes: 632 fine-tunings, more than 150; say --yes"),
+        (["--arms", "lora,orthogonal", "--rank", "5"], "rank: 5 is odd, and the arm orthogonal needs an even one"),
+        (["--arms", "lora,lora_ga", "--rank", "24"], "rank: 24 is too large for the arm lora_ga; it takes at most 16"),
+        (["--resume", "nothing"], "resume: no sweep 'nothing' was begun in"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be(pkt: Call, words: list[str], message: str, demo_models: object) -> None:  # noqa: F811
+    code, out, err = pkt("sweep", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_budget_becomes_trials(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--teacher", "llama2-70b", "--search", "random", "--dry-run", "--json"]
+    told = json.loads(pkt(*words, "--budget", "8gpu-hours")[1])
+    plan = json.loads(pkt("plan", "--teacher", "llama2-70b", "--gpus", "1", "--json")[1])["steps"]
+    left = 8 - plan["measure"]["gpu_hours"] - plan["extract"]["gpu_hours"]
+    affordable = int(left / plan["finetune"]["gpu_hours"])
+    assert affordable - 4 < told["fine_tunings"] <= affordable  # what is left over doesn't make one more for each arm

@@ -1,0 +1,138 @@
+"""What a search tries and takes, and what it remembers; counted against the steps themselves."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cells import TUNING_SEED, cells_of, fine_tunings, groups_of, shared_by
+from orchestrator.errors import UserError
+from orchestrator.presets import complete
+from orchestrator.recipe import RATES, Sweep
+from orchestrator.runner import Runner, Trial
+from orchestrator.search import Log, choose, rates_of, rungs_of, sampled, table_of
+from orchestrator.store import Store
+from orchestrator.sweep import Plan
+from orchestrator.tracking import NullTracker
+
+ARMS = ["lora", "transfer", "spectrum_control"]
+
+
+def sweep(**document: Any) -> Sweep:
+    axes = {"arm": ARMS, "rank": [4, 8], "layers": ["sensitivity", "last"]}
+    base = {"axes": axes, "lr": [1e-3, 1e-1], "tuned_teacher": False, "repeats": 3}
+    return Sweep.model_validate(complete({**base, **document}))
+
+
+def test_a_grid_tries_every_learning_rate_of_every_row() -> None:
+    asked = sweep()
+    groups = groups_of(asked, cells_of(asked))
+    assert len(groups) == 2 + 4 + 4 and all(len(group.cells) == 1 for group in groups)
+    assert [group.searched for group in groups] == [2] * 10
+    assert fine_tunings(asked, cells_of(asked)) == 10 * (2 + 3)
+    assert [setting.lr for setting in sampled(asked, groups[0])] == [1e-3, 1e-1]
+
+
+def test_a_single_learning_rate_is_tried_only_where_rows_compete() -> None:
+    alone = sweep(lr=[1e-2], axes={"arm": ARMS, "rank": [4], "layers": ["last"]})
+    assert [group.searched for group in groups_of(alone, cells_of(alone))] == [0, 0, 0]
+    rows = sweep(lr=[1e-2])
+    assert [group.searched for group in groups_of(rows, cells_of(rows))] == [1] * 10
+
+
+@pytest.mark.parametrize("kind", ["random", "optuna", "asha"])
+def test_other_searches_give_every_arm_as_many_tries(kind: str) -> None:
+    asked = sweep(search=kind, trials=30)
+    groups = groups_of(asked, cells_of(asked))
+    assert [group.cells[0].label for group in groups] == ARMS
+    assert [group.searched for group in groups] == [7] * 3  # 30 less 3 x 3 trials for the comparison
+    assert fine_tunings(asked, cells_of(asked)) == 30
+    twice = asked.model_copy(update={"tuning_seeds": 2})
+    assert [group.searched for group in groups_of(twice, cells_of(twice))] == [3] * 3
+    with pytest.raises(UserError, match=r"trials: 12 leave 1 settings to try for each of 3 arms .* at least 15"):
+        groups_of(few := asked.model_copy(update={"trials": 12}), cells_of(few))
+
+
+def test_rates_are_even_on_a_logarithmic_scale() -> None:
+    rates = rates_of(sweep(search="random"))
+    assert len(rates) == RATES and rates[0] == 1e-3 and rates[-1] == 1e-1
+    ratios = [after / before for before, after in pairwise(rates)]
+    assert max(ratios) / min(ratios) < 1.02
+    assert rates_of(sweep()) == [1e-3, 1e-1]
+
+
+def test_random_settings_are_distinct_and_always_the_same() -> None:
+    asked = sweep(search="random", trials=39)
+    group = groups_of(asked, cells_of(asked))[1]
+    drawn = sampled(asked, group)
+    assert len(drawn) == len(set(drawn)) == 10
+    assert drawn == sampled(asked, group)
+    assert set(drawn) < set(table_of(asked, group))
+    other = sweep(search={"kind": "random", "seed": 1}, trials=39)
+    assert sampled(other, group) != drawn
+
+
+def test_what_is_told_to_be_shared_is_what_is_shared(demo_models: dict[str, Path]) -> None:
+    arms = [*ARMS, "random_window", "shuffled_seeds", "distil"]
+    asked = sweep(axes={"arm": arms, "rank": [4, 8], "layers": ["sensitivity", "last"]}, tuning_seeds=2)
+    plan = Plan.of(asked)
+    counted = Counter(step.name for step in plan.shared)
+    told = shared_by(asked, plan.cells)
+    assert counted == {
+        "measure": told["teacher passes"], "extract": told["extractions"], "labels": told["passes for distillation"],
+    }  # fmt: skip
+    assert told["teacher passes"] == 2  # the seeds' own answers, and each other's
+    assert told["extractions"] == 2 + 2 + 2 * (3 + 2)  # a random window is another one in every trial
+
+
+def test_tuning_never_sees_the_test_split_nor_a_trials_seed(demo_models: dict[str, Path]) -> None:
+    asked = sweep(tuning_seeds=2)
+    plan = Plan.of(asked)
+    test = plan.cells[0].trial(plan.ready, "test", lr=1e-2, seed=0, stage="trial").step.inputs["rows"].fingerprint
+    for group in plan.groups:
+        for setting in table_of(asked, group):
+            for trial in rungs_of(asked, plan.ready, setting)[-1]:
+                assert trial.step.inputs["rows"].fingerprint != test
+                assert trial.step.inputs["adapter"].config["seed"] >= TUNING_SEED
+
+
+def test_the_best_of_the_validation_split_is_taken(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """Finished evaluations with known figures are laid into the store; the choice has to be the best mean."""
+    asked = sweep(axes={"arm": ["lora"], "rank": [4]}, lr=[1e-3, 1e-2, 1e-1], tuning_seeds=2)
+    plan, store = Plan.of(asked), Store(tmp_path)
+    (group,) = plan.groups
+    figures = {1e-3: [(0.9, 1.0), (0.1, 1.0)], 1e-2: [(0.6, 0.5), (0.6, 0.7)], 1e-1: [(0.6, 0.2), (0.6, 0.9)]}
+    for setting in table_of(asked, group):
+        for trial, (score, loss) in zip(rungs_of(asked, plan.ready, setting)[-1], figures[setting.lr], strict=True):
+            _finished(store, trial, score, loss)
+    with Runner(store, None, "key", None, tmp_path, NullTracker()) as runner:  # type: ignore[arg-type]
+        (choice,) = choose(asked, plan.ready, plan.groups, runner, [])
+    assert choice is not None
+    assert choice.setting.lr == 1e-1  # the same score as 1e-2, and a lower loss
+    assert choice.at_edge
+    assert choice.validation == pytest.approx((0.6, -0.55))
+
+
+def _finished(store: Store, trial: Trial, score: float, loss: float) -> None:
+    with store.writing("evaluate", trial.step.fingerprint, {}) as folder:
+        (folder / "metrics.json").write_text(json.dumps({"score": score, "loss": loss}))
+
+
+def test_a_search_remembers_whole_lines_alone(tmp_path: Path) -> None:
+    log = Log(tmp_path / "search.jsonl")
+    log.write(3, 0, 0.5)
+    log.write(3, 1, 0.4)
+    log.write(4, 0, None)  # failed
+    log.write(5, -1, 0.1)  # its process died
+    with log.path.open("a") as file:
+        file.write('{"index": 9, "ru')  # killed here
+    log.write(1, 0, 0.2)
+    assert log.read() == {3: (1, 0.4), 1: (0, 0.2)}
+    assert not log.ended()
+    log.end()
+    assert log.ended()
