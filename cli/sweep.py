@@ -82,7 +82,7 @@ def sweep(
         asked = as_begun(kept, resume, asked) if resume else asked
     if budget:
         asked = afford(asked, budget)
-    refuse_too_many(asked, yes=yes or dry_run)
+    refuse_too_many(asked, yes=yes or dry_run or bool(resume))  # what was begun was wanted
     if dry_run:
         typer.echo(json.dumps(counts(asked)) if as_json else intent(asked, gpu_memory))
         return 0

@@ -151,6 +151,20 @@ def test_two_processes_at_one_sweep_share_it(whole: tuple[Path, str, float], tmp
     assert runs(tmp_path) == runs(whole[0])
 
 
+def test_two_sweeps_at_one_store_share_what_they_can(whole: tuple[Path, str, float], tmp_path: Path) -> None:
+    """Another rank, so other trainings, on the same teacher's pass and the same extraction."""
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    words = ["sweep.yaml"], ["sweep.yaml", "--name", "other", "--set", "rank=2"]
+    both = [start(tmp_path, *one) for one in words]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert told[0][0] == whole[1]
+    assert len(list((tmp_path / "pkt-store/measure").glob("*/manifest.json"))) == 1
+    assert len(list((tmp_path / "pkt-store/extract").glob("*/manifest.json"))) == 1
+    assert set(runs(tmp_path).values()) == {1}
+    assert len(runs(tmp_path)) == 2 * len(runs(whole[0]))
+
+
 def test_a_resume_that_asks_for_something_else_is_told(whole: tuple[Path, str, float]) -> None:
     def refused(*words: str) -> str:
         process = start(whole[0], *words)
