@@ -51,6 +51,7 @@ def extract(
 
     from cli.screen import Terminal
     from orchestrator import pipeline
+    from orchestrator.prepare import check, prepare
     from orchestrator.recipe import Run
     from orchestrator.runner import placement_of
     from orchestrator.steps.step import materialise
@@ -62,8 +63,8 @@ def extract(
     steps = ("measure", "extract")
     run = Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     o.check_memory(recipe, steps, run, gpu_memory=gpu_memory, force=force)
-    ready = pipeline.prepare(recipe)
-    pipeline.check(recipe, ready)
+    ready = prepare(recipe)
+    check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
     folder = materialise(step, kept, Terminal().track, placement_of(run))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from cli.plan import duration
 from orchestrator.cells import cells_of, fine_tunings, groups_of, seeds_of, shared_by
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
-from orchestrator.pipeline import find_task
 from orchestrator.plan import forecast
+from orchestrator.prepare import find_task
 from orchestrator.recipe import Grid, Sweep
 from orchestrator.steps.compare import BOUNDS
 from orchestrator.steps.record import asked_for, differences

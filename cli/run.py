@@ -50,6 +50,7 @@ def run(
 
     from cli.screen import Terminal
     from orchestrator import pipeline
+    from orchestrator.prepare import check, prepare
     from orchestrator.recipe import Run
     from orchestrator.runner import placement_of
     from orchestrator.steps.evaluate import read_metrics
@@ -61,8 +62,8 @@ def run(
     steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
     where = Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     o.check_memory(recipe, steps, where, gpu_memory=gpu_memory, force=force)
-    ready = pipeline.prepare(recipe)
-    pipeline.check(recipe, ready)
+    ready = prepare(recipe)
+    check(recipe, ready)
     screen = Terminal()
     step = pipeline.trial(recipe, ready, "test")
     for part in step.ancestors():

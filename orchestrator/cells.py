@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from orchestrator import pipeline
 from orchestrator.errors import UserError
-from orchestrator.pipeline import Ready, Who
+from orchestrator.prepare import Ready, Who
 from orchestrator.recipe import Grid, Recipe, Sweep, label, one_line
 from orchestrator.runner import Trial
 from orchestrator.tasks.base import Split

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import system_metrics
-from orchestrator.pipeline import Ready
+from orchestrator.prepare import Ready
 from orchestrator.run_record import Record
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics

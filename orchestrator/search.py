@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.cells import TUNING_SEED, Cell, Group
 from orchestrator.cluster.trials import Proposals
-from orchestrator.pipeline import Ready
+from orchestrator.prepare import Ready
 from orchestrator.recipe import RATES, Asha, Grid, Optuna, Sweep
 from orchestrator.runner import Runner, Trial
 

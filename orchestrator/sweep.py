@@ -14,10 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator import pipeline
 from orchestrator.cells import TUNING_SEED, Cell, Group, cells_of, fine_tunings, flat, groups_of, seeds_of
 from orchestrator.labbook import sweep_record, with_verdict
-from orchestrator.pipeline import Ready
+from orchestrator.prepare import Ready, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.search import Choice, choose
@@ -43,10 +42,10 @@ class Plan:
     def of(cls, sweep: Sweep) -> Plan:
         """UserError for an axis, a value or a combination that can't be."""
         cells = cells_of(sweep)
-        ready = pipeline.prepare(sweep.recipe)
+        ready = prepare(sweep.recipe)
         for cell in cells:
             if cell.who == "student":
-                pipeline.check(cell.recipe, ready)
+                check(cell.recipe, ready)
         return cls(sweep, ready, cells)
 
     @property

@@ -21,6 +21,7 @@ from orchestrator.cells import expand
 from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.prepare import check, prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
 from orchestrator.steps.compare import Result
@@ -102,8 +103,8 @@ def test_the_known_block_is_the_student_itself(
     teacher.save_pretrained(tmp_path / "teacher")
     load_tokenizer(str(demo_models["demo-student"])).save_pretrained(tmp_path / "teacher")
     asked = recipe(tmp_path / "teacher", known.build.indices(student.config))
-    ready = pipeline.prepare(asked)
-    pipeline.check(asked, ready)
+    ready = prepare(asked)
+    check(asked, ready)
     folder = materialise(pipeline.extract_step(asked, ready, rank=32), store)
     places, starts = json.loads((folder / "transfer.json").read_text())["indices"], adapters.read_start(folder)
     matrices = {name: weight.detach() for name, weight in student.named_parameters() if weight.ndim == 2}
@@ -164,7 +165,7 @@ def small_rate(known: Any, made: Path, store: Store) -> Callable[[str, str], Res
         rows = []
         for seed in range(ENOUGH_SEEDS):
             asked = recipe(made / teacher, given, arm=arm, lr=3e-3, seed=seed)
-            step = pipeline.trial(asked, pipeline.prepare(asked), "test")
+            step = pipeline.trial(asked, prepare(asked), "test")
             rows.append(read_scores(materialise(step, store)))
         return Result(
             arm=arm, layers=None, structure=None, rank=8, scores=np.array(rows), seeds=tuple(range(ENOUGH_SEEDS))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from orchestrator import pipeline
 from orchestrator.cluster.ranks import Placement
 from orchestrator.models import adapters
+from orchestrator.prepare import prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
 from orchestrator.steps.step import materialise
@@ -51,7 +52,7 @@ def test_the_exported_adapter_is_the_trained_model(
 
     monkeypatch.setattr(adapters, "save", save_and_remember)
     asked = recipe(arm=arm)
-    step = pipeline.finetune_step(asked, pipeline.prepare(asked))
+    step = pipeline.finetune_step(asked, prepare(asked))
     folder = materialise(step, store)
     stock = AutoModelForCausalLM.from_pretrained(demo_models["demo-student"], dtype="float32").eval()
     with torch.no_grad():
@@ -73,7 +74,7 @@ def test_every_arm_starts_at_the_students_own_function(arm: str, store: Store, d
     from orchestrator.steps.finetune import adapted
 
     asked = recipe(arm=arm)
-    ready = pipeline.prepare(asked)
+    ready = prepare(asked)
     start = materialise(pipeline.extract_step(asked, ready), store) if asked.arm.extracts else None
     stock = load(ready.student.folder)
     with torch.no_grad():
@@ -93,7 +94,7 @@ def test_every_arm_starts_at_the_students_own_function(arm: str, store: Store, d
 
 def test_evaluation_keeps_every_example_and_agrees_with_itself(store: Store, demo_models: dict[str, Path]) -> None:
     asked = recipe(arm="lora")
-    step = pipeline.trial(asked, pipeline.prepare(asked), "test")
+    step = pipeline.trial(asked, prepare(asked), "test")
     folder = materialise(step, store)
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -110,7 +111,7 @@ def test_evaluation_keeps_every_example_and_agrees_with_itself(store: Store, dem
 
 def test_the_same_recipe_gives_the_same_score(demo_models: dict[str, Path], store: Store, tmp_path: Path) -> None:
     asked = recipe(arm="transfer", seed=3)
-    ready = pipeline.prepare(asked)
+    ready = prepare(asked)
     folders = [materialise(pipeline.trial(asked, ready, "validation"), place) for place in (store, Store(tmp_path))]
     first, second = ((folder / "examples.jsonl").read_text() for folder in folders)
     assert first == second
@@ -121,13 +122,13 @@ def test_parts_of_a_batch_add_up_to_it(demo_models: dict[str, Path], store: Stor
     for part in (64, 16):
         short = {"examples": 128, "epochs": 2, "batch_size": 64, "micro_batch_size": part, "dropout": 0.0}
         asked = recipe(arm="transfer", finetune=short)
-        folder = materialise(pipeline.finetune_step(asked, pipeline.prepare(asked)), store)
+        folder = materialise(pipeline.finetune_step(asked, prepare(asked)), store)
         curves.append([point["loss"] for point in json.loads((folder / "history.json").read_text())])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
 def test_ranks_share_one_extraction_and_arms_one_measurement(demo_models: dict[str, Path]) -> None:
-    ready = pipeline.prepare(recipe())
+    ready = prepare(recipe())
     asked = [recipe(arm=arm, rank=rank) for arm in ("transfer", "spectrum_control") for rank in (2, 4, 8)]
     assert len({pipeline.extract_step(one, ready).fingerprint for one in asked}) == 1
     others = [recipe(arm="transfer", layers="last"), recipe(arm="transfer", structure="row_column")]
@@ -142,7 +143,7 @@ def test_a_path_is_no_part_of_a_fingerprint(demo_models: dict[str, Path], tmp_pa
     asked = recipe(arm="transfer")
     task = {"name": "demo"}
     there = recipe(arm="transfer", task=task, teacher=str(moved["demo-teacher"]), student=str(moved["demo-student"]))
-    steps = [pipeline.trial(one, pipeline.prepare(one), "test") for one in (asked, there)]
+    steps = [pipeline.trial(one, prepare(one), "test") for one in (asked, there)]
     assert steps[0].fingerprint == steps[1].fingerprint
 
 
@@ -151,10 +152,10 @@ def test_a_diverging_trial_says_so(demo_models: dict[str, Path], store: Store) -
 
     asked = recipe(arm="lora", lr=1e20)
     with pytest.raises(UserError, match=r"lr: after training the loss on example 'demo_test_\d+' is nan"):
-        materialise(pipeline.trial(asked, pipeline.prepare(asked), "test"), store)
+        materialise(pipeline.trial(asked, prepare(asked), "test"), store)
     longer = recipe(arm="lora", lr=1e20, finetune={"examples": 256, "epochs": 2, "batch_size": 64})
     with pytest.raises(UserError, match=r"lr: the loss is (nan|inf) at step \d+; take a smaller one than 1e\+20"):
-        materialise(pipeline.finetune_step(longer, pipeline.prepare(longer)), store)
+        materialise(pipeline.finetune_step(longer, prepare(longer)), store)
 
 
 @pytest.mark.parametrize("metric", ["taylor", "wanda"])
@@ -163,7 +164,7 @@ def test_two_passes_choose_what_one_chooses(demo_models: dict[str, Path], store:
     found = {}
     for passes in (1, 2):
         asked = recipe(measure={"passes": passes, "granularity": 1, "metric": metric, "examples": 6})
-        step = pipeline.extract_step(asked, pipeline.prepare(asked))
+        step = pipeline.extract_step(asked, prepare(asked))
         assert ("recorded" in step.inputs) == (passes == 2 and metric == "taylor")
         assert step.inputs["measured"].config["granularity"] == (1 if passes == 1 else 16)
         found[passes] = json.loads((materialise(step, store) / "transfer.json").read_text())
@@ -178,7 +179,7 @@ def test_two_passes_choose_what_one_chooses(demo_models: dict[str, Path], store:
 def test_any_number_of_ranks_gives_the_same_adapter(demo_models: dict[str, Path], tmp_path: Path) -> None:
     """In two passes, so that measuring, recording and cutting are all shared out; in shares of a rank's tokens, too."""
     asked = recipe(measure={"passes": 2, "examples": 5})
-    step = pipeline.extract_step(asked, pipeline.prepare(asked))
+    step = pipeline.extract_step(asked, prepare(asked))
     one = materialise(step, Store(tmp_path / "one"))
     two = materialise(step, Store(tmp_path / "two"), placement=Placement(2, tokens=100))
     about, other = (json.loads((folder / "transfer.json").read_text()) for folder in (one, two))

@@ -20,6 +20,7 @@ import yaml
 from orchestrator import pipeline
 from orchestrator.cells import expand
 from orchestrator.models.families import AXES, FAMILIES, Geometry, pairs
+from orchestrator.prepare import prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep, label
 from orchestrator.steps.step import materialise
@@ -36,7 +37,7 @@ def main() -> None:
     given = parser.parse_args()
     store = Store(given.store)
     sweep = Sweep.model_validate(complete(yaml.safe_load((given.folder / "structures.yaml").read_text())))
-    ready = pipeline.prepare(sweep.recipe)
+    ready = prepare(sweep.recipe)
     student = ready.student.geometry
     print(f"{'in place / present':<22}" + "".join(f"{name:>16}" for name in CALLED.values()))
     for recipe in expand(sweep):

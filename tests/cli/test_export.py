@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import pipeline
 from orchestrator.models import adapters
+from orchestrator.prepare import prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
 from orchestrator.steps.step import materialise
@@ -192,7 +193,7 @@ def test_lm_evals_own_command_gives_the_score_of_every_example(
     long = SHORT | {"examples": 576} if kind == "whole" else SHORT
     fields = {"student": "./student", "arm": "lora", "rank": 8, "lr": 2e-2, "finetune": long}
     recipe = Sweep.model_validate(complete({"recipe": fields | {"evaluate": {"examples": 60}}})).recipe
-    ready = pipeline.prepare(recipe)
+    ready = prepare(recipe)
     splits = {name: [changed(row) for row in rows] for name, rows in ready.splits.items()}
     ready = replace(ready, task=replace(ready.task, metric=metric, choices=choices), splits=splits)
     store, step = Store(tmp_path / "kept"), pipeline.trial(recipe, ready, "test")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from orchestrator import pipeline
 from orchestrator.models.loading import load
+from orchestrator.prepare import prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
 from orchestrator.steps import training
@@ -38,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def whole(store: Store, demo_models: dict[str, Path]) -> Path:
     asked = recipe()
-    return materialise(pipeline.finetune_step(asked, pipeline.prepare(asked)), store)
+    return materialise(pipeline.finetune_step(asked, prepare(asked)), store)
 
 
 class Killed(Exception):
@@ -49,7 +50,7 @@ def test_a_training_goes_on_from_its_checkpoint(
     whole: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = recipe()
-    step = pipeline.finetune_step(asked, pipeline.prepare(asked))
+    step = pipeline.finetune_step(asked, prepare(asked))
     again = Store(tmp_path)
     for one in list(step.ancestors())[:-1]:
         materialise(one, again)
@@ -82,7 +83,7 @@ def test_a_training_goes_on_from_its_checkpoint(
 
 def test_rungs_end_where_the_whole_training_ends(whole: Path, store: Store) -> None:
     asked = recipe()
-    ready = pipeline.prepare(asked)
+    ready = prepare(asked)
     shares = (1 / 9, 1 / 3, 1.0)
     folders = [
         materialise(pipeline.finetune_step(asked, ready, shares=shares[: count + 1]), store) for count in range(3)
@@ -126,7 +127,7 @@ def test_labels_are_the_teachers_predictions_of_as_many_rows_as_equal_compute_bu
     store: Store, demo_models: dict[str, Path]
 ) -> None:
     asked = recipe("distil")
-    ready = pipeline.prepare(asked)
+    ready = prepare(asked)
     step = pipeline.labels_step(asked, ready)
     folder = materialise(step, store)
     found = read_labels(folder)

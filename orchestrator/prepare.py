@@ -1,0 +1,129 @@
+"""What a recipe refers to, found and checked before any work starts: nothing is computed, nothing written.
+
+ready = prepare(recipe)       # models, task and rows, or the first fault as a UserError
+check(recipe, ready)          # whether this trial can be done with them
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.errors import UserError
+from orchestrator.models.families import FAMILIES, ORIGINS, pairs
+from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
+from orchestrator.recipe import Recipe, TaskChoice
+from orchestrator.scale import check_given, check_structure, scale_of, tiled_sizes
+from orchestrator.steps.evaluate import questions
+from orchestrator.tasks import TASKS, Task, chat_task
+from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks.scoring import check as check_items
+from orchestrator.tasks.template import encode
+from orchestrator.transfer.arms import Distil
+from orchestrator.transfer.given import Given
+
+Who = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a recipe refers to, found and checked."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+    task: Task
+    splits: dict[Split, list[Example]]
+
+    def checkpoint(self, who: Who) -> Checkpoint:
+        """The teacher's or the student's."""
+        return self.teacher if who == "teacher" else self.student
+
+
+def prepare(recipe: Recipe) -> Ready:
+    """Find models and rows and check all that can be checked before work starts. UserError for the first fault."""
+    for field, name in (("teacher", recipe.teacher), ("student", recipe.student)):
+        source_of(name, field)  # a misspelt name is told before anything is fetched
+    task, splits = find_task(recipe.task)
+    if recipe.measure.seeds:
+        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
+    teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
+    template, tokenizer = recipe.task.template, load_tokenizer(teacher.folder, "teacher")
+    for example in draw(splits["seed"], recipe.measure.examples):
+        encode(example, template, tokenizer, recipe.measure.max_tokens)
+    tokenizer = load_tokenizer(student.folder, "student")
+    for example in draw(splits["train"], recipe.finetune.examples):
+        encode(example, template, tokenizer, recipe.finetune.max_tokens)
+    for split in ("validation", "test"):
+        rows = scored_rows(recipe, splits[split])
+        items, metric = questions(rows, template, tokenizer, task.metric, task.choices)
+        check_items(items, metric, tokenizer, student.config.max_position_embeddings)
+    return Ready(teacher, student, task, splits)
+
+
+def scored_rows(recipe: Recipe, rows: list[Example]) -> list[Example]:
+    """The rows of a split that an evaluation takes."""
+    return draw(rows, recipe.evaluate.examples) if recipe.evaluate.examples else rows
+
+
+def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
+    """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
+    if choice.name in TASKS:
+        task = TASKS[choice.name]
+        return task, task.splits(choice.data)
+    path = Path(choice.name).expanduser()
+    if path.suffix == ".jsonl" or path.is_file():
+        return chat_task(path)
+    raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
+
+
+def check(recipe: Recipe, ready: Ready) -> None:
+    """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
+    student = ready.student.geometry
+    sides = {role: min(student.shape(role)) for origin in ORIGINS for role in student.roles(origin)}
+    role, side = min(sides.items(), key=lambda item: item[1])
+    if recipe.rank > side:
+        n, m = student.shape(role)
+        raise UserError(
+            f"rank: {recipe.rank} is larger than the student's {role} matrix, {n} x {m}; take at most {side}"
+        )
+    try:
+        recipe.arm.check(recipe.rank, side)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    part = recipe.finetune
+    if part.micro_batch_size and part.batch_size % part.micro_batch_size:
+        raise UserError(
+            f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
+        )
+    if isinstance(recipe.arm, Distil):
+        vocabularies = [load_tokenizer(one.folder).get_vocab() for one in (ready.teacher, ready.student)]
+        if vocabularies[0] != vocabularies[1]:
+            raise UserError(
+                f"arm: distil needs one vocabulary, and {ready.teacher.name} and {ready.student.name} have two;"
+                " leave it out of --arms"
+            )
+    if recipe.layers is None:
+        return
+    teacher = ready.teacher.geometry
+    list(pairs(teacher, student, recipe.modules or ()))
+    try:
+        recipe.layers.select([0.0] * teacher.layers, student.layers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    scale = scale_of(recipe.measure, teacher, student)
+    g = scale.granularity
+    if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
+        raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
+    if recipe.structure:
+        family = FAMILIES[ready.teacher.config.model_type]
+        check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
+    if isinstance(recipe.structure, Given):
+        check_given(recipe.structure, teacher, student, recipe.modules or ())
+    if "embedding" in (recipe.modules or ()):
+        tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
+        if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:
+            raise UserError(
+                f"modules: embedding needs tokens that both have, and of {ready.student.name}'s {len(tokens)}"
+                f" {ready.teacher.name} has {shared}; leave it out with --modules attention,ffn"
+            )
