@@ -179,7 +179,7 @@ def _settings(result: Result) -> str:
 
 def _headline(question: Question, baseline: str, comparisons: Sequence[Comparison], gate: dict[str, Any] | None) -> str:
     """The answer in a sentence or two."""
-    arm, by = question.arm, {one.against: one for one in comparisons}
+    arm = question.arm
     if gate and gate["set"] and not gate["passed"]:
         return (
             f"No verdict: the teacher scores {gate['score']:.2f} on the task, below the gate of {gate['least']:.2f}."
@@ -196,8 +196,14 @@ def _headline(question: Question, baseline: str, comparisons: Sequence[Compariso
     if arm != "transfer":
         told = [f"{one.against} {_REVERSED[one.outcome]}" for one in comparisons]
         return f"Against {arm}: {', '.join(told)}."
-    first = by.get(baseline)
-    controls = [one for one in comparisons if one.against in CONTROLS]
+    losers = [one.against for one in comparisons if one.outcome == "worse" and one.against != baseline]
+    more = f" {' and '.join(losers)} did better than transfer." if losers else ""
+    return _of_transfer(baseline, {one.against: one for one in comparisons}) + more
+
+
+def _of_transfer(baseline: str, by: dict[str, Comparison]) -> str:
+    """Whether it helped, and then whether that was the teacher."""
+    first, controls = by.get(baseline), [one for one in by.values() if one.against in CONTROLS]
     if first is None:
         return f"{baseline} was not run, so whether transfer helped isn't known."
     if first.outcome == "worse":
@@ -224,13 +230,14 @@ _REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told 
 
 def _sentence(one: Comparison, comparisons: int) -> str:
     low, high = one.ci95
-    counted = f", corrected for {comparisons} comparisons {one.p_holm:.3f}" if comparisons > 1 else ""
+    meaning = f" ({CONTROLS[one.against]})" if one.against in CONTROLS else ""
+    counted = f" (corrected for {comparisons} comparisons {_p(one.p_holm)})" if comparisons > 1 else ""
+    end: str = one.outcome
     if one.outcome == "can't tell":
-        end = f"can't tell; a true difference of {one.smallest:.2f} would be found 4 times of 5"
-    else:
-        end = one.outcome
-    return f"against {one.against}: {one.delta:+.3f} (95 %: {low:+.3f} to {high:+.3f}; p {_p(one.p)}{counted}): {end}"
+        end += f"; a true difference of {one.smallest:.2f} would be found 4 times of 5"
+    figures = f"{one.delta:+.3f}, 95 % {low:+.3f} to {high:+.3f}, p {_p(one.p)}{counted}"
+    return f"against {one.against}{meaning}: {figures}: {end}"
 
 
 def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -77,6 +77,7 @@ def rows(means: dict[str, float], seeds: int = 6, **fields: Any) -> list[Result]
         ({"transfer": 0.8, "lora": 0.4, "spectrum_control": 0.5}, "The teacher helped: transfer is better than lora"),
         ({"transfer": 0.8, "lora": 0.4, "spectrum_control": 0.8}, "Better than lora, but not shown to be"),
         ({"transfer": 0.8, "lora": 0.4, "pissa": 0.9}, "Better than lora; whether by what the teacher knows"),
+        ({"transfer": 0.6, "lora": 0.3, "pissa": 0.95, "spectrum_control": 0.3}, "The teacher helped"),
         ({"transfer": 0.3, "lora": 0.7, "spectrum_control": 0.2}, "Transfer hurt"),
         ({"transfer": 0.5, "lora": 0.5, "spectrum_control": 0.2}, "Not shown to help: transfer can't be told"),
         ({"transfer": 0.5, "spectrum_control": 0.2}, "lora was not run, so whether transfer helped isn't known"),
@@ -88,6 +89,13 @@ def test_each_answer_in_words(means: dict[str, float], says: str) -> None:
     told = judge(rows(means), "lora")
     assert told.headline.startswith(says)
     assert len(told.comparisons) == len(means) - 1
+
+
+def test_an_arm_that_does_better_without_a_teacher_is_named() -> None:
+    told = judge(rows({"transfer": 0.6, "lora": 0.3, "pissa": 0.95, "spectrum_control": 0.3}), "lora")
+    assert told.headline.endswith("pissa did better than transfer.")
+    told = judge(rows({"transfer": 0.5, "lora": 0.5, "spectrum_control": 0.9}), "lora")
+    assert told.headline.endswith("such sweeps). spectrum_control did better than transfer.")
 
 
 def test_with_too_few_seeds_nothing_is_claimed() -> None:
