@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test test-long check bench lock clean
 
 # torch first and pinned: asked for by another package, it would come in its newest CUDA build
 $(VENV)/.installed: pyproject.toml requirements.lock
@@ -23,7 +23,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/pkt sweep
 
 test: $(VENV)/.installed
-	@$(BIN)/pytest -n 2 --dist loadgroup
+	@$(BIN)/pytest -n 2 --dist loadgroup -m "not long"
+
+test-long: $(VENV)/.installed  ## sweeps that are killed, a browser, the known-answer pair
+	@$(BIN)/pytest -n 2 --dist loadgroup -m long
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

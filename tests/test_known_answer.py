@@ -130,7 +130,7 @@ def test_units_in_their_place(known: Any) -> None:
     assert known.near.of_units([1, 2, 3, 4, 5, 6], 2) == (0.0, 0.0)  # heads cut apart
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_sweep_is_one_that_the_product_takes(known: Any, made: Path) -> None:
     for path in sorted(made.glob("*.yaml")):
         sweep = Sweep.model_validate(complete(yaml.safe_load(path.read_text())))
@@ -138,7 +138,7 @@ def test_every_sweep_is_one_that_the_product_takes(known: Any, made: Path) -> No
         assert Plan.of(sweep).cells
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_update_at_the_known_indices_is_the_skill(known: Any, made: Path, demo_models: dict[str, Path]) -> None:
     """Untrained, the student does with it what the tuned teacher does; with as much in random directions, nothing."""
     source = str(demo_models["demo-student"])
@@ -174,7 +174,7 @@ def small_rate(known: Any, made: Path, store: Store) -> Callable[[str, str], Res
     return scores
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_verdict_tells_the_known_block_from_its_spectrum(small_rate: Any) -> None:
     """At a small rate: at each row's best one the block's lead is gone (see the notes)."""
     arms = ("lora", "transfer", "spectrum_control")
@@ -182,7 +182,7 @@ def test_the_verdict_tells_the_known_block_from_its_spectrum(small_rate: Any) ->
     assert {one.against: one.outcome for one in told.comparisons}["spectrum_control"] == "better"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_a_random_teacher_of_the_same_spectrum_nothing_good_is_said(small_rate: Any) -> None:
     arms = ("lora", "transfer", "spectrum_control")
     told = judge([small_rate(arm, "random") for arm in arms], "lora")

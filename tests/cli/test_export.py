@@ -168,7 +168,7 @@ TASKS: dict[str, tuple[Metric, tuple[str, ...], Callable[[Example], Example]]] =
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("padded", [False, True])
 def test_lm_evals_own_command_gives_the_score_of_every_example(
@@ -243,7 +243,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return folder / "pkt-store"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.cluster
 def test_the_best_row_of_a_sweep_or_of_an_arm(
     pkt: Call,  # noqa: F811
@@ -293,7 +293,7 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
         assert float((PeftModel.from_pretrained(stock, "out0")(ids).logits - before).abs().max()) > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.cluster
 def test_what_a_sweep_lacks_is_told_with_what_it_has(pkt: Call, swept: Path, tmp_path: Path) -> None:  # noqa: F811
     for words, message in (

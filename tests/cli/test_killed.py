@@ -19,7 +19,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("killed")]
+pytestmark = [pytest.mark.long, pytest.mark.cluster, pytest.mark.xdist_group("killed")]
 PKT = str(Path(sys.executable).with_name("pkt"))
 SWEEP = {
     "name": "tiny",

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow_server import Server
 from test_sweep_end_to_end import PKT, pkt
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("sweep")]
+pytestmark = [pytest.mark.long, pytest.mark.cluster, pytest.mark.xdist_group("sweep")]
 SWEEP = {
     "name": "small",
     "recipe": {"finetune": {"examples": 64, "batch_size": 16, "epochs": 1}, "evaluate": {"examples": 16}},
