@@ -57,7 +57,7 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip
     Console(width=max(140, Console().width)).print(table)
-    for line in [*remarks(record, rows), "", *told.lines(), "", *footer(record, told)]:
+    for line in [*remarks(record, rows), "", *told.lines(), "", *footer(record, told, rows)]:
         typer.echo(line)
 
 
@@ -72,15 +72,24 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def footer(record: dict[str, Any], told: Any) -> list[str]:
+def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]]) -> list[str]:
     """What the verdict rests on, and where to look further."""
     tried = record.get("tried", {})
-    chosen = [f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried)" for arm, settings in told.chosen.items()]
+    chosen = [
+        f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried){_other_row(arm, told.scores[arm], rows)}"
+        for arm, settings in told.chosen.items()
+    ]
     return [
         *(["Each arm was taken at its settings of best validation score:", *chosen] if chosen else []),
         "One task and one pair of models: no evidence for others.",
         f"Look further: pkt report {record['name']}   |   pkt compare {record['name']} --json   |   pkt ui",
     ]
+
+
+def _other_row(arm: str, score: float, rows: list[dict[str, Any]]) -> str:
+    """That another row of the arm did better on the test split, which must not choose, but should be seen."""
+    best = max(row["mean"] for row in rows if row["arm"] == arm)
+    return f"; another row of it has {best:.3f} on the test split, this one {score:.3f}" if best > score else ""
 
 
 def _lr(row: dict[str, Any]) -> str:

@@ -96,6 +96,7 @@ class Verdict:
 
     question: Question
     chosen: dict[str, str]  # arm → its settings
+    scores: dict[str, float]  # arm → their mean on the test split
     comparisons: tuple[Comparison, ...]
     headline: str
     warnings: tuple[str, ...] = ()
@@ -139,7 +140,10 @@ def judge(results: Sequence[Result], baseline: str, gate: dict[str, Any] | None 
             f"Warning: the learning rate of {', '.join(edge)} lies on the edge of its grid: a wider --lr might change"
             " this."
         )
-    return Verdict(question, settings, comparisons, _headline(question, baseline, comparisons, gate), tuple(warnings))
+    scores = {arm: float(result.scores.mean()) for arm, result in chosen.items()}
+    return Verdict(
+        question, settings, scores, comparisons, _headline(question, baseline, comparisons, gate), tuple(warnings)
+    )
 
 
 def choose(results: Sequence[Result], arm: str) -> Result | None:
