@@ -25,7 +25,7 @@ ARMS = ["lora", "transfer", "spectrum_control"]
 
 def sweep(**document: Any) -> Sweep:
     axes = {"arm": ARMS, "rank": [4, 8], "layers": ["sensitivity", "last"]}
-    base = {"axes": axes, "lr": [1e-3, 1e-1], "tuned_teacher": False, "repeats": 3}
+    base = {"axes": axes, "lr": [1e-3, 1e-1], "tuned_teacher": False, "repeats": 3, "tuning_seeds": 1}
     return Sweep.model_validate(complete({**base, **document}))
 
 

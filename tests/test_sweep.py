@@ -50,7 +50,7 @@ def test_any_field_can_be_an_axis() -> None:
         ({"task.name.deep": [4]}, r"axes: task.name.deep is no axis"),
         ({"stored_rank.deep": [4]}, r"'stored_rank.deep' is no field"),
         ({"rank": []}, r"axes: rank has no values, which makes 0 trials"),
-        ({"rank": [*range(1, 200)], "finetune.epochs": [*range(1, 200)]}, r"axes: 79,202 combinations, more than"),
+        ({"rank": [*range(1, 200)], "finetune.epochs": [*range(1, 200)]}, r"axes: 39,601 combinations, more than"),
         ({"rank": [0]}, r"rank: 0: input should be greater than or equal to 1"),
         ({"layers": ["sensitivty"]}, r"layers: 'sensitivty' is not known; known: sensitivity, random"),
         ({"structure": ["block"]}, r"structure: 'block' is not known"),

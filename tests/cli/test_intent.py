@@ -50,7 +50,7 @@ def test_what_is_too_small_to_be_seen_is_said(pkt: Call) -> None:  # noqa: F811
         (["--search", "hyperband"], "search: 'hyperband' is not known; known: grid, random, optuna, asha"),
         (["--rank", "8", "--set", "rank=4"], "axes: rank is an axis, and recipe.rank is fixed to 4"),
         (["--rank", ""], "axes: rank has no values, which makes 0 trials"),
-        (["--rank", "1,2,3,4,5,6,7,8", "--lr", "1,2,3,4,5,6,7"], "axes: 632 fine-tunings, more than 150; say --yes"),
+        (["--rank", "1,2,3,4,5,6,7,8", "--lr", "1,2,3,4,5,6,7"], "axes: 655 fine-tunings, more than 150; say --yes"),
         (["--arms", "lora,orthogonal", "--rank", "5"], "rank: 5 is odd, and the arm orthogonal needs an even one"),
         (["--arms", "lora,lora_ga", "--rank", "24"], "rank: 24 is too large for the arm lora_ga; it takes at most 16"),
         (["--resume", "nothing"], "resume: no sweep 'nothing' was begun in"),
