@@ -139,6 +139,7 @@ def main(store: str, sweep: str, out: str) -> None:
         page.screenshot(path=folder / "compare.png")
         open_artifact(page, address, run, "sweep", "leaderboard.png")
         page.get_by_role("img", name="leaderboard.png").or_(page.locator("img[src^='blob:']")).first.wait_for()
+        page.get_by_text("sweep.json", exact=True).hover()  # which waits until the folder has unfolded
         page.screenshot(path=folder / "artifacts.png")
 
 
