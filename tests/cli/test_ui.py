@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from test_sweep_end_to_end import PKT
 
@@ -48,11 +49,17 @@ def test_the_server_shows_the_runs_and_ends_with_all_its_processes(tmp_path: Pat
                 time.sleep(0.5)
         assert {run["info"]["run_name"] for run in runs} == {"a sweep", "a trial"}
         assert b"<title>MLflow" in urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
-        os.killpg(server.pid, signal.SIGINT)
+        taken = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert taken.returncode == 2
+        assert taken.stderr.startswith(f"pkt: port: {port} can't be had (Address already in use); name another")
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does it: to all of the group
         _, err = server.communicate(timeout=30)
     finally:
         if server.poll() is None:
-            os.killpg(server.pid, signal.SIGKILL)
+            server.terminate()
+    assert server.returncode == 0
+    assert "Traceback" not in err
     assert err.startswith(f"http://127.0.0.1:{port}/#/experiments/1/runs shows the sweeps' runs; Ctrl-C ends it")
-    with pytest.raises(ProcessLookupError):
-        os.killpg(server.pid, 0)
+    with pytest.raises(URLError):
+        urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(port) in (one.info["cmdline"] or [])]
