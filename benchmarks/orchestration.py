@@ -31,6 +31,7 @@ SWEEP: dict[str, Any] = {  # 4 rows of 2 learning rates and 4 seeds: 24 fine-tun
     "lr": [8.0e-3, 2.0e-2],
     "repeats": 4,
     "tuned_teacher": False,
+    "tuning_seeds": 1,
     "gate": None,
 }
 

@@ -67,9 +67,10 @@ class Cell:
         params = {
             "stage": stage,
             "split": split,
-            "label": self.label,
             "share": shares[-1],
             **flat(recipe.model_dump(mode="json")),
+            **({} if self.adapted and self.who == "student" else {"arm": self.label}),
+            **({} if self.adapted else dict.fromkeys(("rank", "lr", "seed", "share"), None)),
         }
         more = {"lr": lr, "seed": seed} if self.adapted else {}
         return Trial(self.name(**more), step, params)
@@ -189,5 +190,17 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, dict):
             result |= flat(value, f"{prefix}{key}.")
         else:
-            result[prefix + key] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            result[prefix + key] = " | ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else value
     return result
+
+
+def asked_flat(sweep: Sweep) -> dict[str, Any]:
+    """A sweep's own fields for MLflow: what varies is under `axes`, so that no column mixes it with a trial's."""
+    fields = flat(sweep.model_dump(mode="json"))
+    fields["axes.lr"] = fields.pop("lr")
+    varied = {f"recipe.{path}" for path in (*sweep.axes, "lr", "seed")}
+    return {name: value for name, value in fields.items() if name not in varied}
+
+
+def _plain(value: Any) -> str:
+    return label(value) if isinstance(value, dict) and "kind" in value else str(value)

@@ -42,14 +42,17 @@ def sweep_record(key: str, name: str, params: dict[str, Any], ready: Ready) -> R
     return Record(key, name, params=params, tags=tags, datasets=datasets, status="RUNNING")
 
 
-def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str]) -> Record:
+def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], failed: int) -> Record:
     """The parent's at its end: the verdict is its description, the leaderboard a table."""
     columns = [name for name in rows[0] if name != "other"] if rows else []
     table = {"columns": columns, "data": [[_cell(row[name]) for name in columns] for row in rows]}
-    best = {"best_score": max((row["mean"] for row in rows if row["rank"]), default=0.0)}
+    best = max((row["mean"] for row in rows if row["rank"]), default=0.0)
     note = "\n\n".join(line.strip() for line in lines)
     return replace(
-        record, tags={**record.tags, "mlflow.note.content": note}, metrics=best, tables={"leaderboard.json": table}
+        record,
+        tags={**record.tags, "mlflow.note.content": note},
+        metrics={"best_score": best, "rows": len(rows), "failed": failed},
+        tables={"leaderboard.json": table},
     )
 
 
@@ -81,10 +84,12 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
         "source": str(params.get("task.data") or params.get("task.name")),
         "context": str(params.get("split", "")),
     }
+    params = {name: "-" if value is None else value for name, value in params.items()}
     return Record(
         f"{sweep}/{step.fingerprint}", label, sweep, params,
         metrics=metrics, curves=curves, artifacts=artifacts, tables={"examples.json": examples},
         datasets=[dataset] if dataset["digest"] else [],
+        seconds=metrics["evaluate_seconds"] + metrics.get("finetune_seconds", 0.0),
         time_ms=int((folder / MANIFEST).stat().st_mtime * 1000),  # when it ended, and the same whenever told
     )  # fmt: skip
 

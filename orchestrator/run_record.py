@@ -34,6 +34,7 @@ class Record:
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # file.json → {"columns": , "data": }
     datasets: Sequence[Mapping[str, str]] = ()  # name, digest, source, context
     status: Status = "FINISHED"
+    seconds: float = 0.0  # that the work took, until `time_ms`
     time_ms: int = field(default_factory=lambda: int(time.time() * 1000))  # the same again makes the same points
 
     def clean(self) -> Record:

@@ -89,15 +89,15 @@ class Store:
         """
         folder = self.root / step / f".{key}.partial"
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder, f"waiting for another process that is at the same step: {step}"):
+        with held(folder / "lock", f"waiting for another process that is at the same step: {step}"):
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def held(folder: Path, waiting: str) -> Iterator[None]:
-    """A folder for one process at a time; another is told what it is waiting for. A process that dies lets go."""
-    with (folder / "lock").open("w") as lock:
+def held(file: Path, waiting: str) -> Iterator[None]:
+    """A file that one process has at a time; another is told what it is waiting for. A process that dies lets go."""
+    with file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

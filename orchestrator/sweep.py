@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import TUNING_SEED, Cell, Group, cells_of, fine_tunings, flat, groups_of, seeds_of
+from orchestrator.cells import TUNING_SEED, Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of
 from orchestrator.labbook import sweep_record, with_verdict
 from orchestrator.prepare import Ready, check, prepare
 from orchestrator.recipe import Run, Sweep
@@ -104,8 +104,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         Runner(store, run, plan.key, screen, folder) as runner,
     ):
         runner.share(plan.shared)
-        params = flat(sweep.model_dump(mode="json"))
-        runner.begin(track(), sweep_record(plan.key, plan.name, params, ready))
+        runner.begin(track(), sweep_record(plan.key, plan.name, asked_flat(sweep), ready))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references])
         finals: list[tuple[Choice, list[Trial]]] = []
@@ -141,7 +140,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         if found := results(record, store):
             board, told = leaderboard(found, sweep.baseline), judge(found, sweep.baseline, record["gate"])
             assert runner.told
-            runner.told = with_verdict(runner.told, board, told.lines())
+            runner.told = with_verdict(runner.told, board, told.lines(), len(runner.failed))
         runner.end("FAILED" if runner.failed else "FINISHED", folder=folder, seconds=20)
     return record
 

@@ -47,7 +47,7 @@ def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[
     """
     folder = store.root / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder, f"another process runs the sweep {name}; waiting for it"):
+    with held(folder.with_name(f".{name}.lock"), f"another process runs the sweep {name}; waiting for it"):
         path = folder / ASKED
         if path.is_file():
             before = json.loads(path.read_text())

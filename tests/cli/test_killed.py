@@ -31,6 +31,7 @@ SWEEP = {
     "lr": [3.0e-2],
     "repeats": 2,
     "tuned_teacher": False,
+    "tuning_seeds": 1,
     "gate": None,
 }  # fmt: skip
 ROUNDS, KILLS = 5, 4

@@ -29,6 +29,7 @@ SWEEP = {
     "lr": [5.0e-3, 2.0e-2],
     "repeats": 2,
     "tuned_teacher": False,
+    "tuning_seeds": 1,
 }
 
 
@@ -53,17 +54,17 @@ def test_the_leaderboard_and_its_line(swept: tuple[Path, Any]) -> None:
     assert "small: demo, exact_match,whole-answer" in done.stdout
     for label in ("lora", "transfer", "student", "teacher", "sensitivity", "0,2,3,5"):
         assert label in done.stdout
-    assert "one task and one pair of models: no evidence for others" in done.stdout
+    assert "One task and one pair of models: no evidence for others." in done.stdout
     assert "pkt compare small --json   |   pkt ui" in done.stdout
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     assert all(line.split(":")[0] in NOISE_FREE for line in done.stderr.splitlines() if line.strip()), done.stderr
-    assert "choosing learning rates: 8/8" in done.stderr
+    assert "choosing settings: 8/8" in done.stderr
     compared = pkt(folder, "compare")
     assert compared.stdout == done.stdout
 
 
-NOISE_FREE = {"small", "measuring the teacher", "extracting blocks", "choosing learning rates", "trials"} | {
+NOISE_FREE = {"small", "measuring the teacher", "extracting blocks", "choosing settings", "trials"} | {
     "3 rows, each 2 learning rates on the validation split, then 2 random seeds on the test split"
 }
 
