@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import TUNING_SEED, Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of
-from orchestrator.labbook import sweep_record, with_verdict
+from orchestrator.labbook import commit, sweep_record, with_verdict
 from orchestrator.prepare import Ready, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
@@ -127,6 +127,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         record: dict[str, Any] = {
             "name": plan.name,
             "key": plan.key,
+            "commit": commit(),
             "task": ready.task.name,
             "metric": f"{ready.task.metric.kind},{ready.task.metric.filter_name}",
             "baseline": sweep.baseline,

@@ -13,8 +13,10 @@ import numpy as np
 
 from orchestrator.errors import UserError
 from orchestrator.recipe import label
-from orchestrator.steps.compare import Result, leaderboard
-from orchestrator.steps.figure import draw
+from orchestrator.steps import style
+from orchestrator.steps.compare import Result
+from orchestrator.steps.drawn import drawn
+from orchestrator.steps.evidence import collect
 from orchestrator.store import Store, held
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
@@ -22,14 +24,21 @@ COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every l
 
 
 def write_record(store: Store, record: dict[str, Any]) -> Path:
-    """Put the record in place, and the leaderboard's picture beside it; returns their folder."""
+    """Put the record in place, and the pictures beside it; returns their folder."""
     folder = store.root / "sweeps" / record["name"]
     folder.mkdir(parents=True, exist_ok=True)
-    if found := results(record, store):
-        title = f"{record['name']}: {record['task']}, {record['metric']}"
-        draw(leaderboard(found, record["baseline"]), title, folder / "leaderboard.png")
     _write(folder / RECORD, record)
+    write_pictures(record, store, folder)
     return folder
+
+
+def write_pictures(record: dict[str, Any], store: Store, folder: Path) -> list[Path]:
+    """Each picture of the report as a file of its own, which MLflow keeps with the sweep's run."""
+    title = f"{record['name']}: {record['task']}, {record['metric']}"
+    pictures = drawn(collect(record, results(record, store), store), title)
+    for picture in pictures:
+        style.png(picture.figure, folder / f"{picture.name}.png")
+    return [folder / f"{picture.name}.png" for picture in pictures]
 
 
 def _write(path: Path, value: Any) -> None:
