@@ -33,13 +33,13 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
     from orchestrator.errors import UserError
     from orchestrator.steps.compare import leaderboard
     from orchestrator.steps.record import results
-    from orchestrator.steps.verdict import judge
+    from orchestrator.steps.verdict import verdict_of
 
-    baseline = baseline or record["baseline"]
+    asked, baseline = baseline, baseline or record["baseline"]
     found = results(record, store)
-    if baseline not in (arms := sorted({row["label"] for row in record["rows"]})):
+    if asked and asked not in (arms := sorted({row["label"] for row in record["rows"]})):
         raise UserError(f"baseline: {baseline!r} has no row in {record['name']}; rows: {', '.join(arms)}")
-    rows, told = leaderboard(found, baseline), judge(found, baseline, record["gate"])
+    rows, told = leaderboard(found, baseline), verdict_of(record, found, baseline)
     if as_json:
         answer = {"baseline": baseline, "metric": record["metric"], "rows": rows, "verdict": told.as_json()}
         typer.echo(json.dumps(answer))

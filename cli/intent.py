@@ -14,8 +14,9 @@ from orchestrator.plan import forecast
 from orchestrator.prepare import find_task
 from orchestrator.recipe import Grid, Sweep
 from orchestrator.steps.compare import BOUNDS
+from orchestrator.steps.power import EXPECTED, smallest_effect
 from orchestrator.steps.record import asked_for, differences
-from orchestrator.steps.verdict import ENOUGH_SEEDS, EXPECTED, smallest_effect
+from orchestrator.steps.verdict import ENOUGH_SEEDS
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
 
@@ -41,8 +42,9 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     if not found or float(found[1]) <= 0:
         raise UserError(f"budget: {budget!r} is no amount; write it as 8gpu-hours")
     steps = forecast(sweep, Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))).steps
-    teacher = sum(steps[name].gpu_hours for name in ("measure", "extract") if name in steps)
-    trials = int((float(found[1]) - teacher) / max(steps["finetune"].gpu_hours, 1e-9))
+    finetune = max(steps["finetune"].gpu_hours, 1e-9)
+    teacher = steps["sweep"].gpu_hours - fine_tunings(sweep, cells_of(sweep)) * finetune
+    trials = int((float(found[1]) - teacher) / finetune)
     paid = f"budget: {budget} pays for {max(trials, 0)} fine-tunings"
     if isinstance(sweep.search, Grid):
         if trials < (needed := fine_tunings(sweep, cells_of(sweep))):
@@ -72,7 +74,7 @@ def rows_of(sweep: Sweep) -> tuple[int | None, int | None]:
 def refuse_too_many(sweep: Sweep, *, yes: bool) -> None:
     """UserError for more fine-tunings than the sweep's limit, unless they were said to be wanted."""
     count = fine_tunings(sweep, cells_of(sweep))
-    if count > sweep.max_trials and not yes and sweep.trials is None:
+    if count > sweep.max_trials and not yes and sweep.trials is None:  # a number that was said is wanted
         raise UserError(
             f"axes: {count:,} fine-tunings, more than {sweep.max_trials}; say --yes to run them all, give fewer --rank,"
             " --layers, --lr or --repeats, or let --search random --trials N choose among them"

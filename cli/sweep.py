@@ -79,9 +79,8 @@ def sweep(
         asked = as_begun(kept, resume, None)
     else:
         asked = o.sweep_of(file, flags, axes, set_ or [])
+        asked = afford(asked, budget) if budget else asked
         asked = as_begun(kept, resume, asked) if resume else asked
-    if budget:
-        asked = afford(asked, budget)
     refuse_too_many(asked, yes=yes or dry_run or bool(resume))  # what was begun was wanted
     if dry_run:
         typer.echo(json.dumps(counts(asked)) if as_json else intent(asked, gpu_memory))

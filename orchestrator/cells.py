@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from orchestrator import pipeline
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready, Who
-from orchestrator.recipe import Grid, Recipe, Sweep, label, one_line
+from orchestrator.recipe import RATES, Grid, Recipe, Sweep, label, one_line
 from orchestrator.runner import Trial
 from orchestrator.tasks.base import Split
 from orchestrator.transfer.arms import Distil, Lora
@@ -32,6 +32,7 @@ FIXED = {  # what all trials of a sweep have in common, or what the sweep itself
     "student": "run one sweep a student",
     "task": "run one sweep a task",
     "measure.seeds": "run one sweep for each file of seed examples",
+    "evaluate": "all trials are scored on the same rows",
 }
 
 
@@ -132,6 +133,15 @@ def seeds_of(sweep: Sweep, cell: Cell) -> range:
     return range(sweep.repeats if cell.who == "student" and cell.adapted else 1)
 
 
+def rates_of(sweep: Sweep) -> list[float]:
+    """The learning rates to choose from: as given for a grid, else RATES of them evenly on a logarithmic scale."""
+    low, high = min(sweep.lr), max(sweep.lr)
+    if isinstance(sweep.search, Grid) or low == high:
+        return sorted(set(sweep.lr))
+    step = math.log(high / low) / (RATES - 1)
+    return [float(f"{low * math.exp(step * place):.3g}") for place in range(RATES)]
+
+
 @dataclass(frozen=True)
 class Group:
     """Cells of which one goes on to the test split: each alone in a grid, all of an arm in any other search."""
@@ -145,12 +155,15 @@ def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
     cells = tuple(cells)
     arms = {name: tuple(cell for cell in cells if cell.label == name) for name in dict.fromkeys(c.label for c in cells)}
     if isinstance(sweep.search, Grid):
+        if sweep.trials is not None:
+            raise UserError(f"trials: {sweep.trials}, but a grid makes what its axes make; say --search random with it")
         return tuple(
             Group((cell,), len(sweep.lr) if len(sweep.lr) > 1 or len(arms[cell.label]) > 1 else 0) for cell in cells
         )
     finals = sum(len(seeds_of(sweep, some[0])) for some in arms.values())
     total = sweep.trials or finals + len(arms) * sweep.tuning_seeds * sweep.search.settings
     each = (total - finals) // (len(arms) * sweep.tuning_seeds)
+    each = min(each, len(rates_of(sweep)) * min(len(some) for some in arms.values()))  # as many as the poorest arm has
     if each < 2:
         raise UserError(
             f"trials: {total} leave {max(each, 0)} settings to try for each of {len(arms)} arms after {finals} trials"
@@ -168,10 +181,13 @@ def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
 
 def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     """How often the teacher is gone through and cut for all of the sweep's trials together, by what it is for."""
+    cells = tuple(cells)
+    tuned = any(group.searched for group in groups_of(sweep, cells))
+    tuning = range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds if tuned else TUNING_SEED)
     recipes = [
         cell.recipe.model_copy(update={"seed": seed}).settled()
         for cell in cells
-        for seed in (*seeds_of(sweep, cell), *range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds))
+        for seed in (*seeds_of(sweep, cell), *tuning)
     ]
     cut = [recipe for recipe in recipes if recipe.arm.extracts]
     return {

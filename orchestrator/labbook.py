@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator import system_metrics
 from orchestrator.prepare import Ready
 from orchestrator.run_record import Record
+from orchestrator.steps.compare import BOUNDS
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, versions
@@ -46,7 +47,7 @@ def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], f
     """The parent's at its end: the verdict is its description, the leaderboard a table."""
     columns = [name for name in rows[0] if name != "other"] if rows else []
     table = {"columns": columns, "data": [[_cell(row[name]) for name in columns] for row in rows]}
-    best = max((row["mean"] for row in rows if row["rank"]), default=0.0)
+    best = max((row["mean"] for row in rows if row["arm"] not in BOUNDS), default=0.0)
     note = "\n\n".join(line.strip() for line in lines)
     return replace(
         record,

@@ -115,6 +115,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.finetune.max_tokens,
+            "seed_tokens": recipe.measure.max_tokens,
             "dtype": recipe.measure.dtype,
             "temperature": recipe.arm.temperature,
             "passes": FORWARDS_OF_A_PASS * points if recipe.arm.rows == "equal" else None,

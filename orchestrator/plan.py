@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.cells import cells_of, fine_tunings
+from orchestrator.cells import cells_of, fine_tunings, shared_by
 from orchestrator.cluster.ranks import Placement
 from orchestrator.costs import (
     USABLE,
@@ -73,8 +73,13 @@ def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware))
     needs = [cost.smallest_cluster for cost in steps.values()]
     smallest = None if None in needs else max(need for need in needs if need)
-    times = {"finetune": math.ceil(trials / gpus)}
-    seconds = sum(times.get(name, 1) * cost.seconds for name, cost in steps.items())
+    shared = shared_by(sweep, cells)
+    times = {
+        "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
+        "extract": shared["extractions"],
+        "finetune": math.ceil(trials / gpus),
+    }
+    seconds = sum(times[name] * cost.seconds for name, cost in steps.items())
     fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)

@@ -96,12 +96,15 @@ def check(recipe: Recipe, ready: Ready) -> None:
         raise UserError(
             f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
         )
+    if recipe.measure.shuffled and min(recipe.measure.examples, len(ready.splits["seed"])) < 2:
+        raise UserError("arm: shuffled_seeds needs two seed examples to exchange answers; give more, or leave it out")
     if isinstance(recipe.arm, Distil):
-        vocabularies = [load_tokenizer(one.folder).get_vocab() for one in (ready.teacher, ready.student)]
-        if vocabularies[0] != vocabularies[1]:
+        own, theirs = (load_tokenizer(one.folder) for one in (ready.student, ready.teacher))
+        alike = own.get_vocab() == theirs.get_vocab() and own.eos_token == theirs.eos_token
+        if not alike or (recipe.task.template == "chat" and own.chat_template != theirs.chat_template):
             raise UserError(
-                f"arm: distil needs one vocabulary, and {ready.teacher.name} and {ready.student.name} have two;"
-                " leave it out of --arms"
+                f"arm: distil needs one vocabulary and template, and {ready.teacher.name} and {ready.student.name} have"
+                " two; leave it out of --arms"
             )
     if recipe.layers is None:
         return

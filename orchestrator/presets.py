@@ -16,7 +16,7 @@ ARMS = ("lora", "pissa", "transfer", "spectrum_control")
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """The document with what it leaves open filled in. UserError where a teacher has no natural student.
 
-    Four arms, one rank and one layer strategy, three learning rates and three random seeds make 24 fine-tunings. The
+    Four arms, one rank and one layer strategy, three learning rates and six random seeds make 36 fine-tunings. The
     demo's own teacher brings the demo's protocol.
     """
     for field in ("recipe", "axes"):

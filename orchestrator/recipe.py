@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from orchestrator.transfer.arms import Arm, Transfer
+from orchestrator.transfer.arms import Arm, Distil, Transfer
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
 from orchestrator.transfer.metrics import SensitivityMetric, Taylor
@@ -114,7 +114,10 @@ class Recipe(Section):
     def settled(self) -> Recipe:
         """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
         if not self.arm.extracts:
-            return self.model_copy(update=dict.fromkeys(("layers", "structure", "modules")))
+            unused: dict[str, Any] = dict.fromkeys(("layers", "structure", "modules"))
+            asks = isinstance(self.arm, Distil)  # the teacher, too, for as long as its sensitivities would take
+            unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure(seeds=self.measure.seeds)}
+            return self.model_copy(update=unused)
         fields = self.model_dump(mode="json", exclude_none=True)
         for section, fixed in self.arm.fixes(self.seed).items():
             fields[section] = {**({} if "kind" in fixed else fields[section]), **fixed}

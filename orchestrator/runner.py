@@ -131,7 +131,7 @@ class Runner:
                 for trial, outcome in zip(items[index][max(rung, 0)], outcomes, strict=False):
                     self._done(trial, outcome)
                 scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
-                score = sum(scores) / len(scores) if scores else None
+                score = sum(scores) / len(scores) if len(scores) == len(outcomes) else None
                 told(index, rung, score)
                 if rung <= 0:
                     name = items[index][0][0].label
@@ -155,7 +155,7 @@ class Runner:
             reason = f"its worker doesn't share the store {self.store.root}; name one on a common file system"
             outcome["traceback"] = reason
         if reason:
-            if trial.params.get("stage") != "tune":
+            if trial.params.get("stage") == "trial":
                 self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
             self.screen.warn(f"{trial.label} failed: {reason}")
             (self.store.root / "failures").mkdir(parents=True, exist_ok=True)

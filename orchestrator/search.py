@@ -9,18 +9,19 @@ the sweep's folder, so that a search that was interrupted goes on, and one that 
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import TUNING_SEED, Cell, Group
+from orchestrator.cells import TUNING_SEED, Cell, Group, rates_of
 from orchestrator.cluster.trials import Proposals
+from orchestrator.errors import UserError
 from orchestrator.prepare import Ready
-from orchestrator.recipe import RATES, Asha, Grid, Optuna, Sweep
+from orchestrator.recipe import Asha, Grid, Optuna, Sweep
 from orchestrator.runner import Runner, Trial
+from orchestrator.steps.finetune import steps_of
 
 Rungs = list[list[Trial]]  # of one setting: the trainings of each rung, one a tuning seed
 
@@ -40,15 +41,7 @@ class Choice:
     setting: Setting
     validation: tuple[float, float] | None
     at_edge: bool
-
-
-def rates_of(sweep: Sweep) -> list[float]:
-    """The learning rates to choose from: as given for a grid, else RATES of them evenly on a logarithmic scale."""
-    low, high = min(sweep.lr), max(sweep.lr)
-    if isinstance(sweep.search, Grid) or low == high:
-        return sorted(set(sweep.lr))
-    step = math.log(high / low) / (RATES - 1)
-    return [float(f"{low * math.exp(step * place):.3g}") for place in range(RATES)]
+    tried: int  # settings that it was chosen from
 
 
 def table_of(sweep: Sweep, group: Group) -> list[Setting]:
@@ -62,13 +55,20 @@ def sampled(sweep: Sweep, group: Group) -> list[Setting]:
     if isinstance(sweep.search, Grid) or group.searched >= len(table):
         return table
     draw = random.Random(f"{sweep.search.seed} {group.cells[0].label}")
-    return [table[place] for place in sorted(draw.sample(range(len(table)), group.searched))]
+    return draw.sample(table, group.searched)  # in no order: ASHA goes by who ends first
 
 
 def rungs_of(sweep: Sweep, ready: Ready, setting: Setting) -> Rungs:
     """The trainings by which a setting is judged."""
     seeds = range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds)
     search = sweep.search
+    if isinstance(search, Asha):
+        part = setting.cell.recipe.finetune
+        count = steps_of(min(part.examples, len(ready.splits["train"])), part.batch_size, part.epochs)
+        if count < (least := search.reduction ** (search.rungs - 1)):
+            raise UserError(
+                f"search: {count} training steps can't end after a {least}th; give more, or fewer --set search.rungs"
+            )
     shares = (
         [search.reduction ** -float(k) for k in reversed(range(search.rungs))] if isinstance(search, Asha) else [1.0]
     )
@@ -95,33 +95,40 @@ def choose(
     return [
         _best(sweep, [(setting, _score(rungs[-1], runner)) for setting, rungs in some])
         if some
-        else Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False)
+        else Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False, tried=1)
         for group, some in zip(groups, tried, strict=True)
     ]
 
 
 def _searched(sweep: Sweep, ready: Ready, group: Group, runner: Runner) -> Choice | None:
-    """By Tune's ASHA or Optuna."""
+    """By Tune's ASHA or Optuna. One that was interrupted begins anew, ASHA's trainings being there already."""
     search = sweep.search
     settings = table_of(sweep, group) if isinstance(search, Optuna) else sampled(sweep, group)
     items = [rungs_of(sweep, ready, setting) for setting in settings]
     log = Log(runner.folder / f"search-{group.cells[0].label}.jsonl")
-    before = log.read()
-    left = group.searched - len(before) if isinstance(search, Optuna) else group.searched
-    if left > 0 and not log.ended():
+    if not log.ended():
         how: dict[str, Any] = {"reduction": search.reduction} if isinstance(search, Asha) else {}
+        left = group.searched
         if isinstance(search, Optuna):
-            rows = len(group.cells)
-            told = [(index, score) for index, (_, score) in before.items()]
-            how["proposals"] = Proposals(rows, len(settings) // rows, left, search.seed, told)
-        runner.search(f"searching {group.cells[0].label}", items, left, told=log.write, **how)
-        log.end()
-    deepest = {index: rung for index, (rung, _) in log.read().items()}
-    for index, rung in deepest.items():
+            told = [(index, score) for index, (_, score) in log.read().items() if score is not None]
+            left, rows = left - len(told), len(group.cells)
+            how["proposals"] = Proposals(rows, len(settings) // rows, left, search.seed + len(told), told)
+        else:
+            log.path.unlink(missing_ok=True)
+        if left > 0:
+            runner.search(f"searching {group.cells[0].label}", items, left, told=log.write, **how)
+        found = log.read()
+        if all(score is not None for _, score in found.values()):  # what failed is tried again by the same command
+            log.end()
+    found = log.read()
+    reached = {index: rung for index, (rung, score) in found.items() if score is not None}
+    for index, rung in reached.items():
         for trial in items[index][rung]:
             runner.tell(trial)
-    most = max(deepest.values(), default=0)
-    return _best(sweep, [(settings[i], _score(items[i][rung], runner)) for i, rung in deepest.items() if rung == most])
+    most = max(reached.values(), default=0)
+    tried = [(settings[i], _score(items[i][rung], runner)) for i, rung in reached.items() if rung == most]
+    best = _best(sweep, tried)
+    return best and replace(best, tried=len(found))
 
 
 @dataclass(frozen=True)
@@ -131,16 +138,18 @@ class Log:
     path: Path
 
     def write(self, index: int, rung: int, score: float | None) -> None:
-        """One rung of one setting; failures are no figures."""
-        if score is not None and rung >= 0:
-            self._append({"index": index, "rung": rung, "score": score})
+        """One rung of one setting; None where it failed."""
+        self._append({"index": index, "rung": rung, "score": score})
 
-    def read(self) -> dict[int, tuple[int, float]]:
-        """Setting → the last rung that it reached, and its score there."""
-        found: dict[int, tuple[int, float]] = {}
+    def read(self) -> dict[int, tuple[int, float | None]]:
+        """Setting → the last rung that it came to, and its score there; None for one that failed at any."""
+        found: dict[int, tuple[int, float | None]] = {}
         for line in self._lines():
             if "index" in line:
-                found[line["index"]] = max(found.get(line["index"], (-1, 0.0)), (line["rung"], line["score"]))
+                before = found.get(line["index"], (-1, 0.0))
+                lost = line["score"] is None or before[1] is None
+                score = None if lost else line["score"] if line["rung"] > before[0] else before[1]
+                found[line["index"]] = (max(before[0], line["rung"]), score)
         return found
 
     def end(self) -> None:
@@ -182,4 +191,5 @@ def _best(sweep: Sweep, tried: Sequence[tuple[Setting, tuple[float, float] | Non
     if not scored:
         return None
     figures, lr, setting = max(scored, key=lambda one: one[:2])
-    return Choice(setting, figures, at_edge=len(rates_of(sweep)) > 1 and lr in (min(sweep.lr), max(sweep.lr)))
+    rates = rates_of(sweep)
+    return Choice(setting, figures, at_edge=len(rates) > 1 and lr in (rates[0], rates[-1]), tried=len(tried))

@@ -88,7 +88,6 @@ class Store:
         One process at a time has it; another waits, and may then find the step finished.
         """
         folder = self.root / step / f".{key}.partial"
-        folder.mkdir(parents=True, exist_ok=True)
         with held(folder / "lock", f"waiting for another process that is at the same step: {step}"):
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
@@ -97,13 +96,24 @@ class Store:
 @contextmanager
 def held(file: Path, waiting: str) -> Iterator[None]:
     """A file that one process has at a time; another is told what it is waiting for. A process that dies lets go."""
-    with file.open("w") as lock:
+    told = False
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.getLogger("pkt").warning(waiting)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            lock = file.open("w")
+        except FileNotFoundError:  # whoever had it has just removed its folder
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    logging.getLogger("pkt").warning(waiting)
+                told = True
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock.fileno()).st_nlink:  # else it was removed while we waited, and is nobody's
+                yield
+                return
 
 
 @contextmanager

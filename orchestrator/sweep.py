@@ -19,13 +19,13 @@ from orchestrator.labbook import commit, sweep_record, with_verdict
 from orchestrator.prepare import Ready, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
-from orchestrator.search import Choice, choose
+from orchestrator.search import Choice, choose, rungs_of, table_of
 from orchestrator.steps.compare import leaderboard
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.record import begun, results, write_record
 from orchestrator.steps.step import OF_THE_TEACHER, Step
-from orchestrator.steps.verdict import judge
+from orchestrator.steps.verdict import verdict_of
 from orchestrator.store import Store, fingerprint
 from orchestrator.tracking import Tracker
 
@@ -46,7 +46,10 @@ class Plan:
         for cell in cells:
             if cell.who == "student":
                 check(cell.recipe, ready)
-        return cls(sweep, ready, cells)
+        plan = cls(sweep, ready, cells)
+        for group in plan.groups:
+            rungs_of(sweep, ready, table_of(sweep, group)[0])
+        return plan
 
     @property
     def references(self) -> tuple[Cell, Cell]:
@@ -67,7 +70,8 @@ class Plan:
     @cached_property
     def shared(self) -> list[Step]:
         """What the teacher gives, each once and inputs first: its passes, the extractions, its predictions."""
-        tuning = range(TUNING_SEED, TUNING_SEED + self.sweep.tuning_seeds)
+        tuned = any(group.searched for group in self.groups)
+        tuning = range(TUNING_SEED, TUNING_SEED + self.sweep.tuning_seeds if tuned else TUNING_SEED)
         steps: dict[str, Step] = {}
         for cell in self.cells:
             for seed in (*seeds_of(self.sweep, cell), *tuning):
@@ -87,6 +91,11 @@ class Plan:
         return fingerprint({"cells": first, "models": models, "validation": validation, **protocol})
 
     @property
+    def tracked(self) -> str:
+        """Its identity in MLflow: the same request under another name is another run."""
+        return fingerprint([self.key, self.name])
+
+    @property
     def name(self) -> str:
         """As named, or after task, teacher and identity."""
         task, teacher = self.ready.task.name, Path(self.ready.teacher.name).name
@@ -101,16 +110,16 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     store, sweep, ready = Store(run.store), plan.sweep, plan.ready
     with (
         begun(store, plan.name, plan.key, sweep.model_dump(mode="json")) as folder,
-        Runner(store, run, plan.key, screen, folder) as runner,
+        Runner(store, run, plan.tracked, screen, folder) as runner,
     ):
         runner.share(plan.shared)
-        runner.begin(track(), sweep_record(plan.key, plan.name, asked_flat(sweep), ready))
+        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), ready))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references])
         finals: list[tuple[Choice, list[Trial]]] = []
         for group, choice in zip(plan.groups, choices, strict=True):
             if choice is None:
-                name = group.cells[0].name()
+                name = f"{group.cells[0].name()} ({len(runner.failed)})"
                 reason = "every setting that was tried failed; take smaller learning rates with --lr"
                 runner.failed[name] = {"label": name, "reason": reason}
                 continue
@@ -121,9 +130,9 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         rows = [_row(cell, None, [trial]) for cell, trial in references]
         rows += [_row(choice.setting.cell, choice, trials) for choice, trials in finals]
         tried: dict[str, int] = {}
-        for group in plan.groups:
+        for group, choice in zip(plan.groups, choices, strict=True):
             arm = group.cells[0].label
-            tried[arm] = tried.get(arm, 0) + group.searched
+            tried[arm] = tried.get(arm, 0) + (choice.tried if choice else 0)
         record: dict[str, Any] = {
             "name": plan.name,
             "key": plan.key,
@@ -139,7 +148,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         }
         folder = write_record(store, record)
         if found := results(record, store):
-            board, told = leaderboard(found, sweep.baseline), judge(found, sweep.baseline, record["gate"])
+            board, told = leaderboard(found, sweep.baseline), verdict_of(record, found)
             assert runner.told
             runner.told = with_verdict(runner.told, board, told.lines(), len(runner.failed))
         runner.end("FAILED" if runner.failed else "FINISHED", folder=folder, seconds=20)
@@ -166,16 +175,12 @@ def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any
     Without one it has at least to be better than the untouched student, which a sweep is warned of and not voided by.
     """
 
-    def best(label: str) -> float:
+    def best(label: str) -> float | None:
         keys = [key for row in rows if row["label"].startswith(label) for key in row["trials"]]
         folders = [folder for key in keys if (folder := store.find("evaluate", key))]
-        return max((float(read_metrics(folder)["score"]) for folder in folders), default=0.0)
+        return max((float(read_metrics(folder)["score"]) for folder in folders), default=None)
 
     score, gate = best("teacher"), plan.sweep.gate
-    least = best("student") if gate is None else gate
-    return {
-        "set": gate is not None,
-        "least": least,
-        "score": score,
-        "passed": score > least if gate is None else score >= gate,
-    }
+    least = gate if gate is not None else best("student") or 0.0
+    passed = score is not None and (score >= least if gate is not None else score > least)
+    return {"set": gate is not None, "least": least, "score": score, "passed": passed}

@@ -128,11 +128,37 @@ def test_a_search_remembers_whole_lines_alone(tmp_path: Path) -> None:
     log.write(3, 0, 0.5)
     log.write(3, 1, 0.4)
     log.write(4, 0, None)  # failed
-    log.write(5, -1, 0.1)  # its process died
+    log.write(5, -1, None)  # its process died
     with log.path.open("a") as file:
         file.write('{"index": 9, "ru')  # killed here
     log.write(1, 0, 0.2)
-    assert log.read() == {3: (1, 0.4), 1: (0, 0.2)}
+    assert log.read() == {3: (1, 0.4), 4: (0, None), 5: (-1, None), 1: (0, 0.2)}
+    log.write(1, 1, None)  # it went on and failed: its first score is no reason to take it
+    assert log.read()[1] == (1, None)
     assert not log.ended()
     log.end()
     assert log.ended()
+
+
+def test_no_arm_gets_more_tries_than_the_poorest_has_settings() -> None:
+    asked = sweep(search="random", trials=200, axes={"arm": ARMS, "rank": [8], "layers": ["sensitivity", "last"]})
+    groups = groups_of(asked, cells_of(asked))
+    assert [group.searched for group in groups] == [13] * 3  # LoRA has no layers to choose
+    assert [len(set(sampled(asked, group))) for group in groups] == [13] * 3
+
+
+def test_an_axis_that_means_nothing_for_an_arm_makes_no_second_row() -> None:
+    cells = cells_of(sweep(axes={"arm": ["lora", "transfer"], "rank": [8], "measure.examples": [8, 16, 32]}))
+    assert [cell.label for cell in cells] == ["lora", "transfer", "transfer", "transfer"]
+
+
+def test_a_number_of_trials_is_no_grid() -> None:
+    asked = sweep(trials=10)
+    with pytest.raises(UserError, match="trials: 10, but a grid makes what its axes make"):
+        groups_of(asked, cells_of(asked))
+
+
+def test_rungs_need_steps_to_end_after(demo_models: dict[str, Path]) -> None:
+    asked = sweep(search="asha", recipe={"finetune": {"examples": 72, "batch_size": 36, "epochs": 2}})
+    with pytest.raises(UserError, match="search: 4 training steps can't end after a 9th"):
+        Plan.of(asked)

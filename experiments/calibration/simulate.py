@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from orchestrator.steps.compare import Result
-from orchestrator.steps.verdict import Spread, Verdict, judge, smallest_effect
+from orchestrator.steps.power import Spread, smallest_effect
+from orchestrator.steps.verdict import Verdict, judge
 
 ARMS = ("transfer", "lora", "pissa", "spectrum_control")
 

@@ -23,6 +23,8 @@ from orchestrator.errors import UserError
 T = TypeVar("T")
 Rungs = Sequence[Sequence[T]]  # an item's works: those of a rung together make its score, and the next goes further
 Done = Callable[[int, int, list[dict[str, Any]]], None]  # index, rung, what each work of the rung returned
+TIE = 1e-6  # of the loss, off the score: it decides among equal scores alone
+FAILED = -1.0
 RETRIES = 3  # of an item whose process died
 
 
@@ -153,10 +155,11 @@ def _trainable(
     index = _place(config, columns)
     for rung, works in enumerate(items[index]):
         outcomes = [_guarded(work, one) for one in works]
-        scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
-        score = sum(scores) / len(scores) if len(scores) == len(outcomes) else -1.0
+        failed = any("error" in outcome for outcome in outcomes)
+        values = [outcome.get("score", 0.0) - TIE * outcome.get("loss", 0.0) for outcome in outcomes]
+        score = FAILED if failed else sum(values) / len(values)
         tune.report({"index": index, "rung": rung, "outcomes": outcomes, "score": score, "budget": reduction**rung})
-        if score < 0 and any("error" in outcome for outcome in outcomes):
+        if failed:
             return
 
 

@@ -61,8 +61,15 @@ def _stand_in(weight: Tensor, config: Any, gradient: Tensor | None) -> Start:
 def _gradients(model: Any, matrices: dict[str, Any], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Of the mean loss over the batches, for every matrix: what LoRA-GA factorises (arXiv 2407.05000)."""
     device = next(model.parameters()).device
-    weights = {name: module.weight for name, module in matrices.items()}
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    tied: list[tuple[Any, nn.Parameter]] = []
+    seen: set[int] = set()
+    for module in matrices.values():
+        if id(module.weight) in seen:  # a tied head, which is adapted apart and has a gradient of its own
+            tied.append((module, module.weight))
+            module.weight = nn.Parameter(module.weight.detach().clone())
+        seen.add(id(module.weight))
+    weights = {name: module.weight for name, module in matrices.items()}
     totals: dict[str, Tensor] = {}
     try:
         for weight in weights.values():
@@ -73,6 +80,8 @@ def _gradients(model: Any, matrices: dict[str, Any], batches: Sequence[Batch]) -
             for name, gradient in zip(weights, found, strict=True):
                 totals[name] = totals.get(name, 0) + gradient.float() / len(batches)
     finally:
+        for module, weight in tied:
+            module.weight = weight
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before[name])
     return totals

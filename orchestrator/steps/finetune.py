@@ -73,7 +73,7 @@ def finetune(
     peft_model = adapted(model, chosen, rank, alpha, dropout, seed, start, batches)
     distillation = labels and training.Distillation(read_labels(labels), chosen.weight, chosen.temperature)
     args = training.arguments(partial or folder, len(encoded), lr, epochs, batch_size, micro, warmup, seed)
-    steps = math.ceil(math.ceil(len(encoded) / batch_size) * epochs)
+    steps = steps_of(len(encoded), batch_size, epochs)
     last = None if until == 1.0 else max(1, round(steps * until))
     trainer = training.Training(
         distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
@@ -89,6 +89,11 @@ def finetune(
         shutil.copytree(Path(args.output_dir), folder / training.RUNG, ignore=shutil.ignore_patterns("lock"))
     write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
     return {"steps": trainer.state.global_step, "loss": history[-1]["loss"], "tokens": _tokens(encoded, epochs * until)}
+
+
+def steps_of(examples: int, batch: int, epochs: float) -> int:
+    """Optimizer steps of a training."""
+    return math.ceil(math.ceil(examples / batch) * epochs)
 
 
 def adapted(

@@ -45,6 +45,7 @@ def labels(
     teacher: str,
     template: TemplateName,
     max_tokens: int,
+    seed_tokens: int,
     dtype: str,
     temperature: float,
     passes: int | None,
@@ -60,7 +61,7 @@ def labels(
     tokenizer = load_tokenizer(teacher)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(rows)]
     if passes is not None:
-        asked = [encode(example, template, tokenizer, max_tokens) for example in data.read(seeds)]
+        asked = [encode(example, template, tokenizer, seed_tokens) for example in data.read(seeds)]
         encoded = affordable(encoded, passes * sum(len(example.ids) for example in asked))
     with placement.settled() as settled:
         job = Labelling(

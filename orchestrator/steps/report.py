@@ -16,13 +16,13 @@ from orchestrator.steps import style
 from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.steps.evidence import Evidence, collect
-from orchestrator.steps.verdict import Verdict, judge
+from orchestrator.steps.verdict import Verdict, verdict_of
 from orchestrator.store import Store
 
 
 def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
     """The whole report as HTML."""
-    evidence, told = collect(record, found, store), judge(found, record["baseline"], record["gate"])
+    evidence, told = collect(record, found, store), verdict_of(record, found)
     headline, *rest = told.lines()
     title = f"{record['name']}: {record['task']}, {record['metric']}"
     pictures = drawn(evidence)

@@ -120,7 +120,7 @@ class Watch(TrainerCallback):
         """Of every optimizer step."""
         control.should_training_stop = control.should_training_stop or state.global_step == self.last
         if state.global_step == self.last or time.monotonic() - self._saved >= self.every:
-            control.should_save = True
+            control.should_save = control.should_log = True
             self._saved = time.monotonic()
 
 

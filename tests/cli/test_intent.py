@@ -7,7 +7,7 @@ import json
 import pytest
 from test_bad_input import Call, pkt  # noqa: F401
 
-from orchestrator.steps.verdict import EXPECTED, smallest_effect
+from orchestrator.steps.power import EXPECTED, smallest_effect
 
 
 def test_nothing_is_fetched_and_the_cost_is_the_plans(pkt: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

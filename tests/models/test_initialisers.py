@@ -120,3 +120,11 @@ def test_the_model_stays_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     assert not any(hasattr(module, "_peft_loraga_grad") for module in model.modules())
+
+
+def test_a_tied_head_has_a_gradient_of_its_own() -> None:
+    model = tiny("llama-tied")
+    starts = initialised(model, ["embed_tokens", "lm_head"], "lora_ga", rank=RANK, alpha=8.0, batches=[batch()])
+    embedding, head = (starts[name][1] for name in ("model.embed_tokens", "lm_head"))
+    assert float(torch.linalg.svdvals(embedding @ head.T).min()) < 0.99  # other directions
+    assert model.lm_head.weight is model.get_input_embeddings().weight

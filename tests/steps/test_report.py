@@ -53,7 +53,8 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     plan, store = Plan.of(Sweep.model_validate(complete(SWEEP))), Store(root)
     rows, draw = [], random.Random(0)
     for cell in (*plan.references, *plan.cells):
-        choice = Choice(Setting(cell, 0.02), (0.0, 0.0), at_edge=cell.label == "lora") if cell.adapted else None
+        setting, edge = Setting(cell, 0.02), cell.label == "lora"
+        choice = Choice(setting, (0.0, 0.0), at_edge=edge, tried=1) if cell.adapted else None
         seeds = range(2 if cell.adapted else 1)
         trials = [cell.trial(plan.ready, "test", lr=0.02, seed=seed, stage="trial") for seed in seeds]
         recipe = cell.recipe
@@ -63,7 +64,8 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         rows.append(_row(cell, choice, trials))
     record = {
         "name": "small", "key": plan.key, "task": "demo", "metric": "exact_match,whole-answer", "baseline": "lora",
-        "gate": {"least": 0.8, "score": 0.0, "passed": False}, "sweep": plan.sweep.model_dump(mode="json"),
+        "tried": dict.fromkeys((cell.label for cell in plan.cells), 1),
+        "gate": {"set": True, "least": 0.8, "score": 0.0, "passed": False}, "sweep": plan.sweep.model_dump(mode="json"),
         "rows": rows, "failed": {"t": {"label": "transfer r4 & more", "reason": "<script>alert(1)</script>"}},
     }  # fmt: skip
     write_record(store, record)

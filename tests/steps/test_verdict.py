@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from calibration.simulate import ARMS, WORLDS, World, claims, shift_for, told_ef
 from scipy import stats
 
 from orchestrator.steps.compare import Result
-from orchestrator.steps.verdict import Question, Spread, holm, judge, smallest_effect
+from orchestrator.steps.power import Spread, smallest_effect
+from orchestrator.steps.verdict import Question, holm, judge
 
 SWEEPS = 2000
 AT_MOST = 0.05 + 3 * (0.05 * 0.95 / SWEEPS) ** 0.5  # three standard deviations above the level: one run in 700
@@ -80,7 +82,7 @@ def rows(means: dict[str, float], seeds: int = 6, **fields: Any) -> list[Result]
         ({"transfer": 0.6, "lora": 0.3, "pissa": 0.95, "spectrum_control": 0.3}, "The teacher helped"),
         ({"transfer": 0.3, "lora": 0.7, "spectrum_control": 0.2}, "Transfer hurt"),
         ({"transfer": 0.5, "lora": 0.5, "spectrum_control": 0.2}, "Not shown to help: transfer can't be told"),
-        ({"transfer": 0.5, "spectrum_control": 0.2}, "lora was not run, so whether transfer helped isn't known"),
+        ({"transfer": 0.5, "spectrum_control": 0.2}, "Whether transfer helped isn't known: lora was not run."),
         ({"lora": 0.5, "pissa": 0.9}, "Against lora: pissa better."),
         ({"transfer": 0.5}, "No verdict: transfer has no other arm"),
     ],
@@ -100,7 +102,7 @@ def test_an_arm_that_does_better_without_a_teacher_is_named() -> None:
 
 def test_with_too_few_seeds_nothing_is_claimed() -> None:
     told = judge(rows({"transfer": 0.9, "lora": 0.1}, seeds=5), "lora")
-    assert told.headline.startswith("No claim: 5 random seeds can describe, not prove")
+    assert told.headline.startswith("No claim: 5 random seeds can describe, not prove; 6 (--repeats) can.")
     assert [one.outcome for one in told.comparisons] == ["described"]
     assert judge(rows({"transfer": 0.9, "lora": 0.1}, seeds=6), "lora").comparisons[0].outcome == "better"
 
@@ -144,3 +146,79 @@ def test_the_question_is_known_before_the_answer() -> None:
     asked = Question.of(["lora", "pissa", "transfer", "spectrum_control", "student", "teacher_tuned"], "lora")
     assert (asked.arm, asked.against) == ("transfer", ("lora", "spectrum_control", "pissa"))
     assert set(ARMS) == {asked.arm, *asked.against}
+
+
+def test_an_arm_with_more_settings_to_choose_from_can_not_win() -> None:
+    """The best of eighteen is better than the best of three where all are drawn from one urn."""
+    better = rows({"transfer": 0.9, "lora": 0.3})
+    told = judge(better, "lora", tried={"transfer": 18, "lora": 3})
+    assert told.comparisons[0].outcome == "described"
+    assert told.headline.startswith("No claim: transfer chose from 18 settings, lora from 3")
+    assert judge(better, "lora", tried={"transfer": 3, "lora": 18}).comparisons[0].outcome == "better"
+    worse = rows({"transfer": 0.3, "lora": 0.9})
+    assert judge(worse, "lora", tried={"transfer": 18, "lora": 3}).comparisons[0].outcome == "worse"
+    assert judge(worse, "lora", tried={"transfer": 3, "lora": 18}).comparisons[0].outcome == "described"
+
+
+def test_the_luckier_trainings_carry_no_claim() -> None:
+    (own,), (other,) = rows({"transfer": 0.9}, seeds=10), rows({"lora": 0.3}, seeds=10)
+    survived = replace(own, scores=own.scores[:7], seeds=own.seeds[:7])
+    told = judge([survived, other], "lora", repeats=10)
+    assert told.comparisons[0].outcome == "described"
+    assert "7 of 10 random seeds ended in both, and they may be the lucky ones" in told.headline
+    assert judge([own, other], "lora", repeats=10).comparisons[0].outcome == "better"
+
+
+def test_what_was_asked_and_failed_is_said_and_counts_in_the_correction() -> None:
+    tried = dict.fromkeys(("lora", "transfer", "spectrum_control", "pissa"), 3)
+    results = rows({"transfer": 0.5, "lora": 0.4})
+    told = judge(results, "lora", tried=tried)
+    assert [one.against for one in told.comparisons] == ["lora"]
+    assert told.comparisons[0].p_holm == pytest.approx(min(1.0, 3 * told.comparisons[0].p))
+    assert told.warnings[:2] == (
+        "Warning: no trial of spectrum_control ended; nothing is said of it.",
+        "Warning: no trial of pissa ended; nothing is said of it.",
+    )
+    assert (
+        judge(rows({"lora": 0.4, "pissa": 0.9}), "lora", tried=tried).headline
+        == "No verdict: no trial of transfer ended."
+    )
+    lost = judge(rows({"transfer": 0.4, "pissa": 0.9}), "lora", tried=tried)
+    assert lost.headline == "Whether transfer helped isn't known: no trial of lora ended."
+    better = judge(rows({"transfer": 0.95, "lora": 0.2}), "lora", tried=tried)
+    assert better.headline.endswith("can't be said: no trial of spectrum_control ended.")
+
+
+def test_a_gate_that_is_not_passed_leaves_nothing_claimed() -> None:
+    told = judge(
+        rows({"transfer": 0.9, "lora": 0.1}), "lora", {"set": True, "passed": False, "score": 0.2, "least": 0.8}
+    )
+    assert [one.outcome for one in told.comparisons] == ["described"]
+    unscored = {"set": True, "passed": False, "score": None, "least": 0.8}
+    assert "could not be scored" in judge(rows({"transfer": 0.9, "lora": 0.1}), "lora", unscored).headline
+
+
+def test_one_short_arm_does_not_silence_the_others() -> None:
+    short = [replace(one, scores=one.scores[:5], seeds=one.seeds[:5]) for one in rows({"pissa": 0.5})]
+    told = judge([*rows({"transfer": 0.9, "lora": 0.3, "spectrum_control": 0.3}), *short], "lora", repeats=6)
+    assert told.headline.startswith("The teacher helped")
+    assert told.comparisons[-1].outcome == "described"
+
+
+def test_only_the_spectrum_control_tells_content_from_size() -> None:
+    told = judge(rows({"transfer": 0.9, "lora": 0.3, "random_window": 0.3}), "lora")
+    assert (
+        told.headline
+        == "Better than lora; whether by what the teacher knows can't be said: spectrum_control wasn't run."
+    )
+
+
+def test_transfer_as_the_baseline_is_judged_against_lora() -> None:
+    told = judge(rows({"transfer": 0.9, "lora": 0.3, "spectrum_control": 0.3}), "transfer")
+    assert told.headline.startswith("The teacher helped")
+
+
+def test_a_verdict_of_one_seed_is_json() -> None:
+    import json
+
+    json.dumps(judge(rows({"transfer": 0.9, "lora": 0.3}, seeds=1), "lora").as_json(), allow_nan=False)
