@@ -130,6 +130,35 @@ def test_mlflow_has_one_parent_and_every_trial_once(swept: tuple[Path, Any], tmp
     assert (Path(adapter) / "README.md").read_text().startswith("---\nbase_model: demo-student")
 
 
+def test_mlflow_is_the_lab_book(swept: tuple[Path, Any]) -> None:
+    """Lineage and verdict above; below them what a trial was, took and answered, in columns that mean one thing."""
+    folder, done = swept
+    client, experiment = mlflow_of(folder)
+    (parent,) = [run for run in client.search_runs([experiment]) if run.info.run_name == "small"]
+    assert parent.data.tags["mlflow.note.content"].splitlines()[0] in done.stdout
+    assert len(parent.data.tags["teacher.sha256"]) == 64 and parent.data.tags["version.torch"].startswith("2.")
+    assert {one.dataset.name for one in parent.inputs.dataset_inputs} == {
+        f"demo {split}" for split in ("seed", "train", "validation", "test")
+    }
+    assert parent.data.params["axes.lr"] == "0.005 | 0.02"
+    assert not {"recipe.rank", "recipe.lr", "recipe.arm"} & set(parent.data.params)
+    told = json.loads(pkt(folder, "compare", "small", "--json").stdout)
+    best = max(row["mean"] for row in told["rows"] if row["rank"])
+    assert parent.data.metrics["best_score"] == pytest.approx(best)
+    assert {one.path for one in client.list_artifacts(parent.info.run_id)} == {"leaderboard.json", "sweep"}
+    inside = {Path(one.path).name for one in client.list_artifacts(parent.info.run_id, "sweep")}
+    assert {"asked.json", "sweep.json", "leaderboard.png"} <= inside and "lock" not in inside
+    trial = client.search_runs([experiment], "params.arm = 'transfer' and params.stage = 'trial'")[0]
+    table = client.load_table(experiment, "examples.json", run_ids=[trial.info.run_id])
+    assert len(table) == 40
+    assert table["score"].mean() == pytest.approx(trial.data.metrics["score"])
+    assert [one.dataset.name for one in trial.inputs.dataset_inputs] == ["demo test"]
+    took = trial.data.metrics["finetune_seconds"] + trial.data.metrics["evaluate_seconds"]
+    assert trial.info.end_time - trial.info.start_time == pytest.approx(1000 * took, abs=2)
+    (student,) = client.search_runs([experiment], "params.arm = 'student'")
+    assert {student.data.params[name] for name in ("rank", "lr", "seed")} == {"-"}
+
+
 def test_the_artifact_is_a_portable_adapter(
     swept: tuple[Path, Any], demo_models: dict[str, Path], tmp_path: Path
 ) -> None:
