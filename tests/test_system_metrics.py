@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from orchestrator.system_metrics import read, sampled
 
 
@@ -27,9 +29,7 @@ def test_no_samples_are_no_curves(tmp_path: Path) -> None:
 
 def test_work_that_fails_ends_the_samples(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
-    try:
+    with pytest.raises(ValueError, match="the training"):
         with sampled(path, every=60):
             raise ValueError("the training")
-    except ValueError as error:
-        assert str(error) == "the training"
     assert len(path.read_text().splitlines()) == 2

@@ -130,7 +130,7 @@ def test_mlflow_has_one_parent_and_every_trial_once(swept: tuple[Path, Any], tmp
     assert (Path(adapter) / "README.md").read_text().startswith("---\nbase_model: demo-student")
 
 
-def test_mlflow_is_the_lab_book(swept: tuple[Path, Any]) -> None:
+def test_mlflow_is_the_lab_book(swept: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Lineage and verdict above; below them what a trial was, took and answered, in columns that mean one thing."""
     folder, done = swept
     client, experiment = mlflow_of(folder)
@@ -149,6 +149,7 @@ def test_mlflow_is_the_lab_book(swept: tuple[Path, Any]) -> None:
     inside = {Path(one.path).name for one in client.list_artifacts(parent.info.run_id, "sweep")}
     assert {"asked.json", "sweep.json", "leaderboard.png"} <= inside and "lock" not in inside
     trial = client.search_runs([experiment], "params.arm = 'transfer' and params.stage = 'trial'")[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/pkt-store/mlflow.db")
     table = client.load_table(experiment, "examples.json", run_ids=[trial.info.run_id])
     assert len(table) == 40
     assert table["score"].mean() == pytest.approx(trial.data.metrics["score"])
