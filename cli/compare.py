@@ -63,7 +63,19 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
 
 def remarks(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """What to know before reading the figures."""
-    lines = ["Intervals are over random seeds and test examples, each row by itself; the verdict is what is claimed."]
+    from orchestrator.steps.compare import BOUNDS
+    from orchestrator.steps.words import ABOUT
+
+    arms = dict.fromkeys(row["arm"] for row in rows if row["arm"] in ABOUT)
+    starts = [f"{arm} ({ABOUT[arm]})" for arm in sorted(arms, key=list(ABOUT).index)]
+    lines = [
+        "mean: of the score on the test split, over random seeds; 95 %: over seeds and examples, uncorrected: rely on"
+        " the verdict below.",
+        f"Every arm trains a LoRA on the student and starts at: {', '.join(starts)}.",
+    ]
+    if bounds := [row["arm"] for row in rows if row["arm"] in BOUNDS]:
+        tuned = "; teacher_tuned: the teacher with a LoRA of its own" if "teacher_tuned" in bounds else ""
+        lines.append(f"student, teacher: as they are, untrained{tuned}.")
     if failed := record["failed"]:
         first = next(iter(failed.values()))
         lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")
@@ -89,7 +101,7 @@ def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]]) -> lis
 def _other_row(arm: str, score: float, rows: list[dict[str, Any]]) -> str:
     """That another row of the arm did better on the test split, which must not choose, but should be seen."""
     best = max(row["mean"] for row in rows if row["arm"] == arm)
-    return f"; another row of it has {best:.3f} on the test split, this one {score:.3f}" if best > score else ""
+    return f"; test {score:.3f}, another row of it {best:.3f}, which wasn't chosen" if best > score else ""
 
 
 def _lr(row: dict[str, Any]) -> str:

@@ -14,6 +14,17 @@ CONTROLS = {  # arms that differ from transfer in one thing alone, and what that
     "random_window": "windows at random places of the same layers",
     "shuffled_seeds": "sensitivities of seed examples with each other's answers",
 }
+ABOUT = {  # for whoever sees a leaderboard for the first time
+    "lora": "plain LoRA",
+    "pissa": "the student's own main directions",
+    "olora": "orthonormal columns of the student's matrices",
+    "orthogonal": "random factors whose product is zero",
+    "eva": "main directions of the layers' inputs",
+    "lora_ga": "directions of the student's first gradient",
+    "transfer": "the teacher's most sensitive blocks",
+    **CONTROLS,
+    "distil": "plain LoRA, which then learns the teacher's predictions too",
+}
 REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
 
 
@@ -57,8 +68,8 @@ def _of_transfer(baseline: str, by: Mapping[str, Comparison], lost: Sequence[str
         return f"Transfer hurt: the student learns the task better from plain {baseline}."
     if first.outcome == "can't tell":
         return (
-            f"Not shown to help: transfer can't be told from {baseline}"
-            f" (a true difference of {first.smallest:.2f} would have been found in 4 of 5 such sweeps)."
+            f"Undecided: transfer may or may not be better than {baseline} (only a true difference of"
+            f" {first.smallest:.2f} or more would reliably have been found here)."
         )
     if missed := [one for one in controls if one.outcome != "better"]:
         what = " or ".join(f"{one.against} ({one.why or CONTROLS[one.against]})" for one in missed)
@@ -90,10 +101,10 @@ def sentence(one: Comparison, comparisons: int) -> str:
     """One comparison with its figures."""
     low, high = one.ci95
     meaning = f" ({CONTROLS[one.against]})" if one.against in CONTROLS else ""
-    counted = f" (corrected for {comparisons} comparisons {_p(one.p_holm)})" if comparisons > 1 else ""
+    counted = f" ({_p(one.p_holm)} by Holm's correction for {comparisons} comparisons)" if comparisons > 1 else ""
     end: str = one.outcome
     if one.outcome == "can't tell":
-        end += f"; a true difference of {one.smallest:.2f} would be found 4 times of 5"
+        end += f" (80 % power only for a difference of {one.smallest:.2f})"
     if one.why:
         end += f", not claimed: {one.why}"
     figures = f"{one.delta:+.3f}, 95 % {low:+.3f} to {high:+.3f}, p {_p(one.p)}{counted}"
