@@ -70,7 +70,7 @@ def test_the_parent_has_its_parameters_and_its_leaderboard(seen: tuple[Any, str]
     ui.open_runs(page, address, "seen")
     run = ui.run_of(page, "seen")
     page.goto(f"{address}#/experiments/1/runs/{run}")
-    page.get_by_role("row", name="axes.arm lora,transfer,spectrum_control").wait_for()
+    page.get_by_role("row", name="axes.arm lora | transfer | spectrum_control").wait_for()
     ui.open_artifact(page, address, run, "sweep", "leaderboard.png")
     page.locator("img[src^='blob:']").first.wait_for()
 
