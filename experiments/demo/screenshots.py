@@ -26,6 +26,7 @@ TICK = "Press Space"
 COMPARE = "Compare"
 COMPARED = "Comparing 4 Runs"
 CURVES = "Model metrics"
+SEARCH = "Search metric charts"
 COLUMNS = [
     "attributes.`Created`",
     *(f"params.`{one}`" for one in ("stage", "arm", "layers", "rank", "lr", "seed")),
