@@ -80,7 +80,7 @@ def trivial(count: int) -> float:
 def together(place: str, *commands: tuple[str, ...]) -> float:
     """Seconds until all have ended, begun at once: each in a store of its own, as without a sweep."""
     began = time.perf_counter()
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as a sweep's trials; or they would crowd each other out
     running = [
         subprocess.Popen(
             [PKT, *words], cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
