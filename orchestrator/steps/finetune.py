@@ -69,7 +69,8 @@ def finetune(
     micro = micro_batch_size or fitting(encoded, batch_size)
     model = load(student, dtype=dtype, device=device)
     chosen = TypeAdapter[Any](Arm).validate_python(arm)
-    batches = [collate(encoded[at : at + micro], tokenizer.pad_token_id) for at in range(0, batch_size, micro)]
+    first = encoded[:batch_size] if chosen.initialiser else []  # what a start may look at
+    batches = [collate(first[at : at + micro], tokenizer.pad_token_id) for at in range(0, len(first), micro)]
     peft_model = adapted(model, chosen, rank, alpha, dropout, seed, start, batches)
     distillation = labels and training.Distillation(read_labels(labels), chosen.weight, chosen.temperature)
     args = training.arguments(partial or folder, len(encoded), lr, epochs, batch_size, micro, warmup, seed)

@@ -94,6 +94,14 @@ def test_rungs_end_where_the_whole_training_ends(whole: Path, store: Store) -> N
     assert [path.name for path in (folders[0] / training.RUNG).glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize("arm", ["lora", "eva"])
+def test_fewer_rows_than_a_batch_in_several_parts(arm: str, demo_models: dict[str, Path], tmp_path: Path) -> None:
+    few = {"examples": 10, "epochs": 1, "batch_size": 16, "micro_batch_size": 4}
+    asked = recipe(arm, finetune=few)
+    folder = materialise(pipeline.finetune_step(asked, prepare(asked)), Store(tmp_path))
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
 def test_the_rest_is_one_outcome_and_the_divergence_is_torchs() -> None:
     torch.manual_seed(0)
     teacher, student = torch.randn(5, 300) * 3, torch.randn(5, 300, requires_grad=True)
