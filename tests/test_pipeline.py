@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
 from orchestrator.steps.step import materialise
 from orchestrator.store import Store
-from orchestrator.transfer.arms import Arm
+from orchestrator.transfer.arms import ARMS
 
 LABELLED = {"input_ids": torch.randint(5, 100, (6, 9)), "attention_mask": torch.ones(6, 9, dtype=torch.long)}
 LABELLED["labels"] = LABELLED["input_ids"]
@@ -63,9 +63,6 @@ def test_the_exported_adapter_is_the_trained_model(
     card = (folder / "README.md").read_text()
     assert 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("demo-student")' in card
     assert f"| arm | {arm} |" in card
-
-
-ARMS = [arm.model_fields["kind"].default for arm in get_args(get_args(Arm)[0])]
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -5,26 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.transfer.arms import ARMS
+
 if TYPE_CHECKING:
     from orchestrator.steps.compare import Result
     from orchestrator.steps.verdict import Comparison, Question
 
-CONTROLS = {  # arms that differ from transfer in one thing alone, and what that is
-    "spectrum_control": "random directions with the teacher's singular values",
-    "random_window": "windows at random places of the same layers",
-    "shuffled_seeds": "sensitivities of seed examples with each other's answers",
-}
-ABOUT = {  # for whoever sees a leaderboard for the first time
-    "lora": "plain LoRA",
-    "pissa": "the student's own main directions",
-    "olora": "orthonormal columns of the student's matrices",
-    "orthogonal": "random factors whose product is zero",
-    "eva": "main directions of the layers' inputs",
-    "lora_ga": "directions of the student's first gradient",
-    "transfer": "the teacher's most sensitive blocks",
-    **CONTROLS,
-    "distil": "plain LoRA, which then learns the teacher's predictions too",
-}
+ABOUT = {kind: arm.starts_at for kind, arm in ARMS.items()}
+CONTROLS = {kind: ABOUT[kind] for kind, arm in ARMS.items() if arm.is_control}
 REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
 
 

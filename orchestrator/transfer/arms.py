@@ -9,7 +9,7 @@ W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,8 @@ Start = tuple[Float[Tensor, "n r"], Float[Tensor, "r m"]]
 
 class _Arm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    starts_at: ClassVar[str]  # for whoever sees a leaderboard for the first time
+    is_control: ClassVar[bool] = False  # differs from transfer in that alone
     extracts: ClassVar[bool] = False  # starts from a teacher's block
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
     initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
@@ -43,6 +45,7 @@ class Lora(_Arm):
     """Plain LoRA (arXiv 2106.09685): A random, B zero. The baseline of every claim."""
 
     kind: Literal["lora"] = "lora"
+    starts_at: ClassVar[str] = "plain LoRA"
     changes_base: ClassVar[bool] = False
 
 
@@ -50,6 +53,7 @@ class Pissa(_Arm):
     """The student's own principal directions (PiSSA, arXiv 2404.02948): a better start that needs no teacher."""
 
     kind: Literal["pissa"] = "pissa"
+    starts_at: ClassVar[str] = "the student's own main directions"
     initialiser: ClassVar[str | None] = "pissa_niter_16"  # by random projections, as its authors do it
 
 
@@ -57,6 +61,7 @@ class Olora(_Arm):
     """Orthonormal columns of the student's matrix, by QR (OLoRA, arXiv 2406.01775)."""
 
     kind: Literal["olora"] = "olora"
+    starts_at: ClassVar[str] = "orthonormal columns of the student's matrices"
     initialiser: ClassVar[str | None] = "olora"
 
 
@@ -64,6 +69,7 @@ class Orthogonal(_Arm):
     """Random A and B whose product is zero since their rows are orthogonal; needs an even rank."""
 
     kind: Literal["orthogonal"] = "orthogonal"
+    starts_at: ClassVar[str] = "random factors whose product is zero"
     changes_base: ClassVar[bool] = False
     initialiser: ClassVar[str | None] = "orthogonal"
 
@@ -77,6 +83,7 @@ class Eva(_Arm):
     """Principal directions of each layer's inputs (EVA, arXiv 2410.07170); embeddings have none and start plainly."""
 
     kind: Literal["eva"] = "eva"
+    starts_at: ClassVar[str] = "main directions of the layers' inputs"
     changes_base: ClassVar[bool] = False
     initialiser: ClassVar[str | None] = "eva"
 
@@ -85,6 +92,7 @@ class LoraGa(_Arm):
     """Directions of the student's own first gradient (LoRA-GA, arXiv 2407.05000)."""
 
     kind: Literal["lora_ga"] = "lora_ga"
+    starts_at: ClassVar[str] = "directions of the student's first gradient"
     initialiser: ClassVar[str | None] = "lora_ga"
 
     def check(self, rank: int, side: int) -> None:
@@ -106,12 +114,15 @@ class Transfer(_FromTeacher):
     """The teacher's block (Seeking Neural Nuggets)."""
 
     kind: Literal["transfer"] = "transfer"
+    starts_at: ClassVar[str] = "the teacher's most sensitive blocks"
 
 
 class SpectrumControl(_FromTeacher):
     """The teacher's singular values on random directions: decides whether the teacher's content matters."""
 
     kind: Literal["spectrum_control"] = "spectrum_control"
+    starts_at: ClassVar[str] = "random directions with the teacher's singular values"
+    is_control: ClassVar[bool] = True
 
     def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
         """As the transfer arm, on directions drawn anew in each trial."""
@@ -122,6 +133,8 @@ class RandomWindow(_FromTeacher):
     """Windows at random places of the same layers, drawn anew in each trial: decides whether *where* matters."""
 
     kind: Literal["random_window"] = "random_window"
+    starts_at: ClassVar[str] = "windows at random places of the same layers"
+    is_control: ClassVar[bool] = True
 
     def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
         """Another structure in every trial."""
@@ -132,6 +145,8 @@ class ShuffledSeeds(_FromTeacher):
     """Sensitivities of seed examples with each other's answers: decides whether the task in them matters."""
 
     kind: Literal["shuffled_seeds"] = "shuffled_seeds"
+    starts_at: ClassVar[str] = "sensitivities of seed examples with each other's answers"
+    is_control: ClassVar[bool] = True
 
     def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
         """A teacher's pass of its own, which all of the arm's trials share."""
@@ -146,6 +161,7 @@ class Distil(_Arm):
     """
 
     kind: Literal["distil"] = "distil"
+    starts_at: ClassVar[str] = "plain LoRA, which then learns the teacher's predictions too"
     changes_base: ClassVar[bool] = False
     rows: Literal["equal", "all"] = "equal"
     weight: float = Field(0.5, gt=0, le=1)  # of the teacher's predictions in the loss of the rows that have them
@@ -169,3 +185,4 @@ Arm = Annotated[
     ],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]
+ARMS: dict[str, type[_Arm]] = {arm.model_fields["kind"].default: arm for arm in get_args(get_args(Arm)[0])}
