@@ -11,7 +11,7 @@ from cli import options as o
 
 
 def compare(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep's name; by default the latest.")] = None,
+    sweep: o.SweepName = None,
     baseline: Annotated[
         str | None, typer.Option(help="The arm that others are compared with; by default the sweep's.")
     ] = None,

@@ -59,6 +59,7 @@ SkipBad = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any other field: finetune.epochs=1", metavar="PATH=VALUE")
 ]
+SweepName = Annotated[str | None, typer.Argument(help="A sweep's name; by default the latest.")]
 StoreDir = Annotated[
     Path,
     typer.Option(

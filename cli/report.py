@@ -12,7 +12,7 @@ from cli import options as o
 
 
 def report(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep's name; by default the latest.")] = None,
+    sweep: o.SweepName = None,
     out: Annotated[
         Path | None, typer.Option(help="The file to write; by default report.html in the sweep's folder.")
     ] = None,

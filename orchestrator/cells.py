@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,20 @@ def seeds_of(sweep: Sweep, cell: Cell) -> range:
     return range(sweep.repeats if cell.who == "student" and cell.adapted else 1)
 
 
+def tuning_of(sweep: Sweep) -> range:
+    """The random seeds of the trainings by which a setting is judged."""
+    return range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds)
+
+
+def trained(sweep: Sweep, cells: Iterable[Cell]) -> Iterator[tuple[Cell, int]]:
+    """Every cell with each random seed that it may be trained with: those that choose, too, where there is a choice."""
+    cells = tuple(cells)
+    tuning = tuning_of(sweep) if any(group.searched for group in groups_of(sweep, cells)) else ()
+    for cell in cells:
+        for seed in (*seeds_of(sweep, cell), *tuning):
+            yield cell, seed
+
+
 def rates_of(sweep: Sweep) -> list[float]:
     """The learning rates to choose from: as given for a grid, else RATES of them evenly on a logarithmic scale."""
     low, high = min(sweep.lr), max(sweep.lr)
@@ -181,14 +195,7 @@ def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
 
 def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     """How often the teacher is gone through and cut for all of the sweep's trials together, by what it is for."""
-    cells = tuple(cells)
-    tuned = any(group.searched for group in groups_of(sweep, cells))
-    tuning = range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds if tuned else TUNING_SEED)
-    recipes = [
-        cell.recipe.model_copy(update={"seed": seed}).settled()
-        for cell in cells
-        for seed in (*seeds_of(sweep, cell), *tuning)
-    ]
+    recipes = [cell.recipe.model_copy(update={"seed": seed}).settled() for cell, seed in trained(sweep, cells)]
     cut = [recipe for recipe in recipes if recipe.arm.extracts]
     return {
         "teacher passes": len({recipe.measure for recipe in cut}),

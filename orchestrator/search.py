@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import TUNING_SEED, Cell, Group, rates_of
+from orchestrator.cells import Cell, Group, rates_of, tuning_of
 from orchestrator.cluster.trials import Proposals
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready
@@ -60,8 +60,7 @@ def sampled(sweep: Sweep, group: Group) -> list[Setting]:
 
 def rungs_of(sweep: Sweep, ready: Ready, setting: Setting) -> Rungs:
     """The trainings by which a setting is judged."""
-    seeds = range(TUNING_SEED, TUNING_SEED + sweep.tuning_seeds)
-    search = sweep.search
+    seeds, search = tuning_of(sweep), sweep.search
     if isinstance(search, Asha):
         part = setting.cell.recipe.finetune
         count = steps_of(min(part.examples, len(ready.splits["train"])), part.batch_size, part.epochs)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import TUNING_SEED, Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of
+from orchestrator.cells import Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of, trained
 from orchestrator.labbook import commit, sweep_record, with_verdict
 from orchestrator.prepare import Ready, check, prepare
 from orchestrator.recipe import Run, Sweep
@@ -70,13 +70,10 @@ class Plan:
     @cached_property
     def shared(self) -> list[Step]:
         """What the teacher gives, each once and inputs first: its passes, the extractions, its predictions."""
-        tuned = any(group.searched for group in self.groups)
-        tuning = range(TUNING_SEED, TUNING_SEED + self.sweep.tuning_seeds if tuned else TUNING_SEED)
         steps: dict[str, Step] = {}
-        for cell in self.cells:
-            for seed in (*seeds_of(self.sweep, cell), *tuning):
-                step = cell.trial(self.ready, "test", lr=1, seed=seed, stage="trial").step
-                steps |= {one.fingerprint: one for one in step.ancestors() if one.name in OF_THE_TEACHER}
+        for cell, seed in trained(self.sweep, self.cells):
+            step = cell.trial(self.ready, "test", lr=1, seed=seed, stage="trial").step
+            steps |= {one.fingerprint: one for one in step.ancestors() if one.name in OF_THE_TEACHER}
         return list(steps.values())
 
     @cached_property
