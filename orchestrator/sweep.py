@@ -23,7 +23,7 @@ from orchestrator.search import Choice, choose, rungs_of, table_of
 from orchestrator.steps.compare import leaderboard
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.record import begun, results, write_record
+from orchestrator.steps.record import begun, write_record
 from orchestrator.steps.step import OF_THE_TEACHER, Step
 from orchestrator.steps.verdict import verdict_of
 from orchestrator.store import Store, fingerprint
@@ -143,8 +143,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "tried": tried,
             "failed": runner.failed,
         }
-        folder = write_record(store, record)
-        if found := results(record, store):
+        if found := write_record(store, record):
             board, told = leaderboard(found, sweep.baseline), verdict_of(record, found)
             assert runner.told
             runner.told = with_verdict(runner.told, board, told.lines(), len(runner.failed))

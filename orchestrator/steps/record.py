@@ -23,22 +23,15 @@ RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked 
 COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
 
 
-def write_record(store: Store, record: dict[str, Any]) -> Path:
-    """Put the record in place, and the pictures beside it; returns their folder."""
+def write_record(store: Store, record: dict[str, Any]) -> list[Result]:
+    """Put the record in place and the report's pictures beside it, which MLflow keeps; returns its evidence."""
     folder = store.root / "sweeps" / record["name"]
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / RECORD, record)
-    write_pictures(record, store, folder)
-    return folder
-
-
-def write_pictures(record: dict[str, Any], store: Store, folder: Path) -> list[Path]:
-    """Each picture of the report as a file of its own, which MLflow keeps with the sweep's run."""
-    title = f"{record['name']}: {record['task']}, {record['metric']}"
-    pictures = drawn(collect(record, results(record, store), store), title)
-    for picture in pictures:
+    found = results(record, store)
+    for picture in drawn(collect(record, found, store), f"{record['name']}: {record['task']}, {record['metric']}"):
         style.png(picture.figure, folder / f"{picture.name}.png")
-    return [folder / f"{picture.name}.png" for picture in pictures]
+    return found
 
 
 def _write(path: Path, value: Any) -> None:

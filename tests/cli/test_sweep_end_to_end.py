@@ -40,6 +40,15 @@ def pkt(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def until_a_trial_ended(running: subprocess.Popen[str], folder: Path) -> None:
+    """Wait for a sweep's first score."""
+    deadline = time.monotonic() + 120
+    while not list((folder / "pkt-store").glob("evaluate/*/manifest.json")):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
 def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("sweep")
@@ -199,11 +208,7 @@ def test_ctrl_c_ends_in_seconds_and_the_sweep_goes_on_from_there(demo_models: di
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     words = [*PKT, "sweep", "sweep.yaml", "--trials-at-once", "2"]
     running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "pkt-store").glob("evaluate/*/manifest.json")):
-        assert running.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until_a_trial_ended(running, tmp_path)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=200)
     assert running.returncode == 130

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow_server import Server
-from test_sweep_end_to_end import PKT, pkt
+from test_sweep_end_to_end import PKT, pkt, until_a_trial_ended
 
 pytestmark = [pytest.mark.long, pytest.mark.cluster, pytest.mark.xdist_group("sweep")]
 SWEEP = {
@@ -41,11 +41,7 @@ def test_a_server_that_hangs_and_dies_costs_no_trial_and_no_record(
             server.uri.replace("//", "//ada:hunter2@"),
         ]
         running = subprocess.Popen([*PKT, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "pkt-store").glob("evaluate/*/manifest.json")):
-            assert running.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until_a_trial_ended(running, tmp_path)
         server.send(signal.SIGSTOP)
         time.sleep(2)  # a trial or the end of one: it goes on
         assert running.poll() is None
