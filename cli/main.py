@@ -54,6 +54,7 @@ _register()
 def main() -> None:
     """Exit 0 done, 1 some trial failed, 2 bad input (one line, no traceback), 130 Ctrl-C."""
     debug = "--debug" in sys.argv
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes whose threads spin slow each other tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: tests run beside each other
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
