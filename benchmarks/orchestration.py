@@ -70,9 +70,9 @@ def trivial(count: int) -> float:
                 Trial(f"trial {n}", Step("evaluate", nothing, {"number": n}), {"rank": n, "lr": 0.1})
                 for n in range(count + SLOTS)
             ]
-            runner.go("warming up", trials[:SLOTS])
+            runner.go("warming up", trials[:SLOTS], SLOTS)
             began = time.perf_counter()
-            runner.go("trials", trials[SLOTS:])
+            runner.go("trials", trials[SLOTS:], count)
             runner.end("FINISHED", seconds=600)
             return time.perf_counter() - began
 

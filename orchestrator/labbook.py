@@ -76,7 +76,7 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
         history = json.loads((trained / "history.json").read_text())
         for name in CURVES:
             curves[f"train_{name}"] = [(point["step"], point[name]) for point in history]
-        curves |= system_metrics.read(samples_of(store, adapter))
+        curves |= system_metrics.read(system_metrics.samples_of(store, adapter))
         metrics["finetune_seconds"] = _seconds(trained)
         artifacts.append((str(trained), "adapter"))
     dataset = {
@@ -93,11 +93,6 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
         seconds=metrics["evaluate_seconds"] + metrics.get("finetune_seconds", 0.0),
         time_ms=int((folder / MANIFEST).stat().st_mtime * 1000),  # when it ended, and the same whenever told
     )  # fmt: skip
-
-
-def samples_of(store: Store, step: Step) -> Path:
-    """Where a training's system metrics are, if any were taken."""
-    return store.root / "system" / f"{step.fingerprint}.jsonl"
 
 
 def _seconds(folder: Path) -> float:

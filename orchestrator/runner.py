@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import session
-from orchestrator.cluster.trials import run_trials
-from orchestrator.labbook import samples_of, trial_record
+from orchestrator.cluster.trials import Rungs, run_trials
+from orchestrator.labbook import trial_record
 from orchestrator.recipe import Run
 from orchestrator.run_record import Record, Status
+from orchestrator.steps.data import light
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store
-from orchestrator.system_metrics import sampled
 from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.work import Work
 
 
 class Screen(Protocol):
@@ -88,22 +90,51 @@ class Runner:
         for step in steps:
             materialise(step, self.store, self.screen.track, placement_of(self.run))
 
-    def go(self, what: str, trials: Sequence[Trial]) -> None:
-        """Have every trial's score and tell the tracker; a failed one is noted with its reason.
+    def go(
+        self, what: str, trials: Sequence[Trial], total: int, then: Callable[[Trial], Sequence[Trial]] = lambda _: ()
+    ) -> None:
+        """Have every trial's score and tell the tracker; `then` names those that a finished one makes possible.
 
-        A trial that only tries a setting may fail: the choice falls on another.
+        A failed one is noted with its reason. One that only tries a setting may fail: the choice falls on another.
         """
-        have = [trial for trial in trials if self._folder(trial)]
-        for trial in have:
-            self.tell(trial)
-        missing = [trial for trial in trials if not self._folder(trial)]
-        unique = list({trial.step.fingerprint: trial for trial in missing}.values())
-        if unique:
-            self._run([[[trial]] for trial in unique], what, len(unique))
+        queue: list[Trial] = []
+        asked: set[str] = set()
 
-    def search(self, what: str, settings: Sequence[Sequence[Sequence[Trial]]], count: int, **how: Any) -> None:
+        def missing(trials: Sequence[Trial]) -> list[Rungs[Trial]]:
+            """What the store lacks of them, and of those that the others make possible."""
+            before, looked = len(queue), deque(trials)
+            while looked:
+                trial = looked.popleft()
+                if trial.step.fingerprint in asked:
+                    continue
+                asked.add(trial.step.fingerprint)
+                if self._folder(trial):
+                    self.tell(trial)
+                    tick(trial.label)
+                    looked.extend(then(trial))
+                else:
+                    queue.append(trial)
+            return [[[trial]] for trial in queue[before:]]
+
+        with self.screen.trials(what, total) as tick:
+            self._run(missing(trials), tick, lambda index, *_: missing(then(queue[index])))
+
+    def search(
+        self,
+        what: str,
+        settings: Sequence[Rungs[Trial]],
+        count: int,
+        told: Callable[[int, int, float | None], None],
+        **how: Any,
+    ) -> None:
         """Let Tune decide which settings are tried and how far: `run_trials` says what `how` may be."""
-        self._run(settings, what, count, **how)
+
+        def after(*result: Any) -> Sequence[Rungs[Trial]]:
+            told(*result)
+            return ()
+
+        with self.screen.trials(what, count) as tick:
+            self._run(settings, tick, after, **how)
 
     def metrics(self, trial: Trial) -> dict[str, Any] | None:
         """The finished trial's figures, None where it failed."""
@@ -118,36 +149,39 @@ class Runner:
 
     def _run(
         self,
-        items: Sequence[Sequence[Sequence[Trial]]],
-        what: str,
-        count: int,
-        told: Callable[[int, int, float | None], None] = lambda *_: None,
+        first: Sequence[Rungs[Trial]],
+        tick: Callable[[str], None],
+        after: Callable[[int, int, float | None], Sequence[Rungs[Trial]]],
         **how: Any,
     ) -> None:
-        gpus = self._session()
-        with self.screen.trials(what, count) as tick:
+        if not first:
+            return
+        items = list(first)
 
-            def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> None:
-                for trial, outcome in zip(items[index][max(rung, 0)], outcomes, strict=False):
-                    self._done(trial, outcome)
-                scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
-                score = sum(scores) / len(scores) if len(scores) == len(outcomes) else None
-                told(index, rung, score)
-                if rung <= 0:
-                    name = items[index][0][0].label
-                    tick(name if score is None else f"{name}: {score:.3f}")
+        def works(items: Sequence[Rungs[Trial]]) -> list[Rungs[Step]]:
+            return [[[light(trial.step, self.store) for trial in rung] for rung in item] for item in items]
 
-            cpus, at_once = self.run.cpus_per_trial, self.run.trials_at_once
-            works = [[[trial.step for trial in rung] for rung in item] for item in items]
-            run_trials(
-                Work(str(self.store.root), cpus, self.run.system_metrics),
-                works,
-                done,
-                cpus=cpus,
-                gpus=gpus,
-                at_once=at_once,
-                **how,
-            )
+        def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
+            for trial, outcome in zip(items[index][max(rung, 0)], outcomes, strict=False):
+                self._done(trial, outcome)
+            scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
+            score = sum(scores) / len(scores) if len(scores) == len(outcomes) else None
+            if rung <= 0:
+                name = items[index][0][0].label
+                tick(name if score is None else f"{name}: {score:.3f}")
+            more = after(index, rung, score)
+            items.extend(more)
+            return works(more)
+
+        run_trials(
+            Work(str(self.store.root), self.run.cpus_per_trial, self.run.system_metrics),
+            works(items),
+            done,
+            cpus=self.run.cpus_per_trial,
+            gpus=self._session(),
+            at_once=self.run.trials_at_once,
+            **how,
+        )
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> None:
         reason = outcome.get("error")
@@ -176,24 +210,3 @@ class Runner:
 def placement_of(run: Run) -> Placement:
     """Where the teacher's steps are done."""
     return Placement(run.ranks, run.cpus_per_trial, run.offload, run.tokens_at_once or Placement.tokens)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a worker does with a step: nothing that the store has already."""
-
-    store: str
-    cpus: int
-    sampled: bool = False  # watch the machine meanwhile
-
-    def __call__(self, step: Step) -> dict[str, Any]:
-        """The evaluation's figures; nothing for another step."""
-        import torch
-
-        torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
-        store = Store(Path(self.store))
-        adapter = step.inputs.get("adapter")
-        watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
-        with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
-            folder = materialise(step, store)
-        return read_metrics(folder) if step.name == "evaluate" else {}

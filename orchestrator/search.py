@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import Cell, Group, rates_of, tuning_of
+from orchestrator.cells import Cell, Group, fine_tunings, rates_of, tuning_of
 from orchestrator.cluster.trials import Proposals
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready
@@ -79,24 +79,47 @@ def rungs_of(sweep: Sweep, ready: Ready, setting: Setting) -> Rungs:
 
 
 def choose(
-    sweep: Sweep, ready: Ready, groups: Sequence[Group], runner: Runner, extra: list[Trial]
+    sweep: Sweep,
+    ready: Ready,
+    groups: Sequence[Group],
+    runner: Runner,
+    extra: list[Trial],
+    finals: Callable[[Choice], list[Trial]],
 ) -> list[Choice | None]:
-    """The choice of each group; `extra` trials, which choose nothing, run beside them."""
+    """The choice of each group, with its `finals` run; `extra` trials, which choose nothing, run beside them."""
     if isinstance(sweep.search, Asha | Optuna):
-        runner.go("untouched models", extra)
-        return [_searched(sweep, ready, group, runner) for group in groups]
+        found = [_searched(sweep, ready, group, runner) for group in groups]
+        compared = [trial for choice in found if choice for trial in finals(choice)]
+        runner.go("trials", extra + compared, len(extra) + len(compared))
+        return found
     tried = [
-        [(setting, rungs_of(sweep, ready, setting)) for setting in sampled(sweep, group)] if group.searched else []
+        [(one, rungs_of(sweep, ready, one)[-1]) for one in sampled(sweep, group)] if group.searched else []
         for group in groups
     ]
-    trials = [trial for group in tried for _, rungs in group for trial in rungs[-1]]
-    runner.go("choosing settings" if trials else "untouched models", extra + trials)
-    return [
-        _best(sweep, [(setting, _score(rungs[-1], runner)) for setting, rungs in some])
-        if some
-        else Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False, tried=1)
-        for group, some in zip(groups, tried, strict=True)
-    ]
+    left = [{trial.step.fingerprint for _, trials in some for trial in trials} for some in tried]
+    choices: list[Choice | None] = [None] * len(groups)
+
+    def chosen(place: int) -> list[Trial]:
+        choices[place] = _best(sweep, [(setting, _score(trials, runner)) for setting, trials in tried[place]])
+        return finals(choice) if (choice := choices[place]) else []
+
+    def then(trial: Trial) -> list[Trial]:
+        """A group whose last setting has its score goes on, whatever the others do."""
+        ready = [place for place, keys in enumerate(left) if keys and not keys - {trial.step.fingerprint}]
+        for keys in left:
+            keys.discard(trial.step.fingerprint)
+        return [final for place in ready for final in chosen(place)]
+
+    first = list(extra)
+    for place, group in enumerate(groups):
+        if group.searched:
+            first += [trial for _, trials in tried[place] for trial in trials]
+        else:
+            choices[place] = sole = Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False, tried=1)
+            first += finals(sole)
+    total = fine_tunings(sweep, [cell for group in groups for cell in group.cells])
+    runner.go("trials", first, len(extra) + total, then)
+    return choices
 
 
 def _searched(sweep: Sweep, ready: Ready, group: Group, runner: Runner) -> Choice | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -112,24 +112,19 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         runner.share(plan.shared)
         runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), ready))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
-        choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references])
-        finals: list[tuple[Choice, list[Trial]]] = []
-        for group, choice in zip(plan.groups, choices, strict=True):
-            if choice is None:
-                name = f"{group.cells[0].name()} ({len(runner.failed)})"
-                reason = "every setting that was tried failed; take smaller learning rates with --lr"
-                runner.failed[name] = {"label": name, "reason": reason}
-                continue
-            cell, lr = choice.setting.cell, choice.setting.lr
-            seeds = seeds_of(sweep, cell)
-            finals.append((choice, [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in seeds]))
-        runner.go("trials", [trial for _, trials in finals for trial in trials])
+        finals = cache(partial(_finals, sweep, ready))
+        choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)
         rows = [_row(cell, None, [trial]) for cell, trial in references]
-        rows += [_row(choice.setting.cell, choice, trials) for choice, trials in finals]
         tried: dict[str, int] = {}
         for group, choice in zip(plan.groups, choices, strict=True):
             arm = group.cells[0].label
             tried[arm] = tried.get(arm, 0) + (choice.tried if choice else 0)
+            if choice:
+                rows.append(_row(choice.setting.cell, choice, finals(choice)))
+            else:
+                name = f"{group.cells[0].name()} ({len(runner.failed)})"
+                reason = "every setting that was tried failed; take smaller learning rates with --lr"
+                runner.failed[name] = {"label": name, "reason": reason}
         record: dict[str, Any] = {
             "name": plan.name,
             "key": plan.key,
@@ -149,6 +144,11 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             runner.told = with_verdict(runner.told, board, told.lines(), len(runner.failed))
         runner.end("FAILED" if runner.failed else "FINISHED", folder=folder, seconds=20)
     return record
+
+
+def _finals(sweep: Sweep, ready: Ready, choice: Choice) -> list[Trial]:
+    cell, lr = choice.setting.cell, choice.setting.lr
+    return [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in seeds_of(sweep, cell)]
 
 
 def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, Any]:

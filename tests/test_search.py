@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from cli.screen import Terminal
 from orchestrator.cells import TUNING_SEED, cells_of, fine_tunings, groups_of, shared_by
 from orchestrator.errors import UserError
 from orchestrator.presets import complete
-from orchestrator.recipe import RATES, Sweep
+from orchestrator.recipe import RATES, Run, Sweep
 from orchestrator.runner import Runner, Trial
 from orchestrator.search import Log, choose, rates_of, rungs_of, sampled, table_of
 from orchestrator.store import Store
@@ -110,8 +111,8 @@ def test_the_best_of_the_validation_split_is_taken(demo_models: dict[str, Path],
     for setting in table_of(asked, group):
         for trial, (score, loss) in zip(rungs_of(asked, plan.ready, setting)[-1], figures[setting.lr], strict=True):
             _finished(store, trial, score, loss)
-    with Runner(store, None, "key", None, tmp_path, NullTracker()) as runner:  # type: ignore[arg-type]
-        (choice,) = choose(asked, plan.ready, plan.groups, runner, [])
+    with Runner(store, Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
+        (choice,) = choose(asked, plan.ready, plan.groups, runner, [], lambda choice: [])
     assert choice is not None
     assert choice.setting.lr == 1e-1  # the same score as 1e-2, and a lower loss
     assert choice.at_edge

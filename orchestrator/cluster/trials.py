@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray
 from ray import tune
+from ray.tune.search import Searcher
 
 from orchestrator.errors import UserError
 
 T = TypeVar("T")
 Rungs = Sequence[Sequence[T]]  # an item's works: those of a rung together make its score, and the next goes further
-Done = Callable[[int, int, list[dict[str, Any]]], None]  # index, rung, what each work of the rung returned
+# Index, rung and what each work of the rung returned → items that this one makes possible
+Done = Callable[[int, int, list[dict[str, Any]]], Sequence[Rungs[T]]]
 TIE = 1e-6  # of the loss, off the score: it decides among equal scores alone
 FAILED = -1.0
 RETRIES = 3  # of an item whose process died
@@ -42,7 +45,7 @@ class Proposals:
 def run_trials(
     work: Callable[[T], dict[str, Any]],
     items: Sequence[Rungs[T]],
-    done: Done,
+    done: Done[T],
     *,
     cpus: float,
     gpus: float,
@@ -52,19 +55,18 @@ def run_trials(
 ) -> None:
     """Call `work` on every item's rungs in worker processes that are reused; `done(index, rung, results)` as each ends.
 
-    With `reduction` ASHA lets one in so many go on to its next rung; the score of a result decides. An exception in
-    `work` ends its item alone: the result is {"error": one line, "traceback": all of it}. An item whose process dies is
-    begun again; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
-    raised again.
+    What `done` returns joins the queue, so that the workers of one stage are those of the next. With `reduction` ASHA
+    lets one in so many go on to its next rung; the score of a result decides. An exception in `work` ends its item
+    alone: the result is {"error": one line, "traceback": all of it}. An item whose process dies is begun again; after
+    RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
-    columns = proposals.columns if proposals else 0
-    told = _Done(done, columns)
-    scratch = tempfile.mkdtemp(prefix="pkt-tune-")
-    options: dict[str, Any] = {"reuse_actors": True, "max_concurrent_trials": at_once, "metric": "score", "mode": "max"}
-    space: dict[str, Any] = {"index": tune.grid_search(list(range(len(items))))}
+    queue = _Queue(items)
+    told = _Done(done, queue)
+    options: dict[str, Any] = {"search_alg": queue, "num_samples": -1, "max_concurrent_trials": at_once}
+    space: dict[str, Any] = {}
     if reduction:
         depth = max(len(item) for item in items)
         options["scheduler"] = tune.schedulers.ASHAScheduler(
@@ -72,16 +74,14 @@ def run_trials(
         )
     if proposals:
         space = {"row": tune.choice(list(range(proposals.rows))), "column": tune.randint(0, proposals.columns)}
-        options |= {"search_alg": _sampler(proposals), "num_samples": proposals.count}
+        options |= {"search_alg": _sampler(proposals, queue), "num_samples": proposals.count}
         options["max_concurrent_trials"] = at_once or max(1, proposals.count // 4)  # or all would be proposed blindly
-    trainable = tune.with_parameters(
-        _trainable, work=work, items=[tuple(map(tuple, item)) for item in items],
-        columns=columns, reduction=reduction or 1,
-    )  # fmt: skip
+    scratch = tempfile.mkdtemp(prefix="pkt-tune-")
+    trainable = tune.with_parameters(_trainable, work=work, reduction=reduction or 1)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
         param_space=space,
-        tune_config=tune.TuneConfig(**options),
+        tune_config=tune.TuneConfig(reuse_actors=True, metric="score", mode="max", **options),
         run_config=tune.RunConfig(
             name="trials", storage_path=scratch, verbose=0, callbacks=[told],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
@@ -95,7 +95,42 @@ def run_trials(
         raise told.error
 
 
-def _sampler(proposals: Proposals) -> Any:
+class _Queue(Searcher):
+    """Items in turn, for as long as any that runs may add others."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        super().__init__(metric="score", mode="max")
+        self._items, self._next = list(items), 0
+        self._running: set[str] = set()
+
+    def add(self, items: Sequence[Any]) -> None:
+        """At the end."""
+        self._items += items
+
+    def item(self, index: int) -> dict[str, Any]:
+        """A trial's configuration: Ray's store holds the work itself, since Tune writes each configuration down."""
+        return {"index": index, "item": ray.put([tuple(works) for works in self._items[index]])}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next one; None while there may be another."""
+        if self._next == len(self._items):
+            return None if self._running else Searcher.FINISHED
+        self._running.add(trial_id)
+        self._next += 1
+        return self.item(self._next - 1)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """After its results were told."""
+        self._running.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's own state is never needed to resume."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was saved."""
+
+
+def _sampler(proposals: Proposals, queue: _Queue) -> Any:
     try:
         import optuna
     except ImportError as error:
@@ -104,11 +139,16 @@ def _sampler(proposals: Proposals) -> Any:
         ) from error
     from ray.tune.search.optuna import OptunaSearch
 
+    class Sampler(OptunaSearch):
+        def suggest(self, trial_id: str) -> Any:
+            point = super().suggest(trial_id)
+            return point and queue.item(point["row"] * proposals.columns + point["column"])
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
     before = [{"row": index // proposals.columns, "column": index % proposals.columns} for index, _ in proposals.told]
     sampler = optuna.samplers.TPESampler(n_startup_trials=max(2, proposals.count // 4), seed=proposals.seed)
-    return OptunaSearch(
+    return Sampler(
         metric="score", mode="max", sampler=sampler,
         points_to_evaluate=before or None, evaluated_rewards=[score for _, score in proposals.told] or None,
     )  # fmt: skip
@@ -117,8 +157,8 @@ def _sampler(proposals: Proposals) -> Any:
 class _Done(tune.Callback):
     """Hands each finished rung to the caller. Tune pickles it with its own state, which nobody reads again."""
 
-    def __init__(self, done: Done, columns: int) -> None:
-        self._done, self._columns = done, columns
+    def __init__(self, done: Done[Any], queue: _Queue) -> None:
+        self._done, self._queue = done, queue
         self._told: set[tuple[int, int]] = set()
         self.error: Exception | None = None
 
@@ -127,7 +167,7 @@ class _Done(tune.Callback):
             return
         self._told.add((index, rung))
         try:
-            self._done(index, rung, outcomes)
+            self._queue.add(self._done(index, rung, outcomes))
         except Exception as error:  # here it would end Tune's loop and all that still runs; the caller gets it after
             self.error = self.error or error
 
@@ -143,28 +183,22 @@ class _Done(tune.Callback):
         text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
         last = text.strip().splitlines()[-1]
         self._tell(
-            _place(trial.config, self._columns),
+            trial.config["index"],
             -1,
             [{"error": f"its process died {RETRIES + 1} times: {last}", "traceback": text}],
         )
 
 
-def _trainable(
-    config: dict[str, Any], work: Callable[[Any], dict[str, Any]], items: list[Any], columns: int, reduction: int
-) -> None:
-    index = _place(config, columns)
-    for rung, works in enumerate(items[index]):
+def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], reduction: int) -> None:
+    for rung, works in enumerate(ray.get(config["item"])):
         outcomes = [_guarded(work, one) for one in works]
         failed = any("error" in outcome for outcome in outcomes)
         values = [outcome.get("score", 0.0) - TIE * outcome.get("loss", 0.0) for outcome in outcomes]
         score = FAILED if failed else sum(values) / len(values)
-        tune.report({"index": index, "rung": rung, "outcomes": outcomes, "score": score, "budget": reduction**rung})
+        place = {"index": config["index"], "rung": rung, "budget": reduction**rung}
+        tune.report({**place, "outcomes": outcomes, "score": score})
         if failed:
             return
-
-
-def _place(config: dict[str, Any], columns: int) -> int:
-    return config["index"] if "index" in config else config["row"] * columns + config["column"]
 
 
 def _guarded(work: Callable[[Any], dict[str, Any]], item: Any) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.steps.step import Step
-from orchestrator.store import fingerprint
+from orchestrator.steps.step import Step, materialise
+from orchestrator.store import Store, fingerprint
 from orchestrator.tasks.base import Example
 
 
@@ -22,6 +23,14 @@ def write(folder: Path, *, rows: list[dict[str, Any]]) -> dict[str, Any]:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8")
     return {"rows": len(rows)}
+
+
+def light(step: Step, store: Store) -> Step:
+    """The same step for whoever has the store: the rows lie there, and don't travel with every trial."""
+    if step.name == "data":
+        materialise(step, store)
+        return replace(step, where={})
+    return replace(step, inputs={name: light(one, store) for name, one in step.inputs.items()})
 
 
 def read(folder: Path) -> list[Example]:

@@ -29,7 +29,12 @@ Told = list[tuple[int, int, list[dict[str, Any]]]]
 
 def went(work: Any, items: list[Any], **how: Any) -> Told:
     told: Told = []
-    run_trials(work, items, lambda *result: told.append(result), cpus=1, gpus=0, at_once=2, **how)
+
+    def done(*result: Any) -> list[Any]:
+        told.append(result)  # type: ignore[arg-type]
+        return []
+
+    run_trials(work, items, done, cpus=1, gpus=0, at_once=2, **how)
     return told
 
 
@@ -46,6 +51,24 @@ def test_each_is_told_once_and_an_error_ends_its_item_alone() -> None:
     told = {index: (rung, outcomes) for index, rung, outcomes in went(work, single(4))}
     assert {index: told[index] for index in (0, 2, 3)} == {k: (0, [{"score": k / 10}]) for k in (0, 2, 3)}
     assert told[1][1][0]["error"] == "lr: too large"
+
+
+def test_what_a_finished_one_makes_possible_is_done_by_the_same_processes() -> None:
+    """Even by the last of a stage, and where it failed; a worker that imports anew costs more than many a trial."""
+    told: Told = []
+
+    def work(index: int) -> dict[str, Any]:
+        if index == 3:
+            raise UserError("lr: too large")
+        return {"score": 1.0, "process": os.getpid()}
+
+    def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Any]:
+        told.append((index, rung, outcomes))
+        return {3: [[[10]], [[11]]], 5: [[[12]]]}.get(index, [])
+
+    run_trials(work, single(4), done, cpus=1, gpus=0, at_once=2)
+    assert sorted(index for index, _, _ in told) == list(range(7))
+    assert len({outcome["process"] for _, _, (outcome,) in told if "process" in outcome}) <= 2
 
 
 def test_a_process_that_is_killed_is_begun_again(tmp_path: Path) -> None:
