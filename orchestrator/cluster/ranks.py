@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -143,6 +145,7 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
         gpu = 1 if any(node.get("GPU") for node in nodes()) else 0
         _check(count, placement.cpus, gpu)
         logs.mkdir(parents=True, exist_ok=True)
+        compiled = tempfile.mkdtemp(prefix="compiled-", dir=logs)
         group = placement_group([{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count, strategy="PACK")
         actors = []
         try:
@@ -158,12 +161,13 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
                 options = ray.remote(_Rank).options(
                     num_cpus=placement.cpus, num_gpus=gpu, scheduling_strategy=strategy, max_restarts=0
                 )
-                actors.append(options.remote(str(_log(logs, rank)), placement.cpus))
+                actors.append(options.remote(str(_log(logs, rank)), placement.cpus, compiled))
             yield actors
         finally:
             for actor in actors:
                 ray.kill(actor)
             remove_placement_group(group)
+            shutil.rmtree(compiled, ignore_errors=True)
 
 
 def _check(count: int, cpus: int, gpu: int) -> None:
@@ -219,10 +223,12 @@ def _get(reference: Any, rank: int, logs: Path) -> Any:
 class _Rank:
     """One process of a group. Its output goes to a file, which tells of a death; the screen is the user's."""
 
-    def __init__(self, log: str, cpus: int) -> None:
+    def __init__(self, log: str, cpus: int, compiled: str) -> None:
         with open(log, "ab", buffering=0) as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
+        # What a killed process was compiling stays locked, and whoever shares the folder waits for it without end.
+        os.environ["TORCH_EXTENSIONS_DIR"] = compiled
         os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU alone
         import torch
 

@@ -37,6 +37,7 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.utils import logging as chatter
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at each user's first use, for nothing
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     chatter.disable_progress_bar()
     deepspeed.init_distributed(
