@@ -23,6 +23,7 @@ from orchestrator.steps.finetune import finetune
 from orchestrator.steps.labels import FORWARDS_OF_A_PASS, labels
 from orchestrator.steps.measure import measure
 from orchestrator.steps.step import Step
+from orchestrator.steps.teacher_score import teacher_score
 from orchestrator.tasks.base import Split, draw
 from orchestrator.transfer.arms import Distil
 from orchestrator.transfer.metrics import Magnitude, Wanda
@@ -36,6 +37,7 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
     return Step(
         "measure",
         measure,
+        of_teacher=True,
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.measure.max_tokens,
@@ -60,6 +62,7 @@ def activations_step(recipe: Recipe, ready: Ready) -> Step:
     return Step(
         "activations",
         activations,
+        of_teacher=True,
         config={name: measured.config[name] for name in passed}
         | {
             "layers": recipe.layers.model_dump(mode="json"),
@@ -88,6 +91,7 @@ def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
     return Step(
         "extract",
         extract,
+        of_teacher=True,
         config={
             "layers": recipe.layers.model_dump(mode="json"),
             "structure": recipe.structure.model_dump(mode="json"),
@@ -112,6 +116,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
     return Step(
         "labels",
         labels,
+        of_teacher=True,
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.finetune.max_tokens,
@@ -170,9 +175,11 @@ def evaluate_step(
 ) -> Step:
     """The score of a model as it is, or with an adapter, on a split."""
     rows, scored = scored_rows(recipe, ready.splits[split]), ready.checkpoint(who)
+    own = who == "teacher" and adapter is None
     return Step(
         "evaluate",
-        evaluate,
+        teacher_score if own else evaluate,
+        of_teacher=own,
         config={
             "template": recipe.task.template,
             "metric": _listed(asdict(ready.task.metric)),

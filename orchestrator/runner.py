@@ -85,6 +85,12 @@ class Runner:
             reason = left.reason or "no answer yet"
             self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
 
+    @property
+    def spread(self) -> bool:
+        """Whether the teacher is held by several ranks, or elsewhere than here: no trial could hold it."""
+        with placement_of(self.run).settled() as settled:
+            return not settled.here
+
     def share(self, steps: Sequence[Step]) -> None:
         """Make what many trials build on, over as many ranks as were asked for."""
         for step in steps:

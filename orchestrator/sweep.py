@@ -24,7 +24,7 @@ from orchestrator.steps.compare import leaderboard
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.record import begun, write_record
-from orchestrator.steps.step import OF_THE_TEACHER, Step
+from orchestrator.steps.step import Step
 from orchestrator.steps.verdict import verdict_of
 from orchestrator.store import Store, fingerprint
 from orchestrator.tracking import Tracker
@@ -73,7 +73,7 @@ class Plan:
         steps: dict[str, Step] = {}
         for cell, seed in trained(self.sweep, self.cells):
             step = cell.trial(self.ready, "test", lr=1, seed=seed, stage="trial").step
-            steps |= {one.fingerprint: one for one in step.ancestors() if one.name in OF_THE_TEACHER}
+            steps |= {one.fingerprint: one for one in step.ancestors() if one.of_teacher}
         return list(steps.values())
 
     @cached_property
@@ -109,9 +109,10 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         begun(store, plan.name, plan.key, sweep.model_dump(mode="json")) as folder,
         Runner(store, run, plan.tracked, screen, folder) as runner,
     ):
-        runner.share(plan.shared)
-        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), ready))
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
+        large = [trial.step for _, trial in references if trial.step.of_teacher and runner.spread]
+        runner.share([*plan.shared, *large])
+        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), ready))
         finals = cache(partial(_finals, sweep, ready))
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)
         rows = [_row(cell, None, [trial]) for cell, trial in references]

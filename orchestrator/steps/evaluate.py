@@ -17,7 +17,7 @@ from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.metric import Metric
-from orchestrator.tasks.scoring import Item, score
+from orchestrator.tasks.scoring import Item, Scored, score
 from orchestrator.tasks.template import Encoded, TemplateName, collate, encode, prompt_of
 from orchestrator.transfer.sensitivity import example_losses
 
@@ -50,6 +50,13 @@ def evaluate(
     scored = score(network, tokenizer, items, judged, batch_size=batch_size)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
+    return write(folder, examples, scored, losses, metric)
+
+
+def write(
+    folder: Path, examples: list[Example], scored: Sequence[Scored], losses: Sequence[float], metric: dict[str, Any]
+) -> dict[str, Any]:
+    """The files of an evaluation. UserError where a loss is not finite."""
     for example, loss in zip(examples, losses, strict=True):
         if not math.isfinite(loss):
             raise UserError(f"lr: after training the loss on example {example.id!r} is {loss}; take a smaller one")
@@ -79,9 +86,11 @@ def questions(
 
 
 @torch.no_grad()
-def gold_losses(model: Any, encoded: list[Encoded], pad: int, batch_size: int) -> list[float]:
+def gold_losses(
+    model: Any, encoded: list[Encoded], pad: int, batch_size: int, device: torch.device | None = None
+) -> list[float]:
     """Per example, the mean cross-entropy of its gold answer's tokens."""
-    device = next(model.parameters()).device
+    device = device or model.device
     losses: list[float] = []
     for first in range(0, len(encoded), batch_size):
         batch = collate(encoded[first : first + batch_size], pad)

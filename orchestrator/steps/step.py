@@ -34,7 +34,7 @@ class Step:
 
     `config` and `identity` (contents that `config` doesn't hold, such as a model's hash) are hashed, and so are the
     inputs' fingerprints. `where` (folders, devices) is passed and never hashed. `version` rises when `run` changes
-    what it computes.
+    what it computes. A step `of_teacher` is done by as many ranks as hold the teacher.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Step:
     identity: Mapping[str, Any] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
+    of_teacher: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,9 +82,9 @@ def materialise(
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
-    if step.name not in RESUMABLE:
+    if not (step.of_teacher or step.name == "finetune"):
         return _run(step, store, inputs)
-    extra = {"track": track, "placement": placement} if step.name in OF_THE_TEACHER else {}
+    extra = {"track": track, "placement": placement} if step.of_teacher else {}
     with store.resumable(step.name, step.fingerprint) as partial:
         found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
         return found or _run(step, store, inputs, partial=partial, **extra)
@@ -100,10 +101,6 @@ def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> 
     found = store.find(step.name, step.fingerprint)
     assert found is not None
     return found
-
-
-OF_THE_TEACHER = ("measure", "activations", "extract", "labels")
-RESUMABLE = (*OF_THE_TEACHER, "finetune")  # they go on from what an earlier process left
 
 
 def versions() -> dict[str, str]:

@@ -51,8 +51,12 @@ def score(
     metric: Metric,
     *,
     batch_size: int = 32,
+    device: Any = None,
 ) -> list[Scored]:
-    """The one door to lm-eval: results in the items' order. UserError names an item that can't be scored."""
+    """The one door to lm-eval: results in the items' order. UserError names an item that can't be scored.
+
+    `device`: where a model computes that can't tell by its parameters, since they lie elsewhere.
+    """
     from datasets import Dataset
 
     if not items:
@@ -60,7 +64,7 @@ def score(
     if tokenizer.eos_token_id is None:
         raise UserError("model: its tokenizer has no end-of-sequence token, so no answer ends; set eos_token")
     evaluate, local_lm, local_task = _harness()
-    lm = local_lm(model, tokenizer, batch_size)
+    lm = local_lm(model, tokenizer, batch_size, device or model.device)
     check(items, metric, tokenizer, lm.max_length)
     with _greedy_inference(model, tokenizer.eos_token_id, metric.max_new_tokens):
         config = protocol(metric) | {"custom_dataset": lambda: {"test": Dataset.from_list(rows_of(items))}}
@@ -143,9 +147,9 @@ def _harness() -> tuple[Any, Any, Any]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
     class LocalLM(HFLM):  # type: ignore[misc, unused-ignore]
-        def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        def __init__(self, model: Any, tokenizer: Any, batch_size: int, device: Any) -> None:
             # HFLM ties a module's weights anew, which undoes edits: it gets only what it reads of it.
-            read = SimpleNamespace(config=model.config, device=model.device)
+            read = SimpleNamespace(config=model.config, device=device)
             unpadded = "pad_token" not in tokenizer.special_tokens_map
             super().__init__(read, "causal", tokenizer=tokenizer, batch_size=batch_size)
             if unpadded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -50,3 +51,26 @@ def test_llama2_70b_to_7b_in_miniature_from_rows_to_a_scored_adapter(tmp_path: P
     assert PeftModel.from_pretrained(stock, str(adapter)).peft_config["default"].r == 8
     record = next(tmp_path.glob("pkt-store/extract/*/transfer.json"))
     assert json.loads(record.read_text())["layers"][-1] > 32
+
+
+@pytest.mark.long
+def test_a_teacher_that_no_trial_could_hold_is_scored_by_its_ranks(
+    demo_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """And what a killed process was compiling, which stays locked for ever, is nobody's business but its own."""
+    for extension in ("deepspeed_shm_comm", "pin_memory"):
+        (tmp_path / "extensions" / extension).mkdir(parents=True)
+        (tmp_path / "extensions" / extension / "lock").touch()
+    words = ["--set", "axes.arm=[lora, transfer]", "--rank", "4", "--lr", "1e-2", "--repeats", "1", "--name", "large"]
+    words += ["--set", "tuned_teacher=false", "--set", "finetune.examples=36", "--set", "evaluate.examples=8"]
+    done = subprocess.run(
+        [*PKT, "sweep", *words, "--ranks", "2", "--offload", "cpu"], cwd=tmp_path, capture_output=True, text=True,
+        check=False, timeout=300, env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"scoring the teacher: .* 8/8 examples, \d+ tokens/s", done.stderr)
+    record = json.loads((tmp_path / "pkt-store/sweeps/large/sweep.json").read_text())
+    (teacher,) = [row for row in record["rows"] if row["label"] == "teacher"]
+    figures = json.loads((tmp_path / "pkt-store/evaluate" / teacher["trials"][0] / "metrics.json").read_text())
+    assert record["gate"]["score"] == figures["score"]
+    assert not list((tmp_path / "pkt-store").glob("*/.*.partial"))
