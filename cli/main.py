@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -68,9 +69,15 @@ def main() -> None:
     except Stopped:
         _fail("stopped; what was finished is kept, and the same command goes on from there", 130)
     else:
-        sys.exit(code or 0)
+        _end(code or 0)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"pkt: {' '.join(message.split())}", err=True)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Exit. All is done and said: a Ctrl-C in the second that the interpreter takes would only spoil the status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

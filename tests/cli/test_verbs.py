@@ -86,6 +86,18 @@ def test_run_says_the_score_and_where_the_adapter_is(
     assert "measure" not in again
 
 
+@pytest.mark.parametrize(("verb", "status"), [("tasks", 0), ("nonsense", 2)])
+def test_a_ctrl_c_after_the_last_word_changes_no_status(verb: str, status: int) -> None:
+    """The interpreter takes a second to end after a sweep; by then its leaderboard is on the screen."""
+    code = (
+        f"import atexit, os, signal, sys; sys.argv = ['pkt', '{verb}']\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "from cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status and "Traceback" not in done.stderr
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; sys.argv = ['pkt', '--help']\n"
