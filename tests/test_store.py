@@ -121,7 +121,7 @@ def test_two_at_one_resumable_step_run_it_once(tmp_path: Path, caplog: pytest.Lo
         assert go_on.wait(30)
         return {}
 
-    step, store = Step("measure", run), Store(tmp_path)
+    step, store = Step("measure", run, of_teacher=True), Store(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(materialise, step, store)
         assert began.wait(30)
@@ -144,7 +144,7 @@ def test_what_a_failed_step_kept_is_there_for_the_next_try(tmp_path: Path) -> No
             raise RuntimeError("no more power")
         return {}
 
-    step, store = Step("measure", run), Store(tmp_path)
+    step, store = Step("measure", run, of_teacher=True), Store(tmp_path)
     with pytest.raises(RuntimeError, match="no more power"):
         materialise(step, store)
     materialise(step, store)
