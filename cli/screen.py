@@ -33,16 +33,23 @@ class Terminal:
         began = last = time.monotonic()
         count = 0
         if not self._console.is_terminal:
+            unsaid = ""
+
+            def say() -> None:
+                nonlocal last, unsaid
+                last = time.monotonic()
+                self._console.print(f"{what}: {count}/{total} after {last - began:.0f} s  {unsaid}", soft_wrap=True)
+                unsaid = ""
 
             def log(line: str) -> None:
-                nonlocal last, count
-                count += 1
-                now = time.monotonic()
-                if count == total or now - last > LOG_SECONDS:
-                    last = now
-                    self._console.print(f"{what}: {count}/{total} after {now - began:.0f} s  {line}", soft_wrap=True)
+                nonlocal count, unsaid
+                count, unsaid = count + 1, line
+                if count == total or time.monotonic() - last > LOG_SECONDS:
+                    say()
 
             yield log
+            if unsaid:  # fewer than were counted on: where every setting failed, nothing is compared
+                say()
             return
         columns = (TextColumn("{task.description:<24}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn())
         rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what a narrow screen has no room for is cut here

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from orchestrator.transfer.arms import Arm, Distil, Transfer
 from orchestrator.transfer.blocks import BlockSelection, Window
@@ -166,6 +166,10 @@ Search = Annotated[
 ]
 
 
+def _each_once(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(values))
+
+
 class Sweep(Section):
     """A recipe and what varies around it.
 
@@ -176,7 +180,9 @@ class Sweep(Section):
     name: str | None = Field(None, pattern=r"^[\w.-]+$")  # it names a folder
     recipe: Recipe
     axes: dict[str, tuple[Any, ...]] = {}
-    lr: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-4, 3e-4, 1e-3), min_length=1)
+    lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_each_once)] = Field(
+        (1e-4, 3e-4, 1e-3), min_length=1
+    )
     search: Search = Grid()
     trials: int | None = Field(
         None, ge=1

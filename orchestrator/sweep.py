@@ -110,8 +110,8 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         Runner(store, run, plan.tracked, screen, folder) as runner,
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
-        large = [trial.step for _, trial in references if trial.step.of_teacher and runner.spread]
-        runner.share([*plan.shared, *large])
+        own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
+        runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
         runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), ready))
         finals = cache(partial(_finals, sweep, ready))
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)

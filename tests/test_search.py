@@ -59,6 +59,12 @@ def test_other_searches_give_every_arm_as_many_tries(kind: str) -> None:
         groups_of(few := asked.model_copy(update={"trials": 12}), cells_of(few))
 
 
+def test_a_learning_rate_said_twice_is_tried_once() -> None:
+    asked = sweep(lr=[1e-2, 1e-1, 1e-2])
+    assert asked.lr == (1e-2, 1e-1)
+    assert {group.searched for group in groups_of(asked, cells_of(asked))} == {2}
+
+
 def test_rates_are_even_on_a_logarithmic_scale() -> None:
     rates = rates_of(sweep(search="random"))
     assert len(rates) == RATES and rates[0] == 1e-3 and rates[-1] == 1e-1

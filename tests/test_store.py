@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
+from orchestrator.steps.data import data_step, light
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store, fingerprint, placing
+from orchestrator.tasks.base import Example
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -132,6 +134,18 @@ def test_two_at_one_resumable_step_run_it_once(tmp_path: Path, caplog: pytest.Lo
         assert first.result(30) == second.result(30)
     assert calls == [False]
     assert not list(tmp_path.glob("measure/.*.partial"))
+
+
+def test_rows_stay_in_the_store_and_a_worker_without_it_says_so(tmp_path: Path) -> None:
+    rows = data_step([Example.model_validate({"id": "a", "messages": [{"role": "user", "content": "x" * 10_000}]})])
+    step = Step("evaluate", lambda folder, *, rows: {"there": (rows / "rows.jsonl").is_file()}, inputs={"rows": rows})
+    sent = light(step, Store(tmp_path / "shared"))
+    assert sent.fingerprint == step.fingerprint
+    assert "x" * 100 not in repr(sent)
+    folder = materialise(sent, Store(tmp_path / "shared"))
+    assert json.loads((folder / "manifest.json").read_text())["facts"] == {"there": True}
+    with pytest.raises(UserError, match=r"its worker doesn't share the store \S+/other; name one on a common"):
+        materialise(sent, Store(tmp_path / "other"))
 
 
 def test_what_a_failed_step_kept_is_there_for_the_next_try(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ Done = Callable[[int, int, list[dict[str, Any]]], Sequence[Rungs[T]]]
 TIE = 1e-6  # of the loss, off the score: it decides among equal scores alone
 FAILED = -1.0
 RETRIES = 3  # of an item whose process died
+MANY = 200  # items at once where the cluster alone decides: as for Tune, enough to make one grow
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def run_trials(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
     queue = _Queue(items)
     told = _Done(done, queue)
-    options: dict[str, Any] = {"search_alg": queue, "num_samples": -1, "max_concurrent_trials": at_once}
+    # Without a bound Tune asks for one worker, waits until it is there, and asks for the next.
+    options: dict[str, Any] = {"search_alg": queue, "num_samples": -1, "max_concurrent_trials": at_once or MANY}
     space: dict[str, Any] = {}
     if reduction:
         depth = max(len(item) for item in items)
@@ -102,10 +105,24 @@ class _Queue(Searcher):
         super().__init__(metric="score", mode="max")
         self._items, self._next = list(items), 0
         self._running: set[str] = set()
+        self._again: list[int] = []
+        self._lost: Counter[int] = Counter()
 
     def add(self, items: Sequence[Any]) -> None:
         """At the end."""
         self._items += items
+
+    def again(self, index: int) -> bool:
+        """Whether an item that never began will be begun: the process that was kept for it had died."""
+        self._lost[index] += 1
+        if not self._next or self._lost[index] > RETRIES:  # a sampler hands its own items out
+            return False
+        self._again.append(index)
+        return True
+
+    def stop(self) -> None:
+        """What has not begun is not wanted any more."""
+        self._next, self._again = len(self._items), []
 
     def item(self, index: int) -> dict[str, Any]:
         """A trial's configuration: Ray's store holds the work itself, since Tune writes each configuration down."""
@@ -113,11 +130,14 @@ class _Queue(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next one; None while there may be another."""
-        if self._next == len(self._items):
+        if self._again:
+            index = self._again.pop()
+        elif self._next < len(self._items):
+            index, self._next = self._next, self._next + 1
+        else:
             return None if self._running else Searcher.FINISHED
         self._running.add(trial_id)
-        self._next += 1
-        return self.item(self._next - 1)
+        return self.item(index)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """After its results were told."""
@@ -163,13 +183,14 @@ class _Done(tune.Callback):
         self.error: Exception | None = None
 
     def _tell(self, index: int, rung: int, outcomes: list[dict[str, Any]]) -> None:
-        if (index, rung) in self._told:  # an item that was begun again finds its first rungs in the store
+        if self.error or (index, rung) in self._told:  # one that was begun again finds its first rungs in the store
             return
         self._told.add((index, rung))
         try:
             self._queue.add(self._done(index, rung, outcomes))
         except Exception as error:  # here it would end Tune's loop and all that still runs; the caller gets it after
-            self.error = self.error or error
+            self.error = error
+            self._queue.stop()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -180,6 +201,8 @@ class _Done(tune.Callback):
         self._tell(result["index"], result["rung"], result["outcomes"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if trial.num_failures <= RETRIES and self._queue.again(trial.config["index"]):
+            return
         text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
         last = text.strip().splitlines()[-1]
         self._tell(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import UserError
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store, fingerprint
 from orchestrator.tasks.base import Example
@@ -18,8 +19,10 @@ def data_step(examples: list[Example]) -> Step:
     return Step("data", write, identity={"rows": fingerprint(rows)}, where={"rows": rows})
 
 
-def write(folder: Path, *, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row a line."""
+def write(folder: Path, *, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """One row a line. UserError where they stayed behind in a store that this machine doesn't see."""
+    if rows is None:
+        raise UserError(f"its worker doesn't share the store {folder.parents[1]}; name one on a common file system")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8")
     return {"rows": len(rows)}

@@ -44,6 +44,7 @@ class Job:
     partial: Path  # what an unfinished pass leaves, on a file system that the ranks share
     placement: Placement = HERE
     metric: GradientMetric = TAYLOR
+    at_once: int | None = None  # examples of a batch, at most
     skip_bad: bool = False  # leave an example out whose loss is not finite, rather than stop
 
 
@@ -165,7 +166,8 @@ def recompute(model: Any) -> None:
 def rounds(job: Job, world: int) -> Iterator[list[list[Encoded]]]:
     """Each round's batches, one a rank; in the last round some ranks have none."""
     tokens = job.placement.tokens // len(job.metric.points())
-    groups = batches(job.encoded, tokens, at_most=-(-len(job.encoded) // world))
+    share = -(-len(job.encoded) // world)
+    groups = batches(job.encoded, tokens, at_most=min(share, job.at_once or share))
     for first in range(0, len(groups), world):
         some = groups[first : first + world]
         yield some + [[]] * (world - len(some))

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
-from orchestrator.models.loading import load_tokenizer
+from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.steps import data
 from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.evaluate import gold_losses, metric_of, questions, write
@@ -24,7 +24,7 @@ from orchestrator.steps.labels import file_of
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, opened, passes, progress
 from orchestrator.tasks.metric import Metric
-from orchestrator.tasks.scoring import Item, Scored, score
+from orchestrator.tasks.scoring import Item, Scored, check, score
 from orchestrator.tasks.template import Encoded, TemplateName, encode
 
 
@@ -51,13 +51,15 @@ def teacher_score(
     placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
-    """The files of an evaluation, of the teacher as it is. `batch_size` is for models that one device holds."""
+    """The files of an evaluation, of the teacher as it is; `batch_size` texts at once on each rank."""
     tokenizer, examples = load_tokenizer(model), data.read(rows)
     items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
+    check(items, judged, tokenizer, read_config(Path(model), "teacher").max_position_embeddings)
     encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     with placement.settled() as settled:
         job = Asking(
             model, encoded, tokenizer.pad_token_id, dtype, partial, settled,
+            at_once=max(1, batch_size // max(1, len(choices))),
             items={item.id: item for item in items}, asked=judged,
         )  # fmt: skip
         follow(asking, job, track, "scoring the teacher")

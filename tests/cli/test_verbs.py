@@ -13,6 +13,8 @@ from peft import PeftModel
 from test_bad_input import chat, chats, pkt  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM
 
+from cli.screen import Terminal
+
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -96,6 +98,14 @@ def test_a_ctrl_c_after_the_last_word_changes_no_status(verb: str, status: int) 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == status and "Traceback" not in done.stderr
+
+
+def test_progress_that_ends_early_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer than were counted on, where every setting of a row failed: the log's last line is not an old one."""
+    with Terminal().trials("trials", 3) as tick:
+        tick("first")
+        tick("second")
+    assert capsys.readouterr().err == "trials: 2/3 after 0 s  second\n"
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:

@@ -71,6 +71,39 @@ def test_what_a_finished_one_makes_possible_is_done_by_the_same_processes() -> N
     assert len({outcome["process"] for _, _, (outcome,) in told if "process" in outcome}) <= 2
 
 
+def test_a_process_that_dies_while_it_waits_for_work_costs_nothing() -> None:
+    """Tune keeps one for the next item, and calls that failed whose process is gone before it began."""
+    told: dict[int, list[dict[str, Any]]] = {}
+
+    def work(index: int) -> dict[str, Any]:
+        time.sleep(index)
+        return {"score": 1.0, "process": os.getpid()}
+
+    def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Any]:
+        told[index] = outcomes
+        if index != 1:
+            return []
+        os.kill(told[0][0]["process"], signal.SIGKILL)
+        return [[[2]], [[3]]]
+
+    run_trials(work, single(2), done, cpus=1, gpus=0, at_once=2)
+    assert sorted(told) == [0, 1, 2, 3]
+    assert all("error" not in outcome for (outcome,) in told.values()), told
+
+
+def test_where_the_caller_fails_nothing_more_is_begun(tmp_path: Path) -> None:
+    def work(index: int) -> dict[str, Any]:
+        (tmp_path / str(index)).touch()
+        return {"score": 1.0}
+
+    def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Any]:
+        raise RuntimeError(f"of {index}")
+
+    with pytest.raises(RuntimeError, match=r"of [01]$"):
+        run_trials(work, single(100), done, cpus=1, gpus=0, at_once=2)
+    assert len(list(tmp_path.iterdir())) < 20
+
+
 def test_a_process_that_is_killed_is_begun_again(tmp_path: Path) -> None:
     def work(index: int) -> dict[str, Any]:
         marks = list(tmp_path.glob(f"{index}-*"))
