@@ -65,6 +65,9 @@ def run_trials(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # no csv, json and TensorBoard copies of what the store has
+    # Of a worker's death Ray says a line, and the caller one once it is final: no traceback of Tune's besides.
+    for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     queue = _Queue(items)
     told = _Done(done, queue)
     # Without a bound Tune asks for one worker, waits until it is there, and asks for the next.

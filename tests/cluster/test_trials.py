@@ -71,20 +71,31 @@ def test_what_a_finished_one_makes_possible_is_done_by_the_same_processes() -> N
     assert len({outcome["process"] for _, _, (outcome,) in told if "process" in outcome}) <= 2
 
 
-def test_a_process_that_dies_while_it_waits_for_work_costs_nothing() -> None:
+def test_a_process_that_dies_while_it_waits_for_work_costs_nothing(tmp_path: Path) -> None:
     """Tune keeps one for the next item, and calls that failed whose process is gone before it began."""
     told: dict[int, list[dict[str, Any]]] = {}
+    idle, other = tmp_path / "idle", tmp_path / "other"
 
     def work(index: int) -> dict[str, Any]:
-        time.sleep(index)
+        if index == 0:
+            while not other.is_file():  # two processes: neither does both
+                time.sleep(0.1)
+        if index == 1:
+            other.touch()
+            while not idle.is_file():
+                time.sleep(0.1)
+            time.sleep(2)  # the other one is put aside meanwhile
+            os.kill(int(idle.read_text()), signal.SIGKILL)
+            time.sleep(2)
         return {"score": 1.0, "process": os.getpid()}
 
     def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Any]:
         told[index] = outcomes
-        if index != 1:
-            return []
-        os.kill(told[0][0]["process"], signal.SIGKILL)
-        return [[[2]], [[3]]]
+        if index == 0:
+            aside = tmp_path / "aside"
+            aside.write_text(str(outcomes[0]["process"]))
+            aside.rename(idle)
+        return [[[2]], [[3]]] if index == 1 else []
 
     run_trials(work, single(2), done, cpus=1, gpus=0, at_once=2)
     assert sorted(told) == [0, 1, 2, 3]
