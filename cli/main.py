@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -52,7 +52,7 @@ def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
 _register()
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Exit 0 done, 1 some trial failed, 2 bad input (one line, no traceback), 130 Ctrl-C."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes whose threads spin slow each other tenfold
@@ -69,15 +69,24 @@ def main() -> None:
     except Stopped:
         _fail("stopped; what was finished is kept, and the same command goes on from there", 130)
     else:
-        _end(code or 0)
+        sys.exit(code or 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"pkt: {' '.join(message.split())}", err=True)
-    _end(code)
-
-
-def _end(code: int) -> NoReturn:
-    """Exit. All is done and said: a Ctrl-C in the second that the interpreter takes would only spoil the status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
+
+
+def entry() -> NoReturn:
+    """`pkt`: `main` in a process of its own, which ends with the status and without what Python does at its end.
+
+    That takes a second after a sweep, in which a Ctrl-C or a thread of a library's (seen: a segmentation fault after
+    Ctrl-C) would put its own status in place of ours. What was opened is closed by then, and nothing runs.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        with suppress(BrokenPipeError):  # of `pkt ... | head`
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(int(end.code or 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,6 @@ def pkt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["pkt", *words])
         with pytest.raises(SystemExit) as end:
             main()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # `main` was the end of its process
         out, err = capsys.readouterr()
         return int(end.value.code or 0), out, err
 
