@@ -217,6 +217,19 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+    file = Path(uri.removeprefix("sqlite:///"))
+    with Path(f"{file}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists() or not file.stat().st_size:
+            _make(file)
         yield
+
+
+def _make(file: Path) -> None:
+    """The schema, made aside: a process killed in the middle of it would leave one that MLflow can't go on from."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    aside = file.with_name(f".{file.name}.new")
+    aside.unlink(missing_ok=True)
+    SqlAlchemyStore(f"sqlite:///{aside}", "./mlruns").engine.dispose()
+    aside.rename(file)

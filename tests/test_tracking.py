@@ -243,6 +243,23 @@ def test_processes_at_a_fresh_file_and_one_outbox(tmp_path: Path) -> None:
     assert points_of(f"sqlite:///{tmp_path}/mlflow.db", "sweep/3") == {"score": 1}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_a_process_killed_while_it_makes_the_schema_leaves_none(uri: str, tmp_path: Path, size: int) -> None:
+    """MLflow's hundred migrations can't be gone on with from their middle."""
+    (tmp_path / "go").touch()
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    making = subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path), "0"], env=environment)
+    soon(lambda: any(one.stat().st_size >= size for one in tmp_path.glob("*mlflow.db*") if "lock" not in one.name), 60)
+    making.kill()
+    making.wait()
+    assert not (tmp_path / "mlflow.db").exists() or not (tmp_path / "mlflow.db").stat().st_size
+    tracker = tracker_at(uri, tmp_path)
+    tracker.put(Record("sweep", "a sweep"))
+    assert not tracker.close(60).records
+    assert set(runs_of(uri)) == {"sweep"}
+
+
 def order(folder: Path) -> list[str]:
     with sqlite3.connect(folder / "server.db") as database:
         return [name for (name,) in database.execute("select name from runs order by rowid")]
