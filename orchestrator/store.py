@@ -139,6 +139,17 @@ def placing(target: Path, field: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name to write a file under until the block ends: whoever finds it in its place finds it whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _flush(path: Path) -> str:
     """Sync a file to disk; returns its sha256."""
     with path.open("rb") as file:

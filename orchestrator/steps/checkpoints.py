@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.cluster.ranks import Member
+from orchestrator.store import appearing
 from orchestrator.transfer.scores import Scores
 
 T = TypeVar("T")
@@ -58,8 +59,8 @@ class Checkpoints:
         target = place / f"rank-{self.member.rank}.safetensors"
         parts = {f"{name}:{part}": getattr(score, part) for name, score in scores.items() for part in PARTS}
         ids = {"done": json.dumps(sorted(done)), "left_out": json.dumps(sorted(left_out))}
-        save_file({key: part.cpu() for key, part in parts.items()}, target.with_suffix(".aside"), metadata=ids)
-        target.with_suffix(".aside").rename(target)
+        with appearing(target) as file:
+            save_file({key: part.cpu() for key, part in parts.items()}, file, metadata=ids)
         if self.member.world > 1:
             torch.distributed.barrier()
         for older in self._all() if self.member.rank == 0 else ():

@@ -38,28 +38,38 @@ def evaluate(
     """Write examples.jsonl (id, prompt, output, answer, gold, score, loss) and metrics.json.
 
     An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
-    UserError where a loss is not finite: the training broke the model.
+    UserError where a loss is not finite.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(model)
     network = load(model, dtype=dtype, device=device)
     if adapter is not None:
         network = load_adapter(network, adapter)
+    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, max_tokens)
+    scored = score(network, tokenizer, items, judged, batch_size=batch_size)
+    losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
+    return write(folder, scored, losses, metric, trained=adapter is not None)
+
+
+def asked(
+    rows: Path, template: TemplateName, tokenizer: Any, metric: dict[str, Any], choices: list[str], max_tokens: int
+) -> tuple[list[Item], Metric, list[Encoded]]:
+    """The questions of some rows, how their answers are judged, and the rows as the loss wants them."""
     examples = data.read(rows)
     items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
-    scored = score(network, tokenizer, items, judged, batch_size=batch_size)
-    encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
-    losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
-    return write(folder, examples, scored, losses, metric)
+    return items, judged, [encode(example, template, tokenizer, max_tokens) for example in examples]
 
 
 def write(
-    folder: Path, examples: list[Example], scored: Sequence[Scored], losses: Sequence[float], metric: dict[str, Any]
+    folder: Path, scored: Sequence[Scored], losses: Sequence[float], metric: dict[str, Any], *, trained: bool
 ) -> dict[str, Any]:
-    """The files of an evaluation. UserError where a loss is not finite."""
-    for example, loss in zip(examples, losses, strict=True):
+    """The files of an evaluation. UserError where a loss is not finite: training broke the model, or it was broken."""
+    for row, loss in zip(scored, losses, strict=True):
         if not math.isfinite(loss):
-            raise UserError(f"lr: after training the loss on example {example.id!r} is {loss}; take a smaller one")
+            raise UserError(
+                f"lr: after training the loss on example {row.id!r} is {loss}; take a smaller one" if trained else
+                f"dtype: untrained, the model's loss on example {row.id!r} is {loss}; take a wider one"
+            )  # fmt: skip
     with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
         for row, loss in zip(scored, losses, strict=True):
             file.write(json.dumps({**asdict(row), "loss": loss}, ensure_ascii=False) + "\n")

@@ -23,6 +23,7 @@ from orchestrator.steps import data
 from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, inputs, opened, passes, progress
+from orchestrator.store import appearing
 from orchestrator.tasks.template import Encoded, TemplateName, encode
 
 KEPT = 128  # likeliest tokens of each position; the rest of the probability is one more outcome
@@ -99,10 +100,8 @@ def _ask(job: Any, member: Member, model: nn.Module, batch: list[Encoded]) -> Pa
     answers = tensors.pop("labels")[:, 1:] != -100
     logits = model(**tensors, use_cache=False).logits[:, :-1]
     for example, row, own in zip(batch, logits, answers, strict=False):  # an empty batch is a token that asks nothing
-        file = job.partial / file_of(example.id)
-        aside = file.with_suffix(".aside")
-        save_file(likeliest(row[own, : job.vocabulary], job.temperature), aside)
-        aside.rename(file)
+        with appearing(job.partial / file_of(example.id)) as file:
+            save_file(likeliest(row[own, : job.vocabulary], job.temperature), file)
     return batch, set()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from orchestrator.steps import style
 from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import drawn
 from orchestrator.steps.evidence import collect
-from orchestrator.store import Store, held
+from orchestrator.store import Store, appearing, held
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
 COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
@@ -35,10 +34,8 @@ def write_record(store: Store, record: dict[str, Any]) -> list[Result]:
 
 
 def _write(path: Path, value: Any) -> None:
-    """At once or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.rename(path)
+    with appearing(path) as file:
+        file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager

@@ -17,15 +17,15 @@ from torch import nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer, read_config
-from orchestrator.steps import data
 from orchestrator.steps.checkpoints import agreed
-from orchestrator.steps.evaluate import gold_losses, metric_of, questions, write
+from orchestrator.steps.evaluate import asked, gold_losses, write
 from orchestrator.steps.labels import file_of
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, opened, passes, progress
+from orchestrator.store import appearing
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Item, Scored, check, score
-from orchestrator.tasks.template import Encoded, TemplateName, encode
+from orchestrator.tasks.template import Encoded, TemplateName
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,9 @@ def teacher_score(
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """The files of an evaluation, of the teacher as it is; `batch_size` texts at once on each rank."""
-    tokenizer, examples = load_tokenizer(model), data.read(rows)
-    items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
+    tokenizer = load_tokenizer(model)
+    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, max_tokens)
     check(items, judged, tokenizer, read_config(Path(model), "teacher").max_position_embeddings)
-    encoded = [encode(example, template, tokenizer, max_tokens) for example in examples]
     with placement.settled() as settled:
         job = Asking(
             model, encoded, tokenizer.pad_token_id, dtype, partial, settled,
@@ -65,7 +64,7 @@ def teacher_score(
         follow(asking, job, track, "scoring the teacher")
     told = [json.loads((partial / _file(example.id)).read_text()) for example in encoded]
     losses = [one.pop("loss") for one in told]
-    return write(folder, examples, [Scored(**one) for one in told], losses, metric)
+    return write(folder, [Scored(**one) for one in told], losses, metric, trained=False)
 
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:
@@ -84,9 +83,8 @@ def _ask(tokenizer: Any, job: Any, member: Member, model: nn.Module, batch: list
     scored = score(model, tokenizer, items, job.asked, batch_size=at_once, device=device())
     losses = gold_losses(model, along, job.pad, len(along), device())
     for example, one, loss in zip(batch, scored, losses, strict=False):
-        aside = job.partial / f"{_file(example.id)}.aside"
-        aside.write_text(json.dumps({**asdict(one), "loss": loss}))
-        aside.rename(job.partial / _file(example.id))
+        with appearing(job.partial / _file(example.id)) as file:
+            file.write_text(json.dumps({**asdict(one), "loss": loss}))
     return batch, set()
 
 

@@ -12,15 +12,17 @@ from safetensors.torch import load_file
 
 from orchestrator import pipeline
 from orchestrator.cluster.ranks import Placement
+from orchestrator.errors import UserError
 from orchestrator.prepare import prepare
 from orchestrator.recipe import Recipe
 from orchestrator.steps.data import data_step
-from orchestrator.steps.evaluate import evaluate
+from orchestrator.steps.evaluate import evaluate, write
 from orchestrator.steps.step import Step, materialise
 from orchestrator.steps.teacher_score import teacher_score
 from orchestrator.store import Store
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.scoring import Scored
 
 PAIR = {"teacher": "demo-teacher", "student": "demo-student", "task": {"name": "demo"}}
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray")]
@@ -98,3 +100,11 @@ def test_ranks_predict_as_the_whole_model_does(demo_models: dict[str, Path], tmp
         mine, theirs = load_file(one / name), load_file(two / name)
         torch.testing.assert_close(mine["logs"], theirs["logs"], atol=1e-4, rtol=0)
         assert (mine["tokens"][:, :8] == theirs["tokens"][:, :8]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(("trained", "what"), [(True, "lr: after training the loss"), (False, "dtype: untrained")])
+def test_a_loss_that_is_not_finite_is_told(tmp_path: Path, trained: bool, what: str) -> None:
+    scored = Scored("row-3", "1 + 1 =", "2", "2", "2", 1.0)
+    with pytest.raises(UserError, match=f"^{what}.*'row-3' is nan"):
+        write(tmp_path, [scored], [float("nan")], {"kind": "exact_match", "filter_name": "none"}, trained=trained)
+    assert not list(tmp_path.iterdir())
