@@ -6,13 +6,12 @@ import json
 import random
 import re
 import shutil
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from report_page import Page
 from safetensors.torch import load_file
 from test_bad_input import Call, pkt  # noqa: F401  (a fixture)
 
@@ -87,43 +86,6 @@ def store(swept: Path, tmp_path: Path) -> Store:
     """One to take pieces away from."""
     shutil.copytree(swept, tmp_path / "store")
     return Store(tmp_path / "store")
-
-
-@dataclass
-class Page(HTMLParser):
-    """What a reader gets: tables, pictures, texts; and all that a browser would fetch."""
-
-    tables: dict[str, list[list[str]]] = field(default_factory=dict)
-    figures: list[str] = field(default_factory=list)
-    tags: set[str] = field(default_factory=set)
-    fetched: list[str] = field(default_factory=list)
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self._cell = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
-        self.tags.add(tag)
-        self.fetched += [told[name] or "" for name in ("src", "href", "xlink:href", "data") if name in told]
-        if tag == "table":
-            self.tables[told["id"] or ""] = []
-        elif tag == "figure":
-            self.figures.append(told["id"] or "")
-        elif tag == "tr":
-            list(self.tables.values())[-1].append([])
-        elif tag in ("td", "th"):
-            list(self.tables.values())[-1][-1].append("")
-        self._cell = tag in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._cell:
-            list(self.tables.values())[-1][-1][-1] += data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._cell = False
 
 
 def told(store: Store, **changes: Any) -> tuple[str, Page]:
