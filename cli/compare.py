@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +43,10 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
         raise UserError(f"baseline: {baseline!r} has no row in {record['name']}; rows: {', '.join(arms)}")
     rows, told = leaderboard(found, baseline), verdict_of(record, found, baseline)
     if as_json:
-        answer = {"baseline": baseline, "metric": record["metric"], "rows": rows, "verdict": told.as_json()}
+        answer = {
+            "name": record["name"], "baseline": baseline, "metric": record["metric"], "rows": rows,
+            "verdict": told.as_json(), "gate": record["gate"], "failed": list(record["failed"].values()),
+        }  # fmt: skip
         typer.echo(json.dumps(answer))
         return
     from rich.console import Console
@@ -57,25 +62,15 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip
     Console(width=max(140, Console().width)).print(table)
-    for line in [*remarks(record, rows), "", *told.lines(), "", *footer(record, told, rows)]:
+    for line in [*remarks(record, rows, baseline), "", *told.lines(), "", *footer(record, told, rows, store.root)]:
         typer.echo(line)
 
 
-def remarks(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> list[str]:
     """What to know before reading the figures."""
-    from orchestrator.steps.compare import BOUNDS
-    from orchestrator.steps.words import ABOUT
+    from orchestrator.steps.words import about_rows, gate_line
 
-    arms = dict.fromkeys(row["arm"] for row in rows if row["arm"] in ABOUT)
-    starts = [f"{arm} ({ABOUT[arm]})" for arm in sorted(arms, key=list(ABOUT).index)]
-    lines = [
-        "mean: of the score on the test split, over random seeds; 95 %: over seeds and examples, uncorrected: rely on"
-        " the verdict below.",
-        f"Every arm trains a LoRA on the student and starts at: {', '.join(starts)}.",
-    ]
-    if bounds := [row["arm"] for row in rows if row["arm"] in BOUNDS]:
-        tuned = "; teacher_tuned: the teacher with a LoRA of its own" if "teacher_tuned" in bounds else ""
-        lines.append(f"student, teacher: as they are, untrained{tuned}.")
+    lines = [*about_rows([row["arm"] for row in rows], baseline), f"Gate: {gate_line(record['gate'])}."]
     if failed := record["failed"]:
         first = next(iter(failed.values()))
         lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")
@@ -84,8 +79,15 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]]) -> list[str]:
+def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store: Path) -> list[str]:
     """What the verdict rests on, and where to look further."""
+    where = "" if store == o.STORE.absolute() else f" --store {shlex.quote(str(store))}"
+    verbs = (
+        f"report {record['name']}",
+        f"compare {record['name']} --json",
+        f"export {record['name']} --lora DIR",
+        "ui",
+    )
     tried = record.get("tried", {})
     chosen = [
         f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried){_other_row(arm, told.scores[arm], rows)}"
@@ -94,7 +96,7 @@ def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]]) -> lis
     return [
         *(["Each arm was taken at its settings of best validation score:", *chosen] if chosen else []),
         "One task and one pair of models: no evidence for others.",
-        f"Look further: pkt report {record['name']}   |   pkt compare {record['name']} --json   |   pkt ui",
+        f"Look further: {'   |   '.join(f'pkt {verb}{where}' for verb in verbs)}",
     ]
 
 

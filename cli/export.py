@@ -20,7 +20,9 @@ def export(
     lora: Annotated[Path | None, typer.Option(help="Write the LoRA adapter there.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Compress that LoRA to this rank, and say the error.")] = None,
     lm_eval: Annotated[Path | None, typer.Option(help="Write its examples there, as a task for lm-eval.")] = None,
-    arm: Annotated[str | None, typer.Option(help="The sweep's best row of this arm, in place of all.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="The sweep's row of this arm, in place of the best one of all.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="That row's trial of this random seed; by default 0.")] = None,
     student: Annotated[
         str | None, typer.Option(help="Where the student is now: alias, local folder or hub id.")

@@ -7,33 +7,37 @@ from typing import Any
 
 from cli.options import amount
 from cli.plan import duration
-from orchestrator.cells import cells_of, fine_tunings, groups_of, seeds_of, shared_by
+from orchestrator.cells import cells_of, fine_tunings, groups_of, rates_of, seeds_of, shared_by
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
 from orchestrator.plan import forecast
-from orchestrator.prepare import find_task
+from orchestrator.prepare import check_shapes, find_task
 from orchestrator.recipe import Grid, Sweep
 from orchestrator.steps.compare import BOUNDS
-from orchestrator.steps.power import EXPECTED, smallest_effect
+from orchestrator.steps.power import EXPECTED, Spread, smallest_effect
 from orchestrator.steps.record import asked_for, differences
 from orchestrator.steps.verdict import ENOUGH_SEEDS
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
 
 DEFAULT_MEMORY = "80GB"
+MOST_NAMES = 12  # of rows, on the screen
+MOST_DOUBLINGS = 8  # of the random seeds, to find how many would do
 
 
-def as_begun(store: Store, name: str, said: Sweep | None) -> Sweep:
-    """The sweep that was begun under this name. UserError where what is said now is something else."""
-    before = asked_for(store, name)
-    sweep = Sweep.model_validate(before)
-    if said is not None:
-        now = said.model_copy(update={"name": sweep.name}).model_dump(mode="json")
-        if different := differences(before, now):
-            raise UserError(
-                f"resume: {name} was begun otherwise ({different}); say --resume {name} alone, or give a new --name"
-            )
-    return sweep.model_copy(update={"name": name})
+def as_begun(store: Store, name: str) -> Sweep:
+    """The sweep that was begun under this name."""
+    return Sweep.model_validate(asked_for(store, name)).model_copy(update={"name": name})
+
+
+def refuse_another(begun: Sweep, said: Sweep) -> None:
+    """UserError where what is said now is not what was begun."""
+    now = said if said.name else said.model_copy(update={"name": begun.name})
+    if different := differences(begun.model_dump(mode="json"), now.model_dump(mode="json")):
+        raise UserError(
+            f"resume: {begun.name} was begun otherwise ({different}); say --resume {begun.name} alone, or leave"
+            " --resume out and give a new --name"
+        )
 
 
 def afford(sweep: Sweep, budget: str) -> Sweep:
@@ -71,69 +75,95 @@ def rows_of(sweep: Sweep) -> tuple[int | None, int | None]:
     return len(splits["test"]), len(splits["validation"])
 
 
-def refuse_too_many(sweep: Sweep, *, yes: bool) -> None:
-    """UserError for more fine-tunings than the sweep's limit, unless they were said to be wanted."""
+def too_many_of(sweep: Sweep) -> str | None:
+    """What to say to more fine-tunings than the sweep's limit."""
     count = fine_tunings(sweep, cells_of(sweep))
-    if count > sweep.max_trials and not yes and sweep.trials is None:  # a number that was said is wanted
-        raise UserError(
-            f"axes: {count:,} fine-tunings, more than {sweep.max_trials}; say --yes to run them all, give fewer --rank,"
-            " --layers, --lr or --repeats, or let --search random --trials N choose among them"
-        )
+    if count <= sweep.max_trials or sweep.trials is not None:  # a number that was said is wanted
+        return None
+    return (
+        f"axes: {count:,} fine-tunings, more than {sweep.max_trials}; say --yes to run them all, give fewer --rank,"
+        " --layers, --lr or --repeats, or let --search random --trials N choose among them"
+    )
 
 
-def counts(sweep: Sweep) -> dict[str, Any]:
-    """What would run, counted."""
+def counts(sweep: Sweep, gpu_memory: str | None = None, *, cost: bool = True) -> dict[str, Any]:
+    """What would run, counted, and what by the plan it costs. UserError for what these models can't do."""
     cells = cells_of(sweep)
     groups = groups_of(sweep, cells)
-    return {
+    told: dict[str, Any] = {
         "teacher": sweep.recipe.teacher,
         "student": sweep.recipe.student,
         "task": sweep.recipe.task.name,
         "rows": [group.cells[0].name() if len(group.cells) == 1 else group.cells[0].label for group in groups],
+        "learning_rates": rates_of(sweep),
         "fine_tunings": fine_tunings(sweep, cells),
         "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
         "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),
         **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
         "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
     }
+    if cost:
+        memory = gpu_memory or DEFAULT_MEMORY
+        plan = forecast(sweep, Hardware(memory=amount(memory, "gpu-memory")))
+        for cell in cells:
+            if cell.who == "student":
+                check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
+        whole = plan.steps["sweep"]
+        hours, seconds = whole.gpu_hours, whole.seconds
+        told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
+    return told
 
 
-def intent(sweep: Sweep, gpu_memory: str | None, *, cost: bool = True) -> str:
-    """For people."""
-    told = counts(sweep)
+def intent(
+    sweep: Sweep, gpu_memory: str | None = None, *, cost: bool = True, rows: tuple[int, int] | None = None
+) -> str:
+    """For people. `rows`: how many the test and the validation split have, once that is known."""
+    told = counts(sweep, gpu_memory, cost=cost)
+    names, rates = told["rows"], ", ".join(f"{rate:g}" for rate in told["learning_rates"])
+    bound = ", one for teacher_tuned" if sweep.tuned_teacher else ""
     lines = [
         f"{told['teacher']} -> {told['student']} on {told['task']}",
         f"{_many(told['fine_tunings'], 'fine-tuning')}: {told['choosing']} choose settings on the validation split,"
-        f" {told['compared']} are compared on the test split ({_many(len(told['rows']), 'row')},"
-        f" {_many(sweep.repeats, 'random seed')} each).",
+        f" {told['compared']} are compared on the test split ({_many(len(names), 'row')},"
+        f" {_many(sweep.repeats, 'random seed')} each{bound}).",
         f"Shared by all of them: {_shared(told)}.",
     ]
     if cost:
-        memory = gpu_memory or DEFAULT_MEMORY
-        whole = forecast(sweep, Hardware(memory=amount(memory, "gpu-memory"))).steps["sweep"]
-        gpus = f"{_many(whole.ranks, 'GPU')} of {memory}"
-        lines.append(f"Cost by `pkt plan`: {whole.gpu_hours:.2g} GPU-hours, {duration(whole.seconds)} on {gpus}.")
-    return "\n".join([*lines, *power(sweep, told["comparisons"], *rows_of(sweep))])
+        more = f"; and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        lines.insert(2, f"Rows: {'; '.join(names[:MOST_NAMES])}{more}. Learning rates: {rates}.")
+        gpus = f"{_many(told['cost']['gpus'], 'GPU')} of {told['cost']['gpu_memory']}"
+        lines.append(
+            f"Cost by `pkt plan`, were it on {gpus}: {told['cost']['gpu_hours']:.2g} GPU-hours,"
+            f" {duration(told['cost']['seconds'])}; loading and scoring not counted, nor CPUs known."
+        )
+    return "\n".join([*lines, *power(sweep, told["comparisons"], *(rows or rows_of(sweep)))])
 
 
 def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | None) -> list[str]:
     """What the comparison could show at all."""
     if comparisons < 1:
         return []
-    if sweep.repeats < ENOUGH_SEEDS:
-        return [f"{_many(sweep.repeats, 'random seed')} can describe, not claim: --repeats {ENOUGH_SEEDS} or more can."]
+    lines = []
     test = sweep.recipe.evaluate.examples or test
     rows = test or 10**9  # unknown: as if there were no end of them
-    least = [smallest_effect(one.error(sweep.repeats, rows), sweep.repeats - 1, comparisons) for one in EXPECTED]
-    seeds = ", ".join(f"{one.seed:g}" for one in EXPECTED)
-    lines = [
-        f"It would claim, 4 times of 5, a true difference of {', '.join(f'{one:.2f}' for one in least)} where trainings"
-        f" differ by {seeds} from seed to seed (standard deviation{'' if test else '; more with few test rows'})."
-    ]
-    if sweep.effect and sweep.effect < least[0]:
+    if sweep.repeats < ENOUGH_SEEDS:
         lines.append(
-            f"warning: a difference of {sweep.effect:g} can't be shown so, even with steady trainings; with more"
-            " --repeats it can."
+            f"{_many(sweep.repeats, 'random seed')} can describe, not claim: --repeats {ENOUGH_SEEDS} or more can."
+        )
+    else:
+        least = [_least(one, sweep.repeats, rows, comparisons) for one in EXPECTED]
+        seeds = ", ".join(f"{one.seed:g}" for one in EXPECTED)
+        lines.append(
+            f"It would claim, 4 times of 5, a true difference of {', '.join(f'{one:.2f}' for one in least)} where"
+            f" trainings differ by {seeds} from seed to seed (standard deviation"
+            f"{'' if test else '; more with few test rows'})."
+        )
+    if sweep.effect and sweep.effect < _least(EXPECTED[0], max(sweep.repeats, ENOUGH_SEEDS), rows, comparisons):
+        doubled = (sweep.repeats * 2**power for power in range(1, MOST_DOUBLINGS))
+        enough = next((count for count in doubled if _least(EXPECTED[0], count, rows, comparisons) <= sweep.effect), 0)
+        remedy = f"--repeats {enough} could" if enough else f"no --repeats can on {rows} test rows, more rows could"
+        lines.append(
+            f"warning: a difference of {sweep.effect:g} can't be shown so, even with steady trainings; {remedy}."
         )
     if sweep.effect and validation and (noise := 0.5 / validation**0.5) > sweep.effect:
         lines.append(
@@ -141,6 +171,10 @@ def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | No
             f" {sweep.effect:g} the choice between settings is half luck."
         )
     return lines
+
+
+def _least(spread: Spread, seeds: int, rows: int, comparisons: int) -> float:
+    return smallest_effect(spread.error(seeds, rows), seeds - 1, comparisons)
 
 
 def _shared(told: dict[str, Any]) -> str:

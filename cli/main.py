@@ -44,7 +44,7 @@ def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
         try:
             return verb(*args, **options)
         except KeyboardInterrupt as stop:
-            raise Stopped from stop
+            raise Stopped(*stop.args) from stop
 
     return call
 
@@ -66,8 +66,9 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except TyperException as error:
         _fail(error.format_message(), error.exit_code)
-    except Stopped:
-        _fail("stopped; what was finished is kept, and the same command goes on from there", 130)
+    except Stopped as stop:
+        other = f", as does: {stop}" if str(stop) else ""
+        _fail(f"stopped; what was finished is kept, and the same command goes on from there{other}", 130)
     else:
         sys.exit(code or 0)
 

@@ -6,6 +6,7 @@ What is said nearest wins: defaults, then the file, then flags, then --set.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,19 +85,31 @@ GpuMemory = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Go on where the plan says that memory won't do.")]
 STORE = Path("pkt-store")
+WHERE = (
+    "store", "tracking", "cpus_per_trial", "gpus_per_trial", "trials_at_once", "system_metrics",
+    "ranks", "offload", "tokens", "gpu_memory", "force",
+)  # fmt: skip
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def sweep_of(
-    file: Path | None, flags: dict[str, Any], axes: dict[str, str | list[str] | None], sets: list[str]
+    file: Path | None,
+    flags: dict[str, Any],
+    axes: dict[str, str | list[str] | None],
+    sets: list[str],
+    begun: Sweep | None = None,
 ) -> Sweep:
-    """The sweep that was asked for. UserError that names the field, the value and the remedy."""
+    """The sweep that was asked for; without a file, flags change the one that was `begun`.
+
+    UserError that names the field, the value and the remedy.
+    """
     from pydantic import ValidationError
 
     from orchestrator.presets import complete
     from orchestrator.recipe import Sweep, one_line
 
-    document = _read(file) if file else {}
+    begun = None if file else begun
+    document = _read(file) if file else begun.model_dump(mode="json") if begun else {}
     for path, value in flags.items():
         if value is not None:
             _put(document, path, value)
@@ -109,7 +122,7 @@ def sweep_of(
             raise UserError(f"--set: {item!r} has no value; write PATH=VALUE, as in finetune.epochs=1")
         _put(document, path.strip(), _yaml(value, f"--set {path}"))
     try:
-        return Sweep.model_validate(complete(document))
+        return Sweep.model_validate(document if begun else complete(document))
     except ValidationError as error:
         raise UserError(one_line(error)) from error
 
@@ -164,6 +177,18 @@ def check_memory(asked: Sweep | Recipe, steps: Sequence[str], run: Run, *, gpu_m
             refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})")
 
 
+def where_of(context: typer.Context) -> str:
+    """The options that say where and how, and not what, as they were given: whoever goes on needs them again."""
+    from orchestrator.run_record import masked
+
+    words = []
+    for parameter in context.command.params:
+        if (name := str(parameter.name)) in WHERE and "COMMANDLINE" in str(context.get_parameter_source(name)):
+            value = context.params[name]
+            words += [parameter.opts[0], *([] if value is True else [shlex.quote(masked(value))])]
+    return " ".join(words)
+
+
 def amount(written: str, option: str) -> float:
     """80GB, 400T or 1e9 as a number. UserError for anything else."""
     found = re.fullmatch(r"([0-9.eE+]+) *([kMGT]?)(?:B|FLOPS|FLOP/s)?", written.strip())
@@ -171,7 +196,7 @@ def amount(written: str, option: str) -> float:
         number = float(found[1]) * UNITS[found[2]] if found else 0.0
     except ValueError:
         number = 0.0
-    if number <= 0:
+    if number < 1e6:  # a unit was forgotten
         raise UserError(f"--{option}: {written!r} is no amount; write it as 80GB or 400T")
     return number
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from cli import options as o
+from orchestrator.errors import UserError
 
 
 def sweep(
+    context: typer.Context,
     file: o.File = None,
     teacher: o.Teacher = None,
     student: o.Student = None,
@@ -66,25 +68,27 @@ def sweep(
         "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip
     axes = o.axes_of(arms, rank, layers, structure, modules)
-    said = bool(file or set_ or any(value is not None for value in (*flags.values(), *axes.values())))
 
     from cli.compare import show
-    from cli.intent import afford, as_begun, counts, intent, refuse_too_many
+    from cli.intent import afford, as_begun, counts, intent, refuse_another, too_many_of
     from cli.screen import Terminal
     from orchestrator.recipe import Run
     from orchestrator.store import Store
 
     kept = Store(store)
-    if resume and not said:
-        asked = as_begun(kept, resume, None)
-    else:
-        asked = o.sweep_of(file, flags, axes, set_ or [])
-        asked = afford(asked, budget) if budget else asked
-        asked = as_begun(kept, resume, asked) if resume else asked
-    refuse_too_many(asked, yes=yes or dry_run or bool(resume))  # what was begun was wanted
+    begun = as_begun(kept, resume) if resume else None
+    asked = o.sweep_of(file, flags, axes, set_ or [], begun)
+    asked = afford(asked, budget) if budget else asked
+    if begun:
+        refuse_another(begun, asked)
+    too_many = too_many_of(asked) if not (yes or resume) else None  # what was begun was wanted
     if dry_run:
-        typer.echo(json.dumps(counts(asked)) if as_json else intent(asked, gpu_memory))
+        typer.echo(json.dumps(counts(asked, gpu_memory)) if as_json else intent(asked, gpu_memory))
+        if too_many:
+            typer.echo(f"warning: {too_many}", err=True)
         return 0
+    if too_many:
+        raise UserError(too_many)
 
     from orchestrator.sweep import Plan, run_sweep
 
@@ -98,12 +102,11 @@ def sweep(
     o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
-    screen.say(f"{plan.name}: {intent(asked, None, cost=False)}")
+    rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
+    screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")
     try:
         record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     except KeyboardInterrupt:
-        where = "" if store == o.STORE else f" --store {store}"
-        screen.say(f"what was finished is kept; go on with: pkt sweep --resume {plan.name}{where}")
-        raise
+        raise KeyboardInterrupt(f"pkt sweep --resume {plan.name} {o.where_of(context)}".strip()) from None
     show(record, kept, as_json=as_json, baseline=None)
     return 1 if record["failed"] else 0

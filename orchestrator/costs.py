@@ -18,7 +18,7 @@ import torch
 
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.sharding import GATHERED
-from orchestrator.models.families import Geometry, pairs
+from orchestrator.models.families import Geometry, ModelFamily, family, pairs
 from orchestrator.models.loading import config_of, dtype_of, outline
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
@@ -97,6 +97,7 @@ class Anatomy:
     shapes: dict[str, torch.Size]  # of every parameter
     width: int  # bytes of one
     eager: bool  # attention keeps its probabilities, for want of a fused form
+    family: ModelFamily
 
     @classmethod
     def of(cls, name: str, field: str, dtype: str = "auto") -> Anatomy:
@@ -105,7 +106,8 @@ class Anatomy:
         model = outline(config)
         shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
         eager = model.config._attn_implementation == "eager"
-        return cls(name, Geometry.of(config), shapes, dtype_of(config, dtype).itemsize, eager)
+        width = dtype_of(config, dtype).itemsize
+        return cls(name, Geometry.of(config), shapes, width, eager, family(config.model_type))
 
     @cached_property
     def parameters(self) -> int:

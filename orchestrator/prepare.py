@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import UserError
-from orchestrator.models.families import FAMILIES, ORIGINS, pairs
+from orchestrator.models.families import FAMILIES, ORIGINS, Geometry, ModelFamily, pairs
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scale import check_given, check_structure, scale_of, tiled_sizes
@@ -79,7 +79,28 @@ def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
 
 def check(recipe: Recipe, ready: Ready) -> None:
     """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
-    student = ready.student.geometry
+    check_shapes(recipe, FAMILIES[ready.teacher.config.model_type], ready.teacher.geometry, ready.student.geometry)
+    if recipe.measure.shuffled and min(recipe.measure.examples, len(ready.splits["seed"])) < 2:
+        raise UserError("arm: shuffled_seeds needs two seed examples to exchange answers; give more, or leave it out")
+    if isinstance(recipe.arm, Distil):
+        own, theirs = (load_tokenizer(one.folder) for one in (ready.student, ready.teacher))
+        alike = own.get_vocab() == theirs.get_vocab() and own.eos_token == theirs.eos_token
+        if not alike or (recipe.task.template == "chat" and own.chat_template != theirs.chat_template):
+            raise UserError(
+                f"arm: distil needs one vocabulary and template, and {ready.teacher.name} and {ready.student.name} have"
+                " two; leave it out of --arms"
+            )
+    if recipe.layers and "embedding" in (recipe.modules or ()):
+        tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
+        if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:
+            raise UserError(
+                f"modules: embedding needs tokens that both have, and of {ready.student.name}'s {len(tokens)}"
+                f" {ready.teacher.name} has {shared}; leave it out with --modules attention,ffn"
+            )
+
+
+def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student: Geometry) -> None:
+    """The part of it that the models' configs tell, before anything is fetched. `family` is the teacher's."""
     sides = {role: min(student.shape(role)) for origin in ORIGINS for role in student.roles(origin)}
     role, side = min(sides.items(), key=lambda item: item[1])
     if recipe.rank > side:
@@ -96,19 +117,8 @@ def check(recipe: Recipe, ready: Ready) -> None:
         raise UserError(
             f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
         )
-    if recipe.measure.shuffled and min(recipe.measure.examples, len(ready.splits["seed"])) < 2:
-        raise UserError("arm: shuffled_seeds needs two seed examples to exchange answers; give more, or leave it out")
-    if isinstance(recipe.arm, Distil):
-        own, theirs = (load_tokenizer(one.folder) for one in (ready.student, ready.teacher))
-        alike = own.get_vocab() == theirs.get_vocab() and own.eos_token == theirs.eos_token
-        if not alike or (recipe.task.template == "chat" and own.chat_template != theirs.chat_template):
-            raise UserError(
-                f"arm: distil needs one vocabulary and template, and {ready.teacher.name} and {ready.student.name} have"
-                " two; leave it out of --arms"
-            )
     if recipe.layers is None:
         return
-    teacher = ready.teacher.geometry
     list(pairs(teacher, student, recipe.modules or ()))
     try:
         recipe.layers.select([0.0] * teacher.layers, student.layers)
@@ -119,14 +129,6 @@ def check(recipe: Recipe, ready: Ready) -> None:
     if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
         raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
     if recipe.structure:
-        family = FAMILIES[ready.teacher.config.model_type]
         check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
     if isinstance(recipe.structure, Given):
         check_given(recipe.structure, teacher, student, recipe.modules or ())
-    if "embedding" in (recipe.modules or ()):
-        tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
-        if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:
-            raise UserError(
-                f"modules: embedding needs tokens that both have, and of {ready.student.name}'s {len(tokens)}"
-                f" {ready.teacher.name} has {shared}; leave it out with --modules attention,ffn"
-            )

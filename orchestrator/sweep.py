@@ -169,15 +169,18 @@ def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, An
 def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any]:
     """Whether the teacher knows the task at all: its best row against the gate that the sweep sets.
 
-    Without one it has at least to be better than the untouched student, which a sweep is warned of and not voided by.
+    Without one it has at least to be better than the untouched student, or nothing is claimed in favour of transfer.
     """
 
-    def best(label: str) -> float | None:
-        keys = [key for row in rows if row["label"].startswith(label) for key in row["trials"]]
-        folders = [folder for key in keys if (folder := store.find("evaluate", key))]
-        return max((float(read_metrics(folder)["score"]) for folder in folders), default=None)
+    def best(*labels: str) -> tuple[float | None, str]:
+        found = [
+            (float(read_metrics(folder)["score"]), row["label"])
+            for row in rows if row["label"] in labels
+            for key in row["trials"] if (folder := store.find("evaluate", key))
+        ]  # fmt: skip
+        return max(found, default=(None, labels[0]))
 
-    score, gate = best("teacher"), plan.sweep.gate
-    least = gate if gate is not None else best("student") or 0.0
+    (score, of), gate = best("teacher", "teacher_tuned"), plan.sweep.gate
+    least = gate if gate is not None else best("student")[0] or 0.0
     passed = score is not None and (score >= least if gate is not None else score > least)
-    return {"set": gate is not None, "least": least, "score": score, "passed": passed}
+    return {"set": gate is not None, "least": least, "score": score, "of": of, "passed": passed}

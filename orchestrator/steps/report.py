@@ -17,6 +17,7 @@ from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.steps.evidence import Evidence, collect
 from orchestrator.steps.verdict import Verdict, verdict_of
+from orchestrator.steps.words import about_rows, gate_line, reach
 from orchestrator.store import Store
 
 
@@ -73,7 +74,7 @@ def asked(record: dict[str, Any], evidence: Evidence) -> list[list[str]]:
         "metric of sensitivity": _written(recipe["measure"]["metric"]),
         "fine-tuning": f"{part['examples']} examples, {part['epochs']:g} epochs, batches of {part['batch_size']},"
         f" warm-up {part['warmup']:g}, dropout {part['dropout']:g}, {part['dtype']} dtype",
-        "gate": "none" if sweep["gate"] is None else f"the teacher scores at least {sweep['gate']:g}",
+        "gate": gate_line(record["gate"]),
         "versions": ", ".join(f"{name} {number}" for name, number in evidence.versions.items()) or "not known",
         "commit": record.get("commit") or "not recorded",
         "sweep": f"{record['name']}, key {record['key']}",
@@ -97,8 +98,8 @@ def _warnings(record: dict[str, Any], evidence: Evidence) -> str:
             f"The best learning rate lies on the edge of its grid, so that a wider --lr might change the order:"
             f" {'; '.join(edge)}."
         )
-    if (gate := record["gate"]) and not gate["passed"]:
-        lines.append(f"The teacher scores {gate['score']:.3f}, below the gate of {gate['least']:g}.")
+    if not record["gate"]["passed"]:
+        lines.append(f"The gate: {gate_line(record['gate'])}.")
     return f"<section class=warnings><h2>Warnings</h2>{_list(lines)}</section>" if lines else ""
 
 
@@ -135,8 +136,8 @@ def _rows(evidence: Evidence, baseline: str) -> str:
         ]
         for row in evidence.rows
     ]
-    edge = "<p>* on the edge of its grid.</p>" if any(row["lr_at_edge"] for row in evidence.rows) else ""
-    return _table(head, rows, "rows") + edge
+    edge = ["* on the edge of its grid."] if any(row["lr_at_edge"] for row in evidence.rows) else []
+    return _table(head, rows, "rows") + _list([*about_rows([row["arm"] for row in evidence.rows], baseline), *edge])
 
 
 def _rests(told: Verdict) -> str:
@@ -144,7 +145,7 @@ def _rests(told: Verdict) -> str:
     if not told.comparisons:
         return "<p>No comparison could be made.</p>"
     arm = told.question.arm
-    head = ["compared", "difference", "95 %", "p", "p, Holm", "seeds", "found 4 times of 5", "outcome"]
+    head = ["compared", "difference", "95 %, by itself", "p", "p, Holm", "seeds", "found 4 times of 5", "outcome"]
     rows = [
         [
             f"{arm} ({told.chosen[arm]}) against {one.against} ({told.chosen[one.against]})",
@@ -153,15 +154,15 @@ def _rests(told: Verdict) -> str:
             f"{one.p:.3g}",
             f"{one.p_holm:.3g}",
             one.seeds,
-            f"{one.smallest:.2f}",
+            reach(one.smallest),
             one.outcome,
         ]
         for one in told.comparisons
     ]
     how = (
         "Each arm stands at its settings of best validation score; differences are paired by random seed and example,"
-        " their intervals are over both, and p-values are corrected for all comparisons by Holm's method. A true"
-        " difference as large as in the last column but one would be found in 4 of 5 such sweeps."
+        " their intervals are over both, each by itself, and p-values are corrected for all comparisons by Holm's"
+        " method: the outcome goes by the corrected one."
     )
     return f"<p>{how}</p>" + _table(head, rows, "rests")
 

@@ -1,6 +1,6 @@
 """Which adapter is meant: the best of a sweep, or the one in a folder, and what is known of it.
 
-    find_adapter(None, store)                       # the latest sweep's best row of the student, random seed 0
+    find_adapter(None, store)                       # the latest sweep's row of best validation score, random seed 0
     find_adapter("my-sweep", store, arm="transfer", seed=3)
     find_adapter("some/folder", store)              # any LoRA that PEFT wrote
 
@@ -68,7 +68,10 @@ def find_adapter(
 
 
 def _of_sweep(record: dict[str, Any], store: Store, arm: str | None, seed: int, student: str | None) -> Source:
-    """The trial of this seed in the row with the highest mean: of the first such row, as on the leaderboard."""
+    """The trial of this seed in the row of best validation score: as for the verdict, the test split never chooses.
+
+    Where a row has none, since there was nothing to choose for it, the highest mean is taken, and that is said.
+    """
     name = record["name"]
     rows = [row for row in record["rows"] if row["label"] not in BOUNDS]
     arms = list(dict.fromkeys(row["label"] for row in rows))
@@ -83,7 +86,8 @@ def _of_sweep(record: dict[str, Any], store: Store, arm: str | None, seed: int, 
         raise UserError(
             f"sweep: {name} has no finished trial to export; the same `pkt sweep` again runs what is missing"
         )
-    mean, row, found = max(scored, key=lambda one: one[0])
+    validated = all(row["validation"] for _, row, _ in scored)
+    mean, row, found = max(scored, key=lambda one: one[1]["validation"] if validated else [one[0]])
     if seed not in found:
         there = ", ".join(map(str, found))
         raise UserError(f"seed: {seed} has no finished trial in {name}'s best row of {row['label']}; there: {there}")
@@ -95,9 +99,10 @@ def _of_sweep(record: dict[str, Any], store: Store, arm: str | None, seed: int, 
     if recipe["layers"]:
         facts["teacher"] = recipe["teacher"]
     facts |= {"sweep": name, "score": _told(found[seed], "test"), "mean over seeds": f"{mean:.3f} ({len(found)})"}
-    means = f"its row's mean {mean:.3f} over {len(found)} seeds is the highest"
-    about = f"{row['label']}, rank {recipe['rank']}, lr {recipe['lr']:g}, seed {seed} of sweep {name}: {means}"
-    about += f" of {arm}" if arm else ""
+    best = f"validation score, {row['validation'][0]:.3f}" if validated else "mean on the test split"
+    only = "the only row" if len(scored) == 1 else f"the best {best}"
+    about = f"{row['label']}, rank {recipe['rank']}, lr {recipe['lr']:g}, seed {seed} of sweep {name}: {only}"
+    about += f"{f' of {arm}' if arm else ''} (test mean {mean:.3f} over {len(found)} seeds)"
     identity = _lineage(trained)["identity"]["student"]
     return Source(trained, facts["student"], about, facts, identity, found[seed])
 

@@ -7,7 +7,7 @@ Every arm is represented by its settings of best validation score, so that the t
 is picked by its test score. The unit is the random seed: a bootstrap nested in three seeds claims 17 % of the time
 where there is nothing, a permutation over examples 47 %. p-values are corrected by Holm's method for all comparisons
 that were asked about. Nothing is claimed with fewer than six seeds, where a training failed (those that ended are the
-luckier ones), or in favour of an arm that had more settings to choose from.
+luckier ones), in favour of an arm that had more settings to choose from, or of a teacher that doesn't know the task.
 """
 
 from __future__ import annotations
@@ -87,8 +87,11 @@ class Terms:
 
     def objection(self, own: Result, other: Result, seeds: int, above: bool) -> str:
         """Why this comparison is described and not claimed; nothing where it may be claimed."""
-        if self.gate and self.gate["set"] and not self.gate["passed"]:
-            return "the teacher did not pass its gate"
+        if self.gate and not self.gate["passed"]:
+            if self.gate["set"]:
+                return "the teacher did not pass its gate"
+            if above and own.arm == "transfer":
+                return "the teacher was not seen to be better at the task than the untouched student"
         if seeds < self.repeats:
             return f"{seeds} of {self.repeats} random seeds ended in both, and they may be the lucky ones"
         if seeds < ENOUGH_SEEDS:

@@ -56,8 +56,8 @@ def _of_transfer(baseline: str, by: Mapping[str, Comparison], lost: Sequence[str
         return f"Transfer hurt: the student learns the task better from plain {baseline}."
     if first.outcome == "can't tell":
         return (
-            f"Undecided: transfer may or may not be better than {baseline} (only a true difference of"
-            f" {first.smallest:.2f} or more would reliably have been found here)."
+            f"Undecided: transfer may or may not be better than {baseline} ({reach(first.smallest)} would reliably have"
+            " been found here)."
         )
     if missed := [one for one in controls if one.outcome != "better"]:
         what = " or ".join(f"{one.against} ({one.why or CONTROLS[one.against]})" for one in missed)
@@ -75,7 +75,8 @@ def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost:
     if gate and not gate["set"] and gate["score"] is not None and not gate["passed"]:
         found.append(
             f"Warning: the teacher scores {gate['score']:.2f} on the task and the untouched student"
-            f" {gate['least']:.2f}: it may have nothing to hand over (--set gate=0.5 makes a score of it a condition)."
+            f" {gate['least']:.2f}: it may have nothing to hand over, and nothing is claimed in favour of transfer"
+            " (--set gate=0 lifts that, a larger one makes a score the condition)."
         )
     if edge := [arm for arm, result in chosen.items() if result.lr_at_edge]:
         found.append(
@@ -85,17 +86,48 @@ def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost:
     return tuple(found)
 
 
+def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
+    """What a leaderboard's columns and arms are."""
+    from orchestrator.steps.compare import BOUNDS
+
+    kinds = [arm for arm in ABOUT if arm in arms]
+    lines = [
+        "mean: of the score on the test split, over random seeds; 95 %: over seeds and examples, uncorrected: rely on"
+        " the verdict.",
+        f"vs {baseline}: against the {baseline} row of the same rank.",
+        f"Every arm trains a LoRA on the student and starts at: {', '.join(f'{one} ({ABOUT[one]})' for one in kinds)}.",
+    ]
+    if set(arms) & {*BOUNDS}:
+        tuned = "; teacher_tuned: the teacher, fine-tuned with a LoRA of its own" if "teacher_tuned" in arms else ""
+        lines.append(f"student, teacher: pre-trained, as they are, not fine-tuned on the task{tuned}.")
+    return lines
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """Whether the teacher knows the task, which of its rows tells, and what was asked for."""
+    asked = f"at least {gate['least']:g} is" if gate["set"] else f"more than the student's {gate['least']:.3f} is"
+    score = f"{gate.get('of', 'the teacher')} scores {gate['score']:.3f}" if gate["score"] is not None else "no score"
+    return f"{score}; {asked} needed for a claim: {'passed' if gate['passed'] else 'not passed'}"
+
+
+def reach(smallest: float | None) -> str:
+    """The smallest true difference that is found four times of five; scores have no difference above 1."""
+    if smallest is None or smallest > 1:
+        return "no true difference"
+    return f"only a true difference of {smallest:.2f} or more"
+
+
 def sentence(one: Comparison, comparisons: int) -> str:
     """One comparison with its figures."""
     low, high = one.ci95
     meaning = f" ({CONTROLS[one.against]})" if one.against in CONTROLS else ""
-    counted = f" ({_p(one.p_holm)} by Holm's correction for {comparisons} comparisons)" if comparisons > 1 else ""
+    counted = f"; p {_p(one.p_holm)} after Holm's correction for {comparisons} comparisons" if comparisons > 1 else ""
     end: str = one.outcome
     if one.outcome == "can't tell":
-        end += f" (80 % power only for a difference of {one.smallest:.2f})"
+        end += f" (80 % power: {reach(one.smallest)})"
     if one.why:
         end += f", not claimed: {one.why}"
-    figures = f"{one.delta:+.3f}, 95 % {low:+.3f} to {high:+.3f}, p {_p(one.p)}{counted}"
+    figures = f"{one.delta:+.3f}, 95 % {low:+.3f} to {high:+.3f} by itself, p {_p(one.p)}{counted}"
     return f"against {one.against}{meaning}: {figures}: {end}"
 
 

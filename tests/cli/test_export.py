@@ -169,7 +169,10 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
         code, out, err = pkt("export", *words, "--lora", f"out{at}", "--json", *store)
         assert code == 0, err
         told = json.loads(out)
-        best = next(row for row in board if row["arm"] in among)
+        rows = [row for row in record["rows"] if row["label"] in among]
+        chosen = max(rows, key=lambda row: row["validation"])
+        same = (chosen["label"], chosen["recipe"]["rank"])
+        best = next(row for row in board if (row["arm"], row["rank"]) == same)
         seed = 1 if "--seed" in words else 0
         facts = told["facts"]
         assert (facts["arm"], facts["rank"], facts["lr"], facts["seed"]) == (
@@ -179,6 +182,7 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
             seed,
         )
         assert f"{best['arm']}, rank {best['rank']}, lr 0.02, seed {seed} of sweep small" in err
+        assert f"the best validation score, {chosen['validation'][0]:.3f}" in err
         (row,) = [row for row in record["rows"] if (row["label"], row["recipe"]["rank"]) == (best["arm"], best["rank"])]
         scores = json.loads((swept / "evaluate" / row["trials"][seed] / "metrics.json").read_text())
         assert facts["score"] == f"{scores['score']:.4g} exact_match,whole-answer on 60 test examples"

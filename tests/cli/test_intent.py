@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from test_bad_input import Call, pkt  # noqa: F401
@@ -35,14 +36,57 @@ def test_the_smallest_effect_is_told_beforehand(pkt: Call) -> None:  # noqa: F81
 
 def test_what_is_too_small_to_be_seen_is_said(pkt: Call) -> None:  # noqa: F811
     _, out, _ = pkt("sweep", "--dry-run", "--effect", "0.02")
-    assert "a difference of 0.02 can't be shown so, even with steady trainings; with more --repeats it can" in out
+    assert (
+        "a difference of 0.02 can't be shown so, even with steady trainings; no --repeats can on 200 test rows" in out
+    )
     assert "200 validation rows tell settings apart to about 0.04; for a difference of 0.02" in out
     assert "warning" not in pkt("sweep", "--dry-run", "--effect", "0.4")[1]
+    found = re.search(
+        r"a difference of 0.1 can't be shown so, .*; --repeats (\d+) could",
+        pkt("sweep", "--dry-run", "--effect", "0.1")[1],
+    )
+    assert found
+    assert "warning" not in pkt("sweep", "--dry-run", "--effect", "0.1", "--repeats", found[1])[1]
+    assert "half luck" in pkt("sweep", "--dry-run", "--effect", "0.02", "--repeats", "5")[1]  # where nothing is claimed
+
+
+def test_more_than_the_limit_is_told_with_the_rows_and_the_rates(pkt: Call) -> None:  # noqa: F811
+    code, out, err = pkt("sweep", "--dry-run", "--rank", "4,8,16")
+    assert code == 0
+    assert "Rows: lora r4; lora r8; lora r16; pissa r4;" in out
+    assert "Learning rates: 0.003, 0.008," in out
+    assert err.startswith("warning: axes: ")
+    assert "say --yes" in err
+    told = json.loads(pkt("sweep", "--dry-run", "--json")[1])
+    assert told["cost"]["gpu_hours"] > 0
+    assert "lora r4" in told["rows"]
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        (["--rank", "4096"], "rank: 4096 is larger than the student's"),
+        (["--layers", "0,99"], "4 of the teacher's 0..5 are needed"),
+        (["--structure", "given"], "structure.heads: 0 attention heads given"),
+    ],
+)
+def test_what_the_configs_tell_is_told_by_a_dry_run_too(
+    pkt: Call,  # noqa: F811
+    words: list[str],
+    axis: list[str],
+    message: str,
+    demo_models: object,
+) -> None:
+    code, out, err = pkt("sweep", *axis, "--yes", *words)
+    assert (code, out) == (2, "")
+    assert message in err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--gpu-memory", "80", "--dry-run"], "--gpu-memory: '80' is no amount; write it as 80GB"),
         (["--budget", "lots"], "budget: 'lots' is no amount; write it as 8gpu-hours"),
         (["--teacher", "llama2-70b", "--budget", "1gpu-hours"], "fine-tunings, this sweep makes 36; give more, or"),
         (["--teacher", "llama2-70b", "--budget", "1gpu-hours", "--search", "asha"], "pays for 8 fine-tunings; trials"),

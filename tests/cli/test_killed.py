@@ -28,12 +28,13 @@ SWEEP = {
         "layers": "last", "rank": 4,
     },
     "axes": {"arm": ["lora", "transfer"]},
-    "lr": [3.0e-2],
+    "lr": [3.0e-2, 1.0e-2],
     "repeats": 2,
     "tuned_teacher": False,
     "tuning_seeds": 1,
     "gate": None,
 }  # fmt: skip
+TRIALS = 10  # two models as they are, two arms by two learning rates, two random seeds of each arm
 ROUNDS, KILLS = 5, 4
 
 
@@ -73,6 +74,7 @@ def whole(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     began = time.monotonic()
     out = finished(folder, "sweep.yaml")
+    assert evaluated(folder) == TRIALS
     return folder, out, time.monotonic() - began
 
 
@@ -82,45 +84,58 @@ def everything(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [*driver.children(recursive=True), driver]
 
 
-def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> None:
-    """End a part of a running sweep without a warning."""
-    if process.poll() is not None:
-        return
+def evaluated(folder: Path) -> int:
+    """How many trials have their scores."""
+    return len(list((folder / "pkt-store/evaluate").glob("*/manifest.json")))
+
+
+def some_time(process: subprocess.Popen[str], folder: Path, draw: random.Random, fresh: float) -> None:
+    """Until a random number of trials has ended, or where none is waited for, some time: of a start most of it."""
+    more = draw.choice([0, 1, 2])
+    wanted = min(evaluated(folder) + more, TRIALS)
+    while evaluated(folder) < wanted and process.poll() is None:
+        time.sleep(0.02)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=draw.uniform(0, 0.5 if more else fresh))
+
+
+def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> bool:
+    """End a part of a running sweep without a warning; whether the sweep ends by that."""
+    workers = [one for one in everything(process) if one.name().startswith("ray::Impl")]
+    if how == "worker" and workers:
+        draw.choice(workers).kill()
+        return False
     if how == "interrupt":
         process.send_signal(signal.SIGINT)
-    elif how == "driver":
-        process.kill()
     elif how == "machine":
         for one in everything(process):
             with suppress(psutil.NoSuchProcess):  # a worker ends with its raylet
                 one.kill()
     else:
-        workers = [one for one in everything(process) if one.name().startswith("ray::Impl")]
-        if workers:
-            draw.choice(workers).kill()
+        process.kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == "interrupt" else -signal.SIGKILL), err
+    assert "Traceback" not in err
+    return True
 
 
 @pytest.mark.parametrize("round", range(ROUNDS))
 def test_it_ends_in_the_same_leaderboard(round: int, whole: tuple[Path, str, float], tmp_path: Path) -> None:
     reference, out, seconds = whole
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    draw = random.Random(round)
-    for number in range(KILLS):
-        how = draw.choice(["interrupt", "driver", "machine", "worker"])
-        begun = (tmp_path / "pkt-store/sweeps/tiny/asked.json").is_file()
-        process = start(tmp_path, *(["--resume", "tiny"] if begun else ["sweep.yaml"]))
-        try:
-            process.wait(timeout=draw.uniform(0.2, 0.8) * seconds)
-        except subprocess.TimeoutExpired:
-            kill(process, how, draw)
-        if how == "worker":  # it goes on by itself
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err
-        else:
-            _, err = process.communicate(timeout=60)
-            if how == "interrupt" and process.returncode:
-                assert process.returncode == 130, f"{number}: {err}"
-                assert "Traceback" not in err
+    draw, process, fresh = random.Random(round), None, 0.0
+    for _ in range(KILLS):
+        if process is None:
+            begun = (tmp_path / "pkt-store/sweeps/tiny/asked.json").is_file()
+            process, fresh = start(tmp_path, *(["--resume", "tiny"] if begun else ["sweep.yaml"])), 0.7 * seconds
+        some_time(process, tmp_path, draw, fresh)
+        assert process.poll() is None, process.communicate()  # each kill is of a sweep that runs
+        fresh = 1.0
+        if kill(process, draw.choice(["interrupt", "driver", "machine", "worker"]), draw):
+            process = None
+    if process:  # it goes on by itself
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
     assert finished(tmp_path, "--resume", "tiny") == out
     assert scores(tmp_path) == scores(reference)
     assert runs(tmp_path) == runs(reference)
@@ -138,7 +153,7 @@ def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with: pkt sweep --resume tiny --store here" in err
+    assert "goes on from there, as does: pkt sweep --resume tiny --store here" in err
     assert time.monotonic() - began < 30
 
 

@@ -141,6 +141,18 @@ def test_it_has_every_picture_the_verdict_first_and_fetches_nothing(store: Store
         assert warning in parsed.text
 
 
+@pytest.mark.parametrize(
+    "gate", [{"set": True, "least": 0.8, "score": None}, {"set": False, "least": 0.0, "score": 0.0}]
+)
+def test_one_seed_and_a_teacher_that_was_not_scored_are_no_obstacle(store: Store, gate: dict[str, Any]) -> None:
+    """Where nothing tells how far a difference reaches; and a gate that nobody set isn't called one."""
+    record = read_record(store, "small")
+    rows = [row | {"trials": row["trials"][:1]} for row in record["rows"]]
+    _, parsed = told(store, rows=rows, gate=gate | {"of": "teacher", "passed": False})
+    assert {line[6] for line in parsed.tables["rests"][1:]} == {"no true difference"}
+    assert ("below the gate" in parsed.text, "is needed for a claim: not passed" in parsed.text) == (False, True)
+
+
 def test_pictures_follow_the_page_s_theme(store: Store) -> None:
     """Whatever is ink, grid or paper in a picture is the style sheet's to say, and has its light colour nowhere."""
     text, _ = told(store)

@@ -13,6 +13,7 @@ from scipy import stats
 from orchestrator.steps.compare import Result
 from orchestrator.steps.power import Spread, smallest_effect
 from orchestrator.steps.verdict import Question, holm, judge
+from orchestrator.steps.words import gate_line, reach
 
 SWEEPS = 2000
 AT_MOST = 0.05 + 3 * (0.05 * 0.95 / SWEEPS) ** 0.5  # three standard deviations above the level: one run in 700
@@ -114,12 +115,43 @@ def test_a_teacher_that_does_not_know_the_task_speaks_for_nothing() -> None:
     assert told.headline.startswith("No verdict: the teacher scores 0.20 on the task, below the gate of 0.80")
 
 
-def test_a_teacher_no_better_than_the_student_is_a_warning() -> None:
-    told = judge(
-        rows({"transfer": 0.9, "lora": 0.1}), "lora", {"set": False, "passed": False, "score": 0.2, "least": 0.2}
-    )
-    assert told.headline.startswith("Better than lora")
+def test_nothing_is_claimed_in_favour_of_a_teacher_no_better_than_the_student() -> None:
+    gate = {"set": False, "passed": False, "score": 0.2, "least": 0.2}
+    told = judge(rows({"transfer": 0.9, "lora": 0.1, "spectrum_control": 0.1}), "lora", gate)
+    assert told.headline.startswith("No claim: the teacher was not seen to be better at the task than the untouched")
     assert told.warnings[0].startswith("Warning: the teacher scores 0.20 on the task and the untouched student 0.20")
+    assert {one.outcome for one in told.comparisons} == {"described"}
+    assert judge(rows({"transfer": 0.1, "lora": 0.9}), "lora", gate).headline.startswith("Transfer hurt")
+    assert judge(rows({"pissa": 0.9, "lora": 0.1}), "lora", gate).comparisons[0].outcome == "worse"
+    helped = judge(rows({"transfer": 0.9, "lora": 0.1, "spectrum_control": 0.1}), "lora", gate | {"passed": True})
+    assert helped.headline.startswith("The teacher helped")
+
+
+@pytest.mark.parametrize(
+    ("gate", "line"),
+    [
+        (
+            {"set": True, "least": 0.8, "score": 0.855, "of": "teacher_tuned", "passed": True},
+            "teacher_tuned scores 0.855; at least 0.8 is needed for a claim: passed",
+        ),
+        (
+            {"set": False, "least": 0.0, "score": 0.0, "of": "teacher", "passed": False},
+            "teacher scores 0.000; more than the student's 0.000 is needed for a claim: not passed",
+        ),
+        (
+            {"set": True, "least": 0.8, "score": None, "of": "teacher", "passed": False},
+            "no score; at least 0.8 is needed for a claim: not passed",
+        ),
+    ],
+)
+def test_the_gate_in_a_line(gate: dict[str, Any], line: str) -> None:
+    assert gate_line(gate) == line
+
+
+def test_a_difference_that_no_score_can_have_is_not_named() -> None:
+    assert [reach(one) for one in (None, 3.96, 0.181)] == [
+        "no true difference", "no true difference", "only a true difference of 0.18 or more"
+    ]  # fmt: skip
 
 
 def test_a_learning_rate_on_the_edge_is_a_warning() -> None:
