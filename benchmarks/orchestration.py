@@ -46,6 +46,9 @@ class Silent:
 
         return nullcontext(lambda line: None)
 
+    def say(self, line: str) -> None:
+        print(line)
+
     def warn(self, line: str) -> None:
         print(f"warning: {line}")
 

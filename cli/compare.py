@@ -82,12 +82,8 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
 def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store: Path) -> list[str]:
     """What the verdict rests on, and where to look further."""
     where = "" if store == o.STORE.absolute() else f" --store {shlex.quote(str(store))}"
-    verbs = (
-        f"report {record['name']}",
-        f"compare {record['name']} --json",
-        f"export {record['name']} --lora DIR",
-        "ui",
-    )
+    name = record["name"]
+    verbs = (f"report {name}", f"compare {name} --json", "ui", f"export {name} --lora DIR")
     tried = record.get("tried", {})
     chosen = [
         f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried){_other_row(arm, told.scores[arm], rows)}"

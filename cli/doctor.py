@@ -30,6 +30,7 @@ def report(store: Any) -> dict[str, Any]:
     import ray
     import torch
 
+    from orchestrator.cluster.session import cores
     from orchestrator.errors import UserError
     from orchestrator.steps.step import versions
     from orchestrator.store import Store
@@ -45,7 +46,7 @@ def report(store: Any) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "ok": not problems,
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}, {cores()} cores",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "devices": ", ".join(gpus) or "no GPU: everything runs on the CPU",
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",

@@ -80,7 +80,7 @@ def _told(kind: str, facts: dict[str, Any], student: str) -> list[str]:
     if kind == "lora":
         lines = [f"{folder}: LoRA of rank {facts['rank']} for {student}"]
         if "error" in facts:
-            lines[0] += f", compressed from {facts['of_rank']}"
+            lines[0] += f", compressed from {facts['of_rank']}" if facts["of_rank"] > facts["rank"] else ", as it was"
             worst = f"{facts['worst_error']:.3g} in {facts['worst_module']}"
             lines.append(
                 f"  relative error of the update {facts['error']:.3g}, at worst {worst};"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 from cli.options import amount
 from cli.plan import duration
-from orchestrator.cells import cells_of, fine_tunings, groups_of, rates_of, seeds_of, shared_by
+from orchestrator.cells import cells_of, fine_tunings, groups_of, share_of_a_try, whole_trainings
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
-from orchestrator.plan import forecast
-from orchestrator.prepare import check_shapes, find_task
+from orchestrator.plan import counts, forecast
+from orchestrator.prepare import find_task
 from orchestrator.recipe import Grid, Sweep
-from orchestrator.steps.compare import BOUNDS
 from orchestrator.steps.power import EXPECTED, Spread, smallest_effect
 from orchestrator.steps.record import asked_for, differences
 from orchestrator.steps.verdict import ENOUGH_SEEDS
@@ -47,8 +47,10 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
         raise UserError(f"budget: {budget!r} is no amount; write it as 8gpu-hours")
     steps = forecast(sweep, Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))).steps
     finetune = max(steps["finetune"].gpu_hours, 1e-9)
-    teacher = steps["sweep"].gpu_hours - fine_tunings(sweep, cells_of(sweep)) * finetune
-    trials = int((float(found[1]) - teacher) / finetune)
+    own = counts(sweep, None)
+    teacher = steps["sweep"].gpu_hours - math.ceil(whole_trainings(sweep, own["fine_tunings"])) * finetune
+    whole, compared = (float(found[1]) - teacher) / finetune, own["compared"]
+    trials = int(compared + (whole - compared) / share_of_a_try(sweep) if whole > compared else whole)
     paid = f"budget: {budget} pays for {max(trials, 0)} fine-tunings"
     if isinstance(sweep.search, Grid):
         if trials < (needed := fine_tunings(sweep, cells_of(sweep))):
@@ -86,39 +88,11 @@ def too_many_of(sweep: Sweep) -> str | None:
     )
 
 
-def counts(sweep: Sweep, gpu_memory: str | None = None, *, cost: bool = True) -> dict[str, Any]:
-    """What would run, counted, and what by the plan it costs. UserError for what these models can't do."""
-    cells = cells_of(sweep)
-    groups = groups_of(sweep, cells)
-    told: dict[str, Any] = {
-        "teacher": sweep.recipe.teacher,
-        "student": sweep.recipe.student,
-        "task": sweep.recipe.task.name,
-        "rows": [group.cells[0].name() if len(group.cells) == 1 else group.cells[0].label for group in groups],
-        "learning_rates": rates_of(sweep),
-        "fine_tunings": fine_tunings(sweep, cells),
-        "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
-        "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),
-        **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
-        "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
-    }
-    if cost:
-        memory = gpu_memory or DEFAULT_MEMORY
-        plan = forecast(sweep, Hardware(memory=amount(memory, "gpu-memory")))
-        for cell in cells:
-            if cell.who == "student":
-                check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
-        whole = plan.steps["sweep"]
-        hours, seconds = whole.gpu_hours, whole.seconds
-        told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
-    return told
-
-
 def intent(
     sweep: Sweep, gpu_memory: str | None = None, *, cost: bool = True, rows: tuple[int, int] | None = None
 ) -> str:
     """For people. `rows`: how many the test and the validation split have, once that is known."""
-    told = counts(sweep, gpu_memory, cost=cost)
+    told = counts(sweep, amount(gpu_memory or DEFAULT_MEMORY, "gpu-memory") if cost else None)
     names, rates = told["rows"], ", ".join(f"{rate:g}" for rate in told["learning_rates"])
     bound = ", one for teacher_tuned" if sweep.tuned_teacher else ""
     lines = [
@@ -131,7 +105,7 @@ def intent(
     if cost:
         more = f"; and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         lines.insert(2, f"Rows: {'; '.join(names[:MOST_NAMES])}{more}. Learning rates: {rates}.")
-        gpus = f"{_many(told['cost']['gpus'], 'GPU')} of {told['cost']['gpu_memory']}"
+        gpus = f"{_many(told['cost']['gpus'], 'GPU')} of {gpu_memory or DEFAULT_MEMORY}"
         lines.append(
             f"Cost by `pkt plan`, were it on {gpus}: {told['cost']['gpu_hours']:.2g} GPU-hours,"
             f" {duration(told['cost']['seconds'])}; loading and scoring not counted, nor CPUs known."

@@ -70,8 +70,9 @@ def sweep(
     axes = o.axes_of(arms, rank, layers, structure, modules)
 
     from cli.compare import show
-    from cli.intent import afford, as_begun, counts, intent, refuse_another, too_many_of
+    from cli.intent import DEFAULT_MEMORY, afford, as_begun, intent, refuse_another, too_many_of
     from cli.screen import Terminal
+    from orchestrator.plan import counts
     from orchestrator.recipe import Run
     from orchestrator.store import Store
 
@@ -83,7 +84,8 @@ def sweep(
         refuse_another(begun, asked)
     too_many = too_many_of(asked) if not (yes or resume) else None  # what was begun was wanted
     if dry_run:
-        typer.echo(json.dumps(counts(asked, gpu_memory)) if as_json else intent(asked, gpu_memory))
+        memory = o.amount(gpu_memory or DEFAULT_MEMORY, "gpu-memory")
+        typer.echo(json.dumps(counts(asked, memory)) if as_json else intent(asked, gpu_memory))
         if too_many:
             typer.echo(f"warning: {too_many}", err=True)
         return 0

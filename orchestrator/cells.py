@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from orchestrator import pipeline
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready, Who
-from orchestrator.recipe import RATES, Grid, Recipe, Sweep, label, one_line
+from orchestrator.recipe import RATES, Asha, Grid, Recipe, Sweep, label, one_line
 from orchestrator.runner import Trial
 from orchestrator.tasks.base import Split
 from orchestrator.transfer.arms import Distil, Lora
@@ -74,6 +74,7 @@ class Cell:
             **({} if self.adapted else dict.fromkeys(("rank", "lr", "seed", "share"), None)),
         }
         more = {"lr": lr, "seed": seed} if self.adapted else {}
+        more |= {"share": round(shares[-1], 3)} if shares[-1] < 1 else {}
         return Trial(self.name(**more), step, params)
 
 
@@ -191,6 +192,20 @@ def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
     return sum(
         group.searched * sweep.tuning_seeds + len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells)
     )
+
+
+def whole_trainings(sweep: Sweep, trials: int) -> float:
+    """As many whole trainings as so many fine-tunings take, as is to be expected: ASHA goes on with one in so many."""
+    compared = sum(len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells_of(sweep)))
+    return min(trials, compared) + max(0, trials - compared) * share_of_a_try(sweep)
+
+
+def share_of_a_try(sweep: Sweep) -> float:
+    """What trying a setting takes of a whole training."""
+    if not isinstance(sweep.search, Asha):
+        return 1.0
+    reduction, rungs = sweep.search.reduction, sweep.search.rungs
+    return reduction ** -(rungs - 1) * (1 + (rungs - 1) * (1 - 1 / reduction))
 
 
 def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:

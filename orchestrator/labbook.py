@@ -21,8 +21,10 @@ CURVES = ("loss", "learning_rate", "grad_norm")
 COLUMNS = ("id", "gold", "answer", "score", "loss")  # of the table of examples; prompts are in the artifacts
 
 
-def sweep_record(key: str, name: str, params: dict[str, Any], ready: Ready) -> Record:
-    """The parent's: what was asked for, on which models and rows, by which code."""
+def sweep_record(key: str, name: str, params: dict[str, Any], plan: dict[str, Any], ready: Ready) -> Record:
+    """The parent's: what was asked for, what it takes by the plan, on which models and rows, by which code."""
+    planned = {f"plan.{name}": value for name, value in plan.items() if isinstance(value, int)}
+    planned |= {f"plan.{name}": value for name, value in plan["cost"].items()}
     tags = {
         "mlflow.source.name": "pkt sweep",
         "mlflow.source.git.commit": commit(),
@@ -40,7 +42,7 @@ def sweep_record(key: str, name: str, params: dict[str, Any], ready: Ready) -> R
         for split, rows in ready.splits.items()
     ]
     tags = {name: value for name, value in tags.items() if value}
-    return Record(key, name, params=params, tags=tags, datasets=datasets, status="RUNNING")
+    return Record(key, name, params=params | planned, tags=tags, datasets=datasets, status="RUNNING")
 
 
 def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], failed: int) -> Record:
@@ -66,8 +68,8 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
     folder = store.find(step.name, step.fingerprint)
     assert folder is not None
     figures = read_metrics(folder)
-    metrics = {"score": figures["score"], "gold_loss": figures["loss"], "evaluate_seconds": _seconds(folder)}
-    artifacts, curves = [(str(folder), "evaluation")], {}
+    metrics = {"evaluate_seconds": _seconds(folder)}
+    artifacts, curves, steps = [(str(folder), "evaluation")], {}, 0
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     examples = {"columns": list(COLUMNS), "data": [[line.get(name) for name in COLUMNS] for line in lines]}
     if adapter := step.inputs.get("adapter"):
@@ -78,7 +80,11 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
             curves[f"train_{name}"] = [(point["step"], point[name]) for point in history]
         curves |= system_metrics.read(system_metrics.samples_of(store, adapter))
         metrics["finetune_seconds"] = _seconds(trained)
-        artifacts.append((str(trained), "adapter"))
+        facts = json.loads((trained / MANIFEST).read_text())["facts"]
+        metrics["training_seconds"], steps = facts["training_seconds"], facts["steps"]
+        if params["share"] == 1.0:  # that of an early rung is no adapter to use, and has its optimizer with it
+            artifacts.append((str(trained), "adapter"))
+    curves |= {"score": [(steps, figures["score"])], "gold_loss": [(steps, figures["loss"])]}
     dataset = {
         "name": f"{params.get('task.name', 'task')} {params.get('split', '')}".strip(),
         "digest": step.inputs["rows"].fingerprint if "rows" in step.inputs else "",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.cells import cells_of, fine_tunings, shared_by
+from orchestrator.cells import cells_of, fine_tunings, groups_of, rates_of, seeds_of, shared_by, whole_trainings
 from orchestrator.cluster.ranks import Placement
 from orchestrator.costs import (
     USABLE,
@@ -25,8 +25,10 @@ from orchestrator.costs import (
 )
 from orchestrator.errors import UserError
 from orchestrator.models.families import too_small
+from orchestrator.prepare import check_shapes
 from orchestrator.recipe import Sweep
 from orchestrator.scale import Scale, scale_of
+from orchestrator.steps.compare import BOUNDS
 
 LARGEST_CLUSTER = 1024
 STEPS = ("measure", "extract", "finetune", "sweep")
@@ -77,7 +79,7 @@ def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
     times = {
         "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
         "extract": shared["extractions"],
-        "finetune": math.ceil(trials / gpus),
+        "finetune": math.ceil(whole_trainings(sweep, trials) / gpus),
     }
     seconds = sum(times[name] * cost.seconds for name, cost in steps.items())
     fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
@@ -85,6 +87,36 @@ def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
     recorded = recorded_bytes(teacher, student, recipe) if scale.exact else 0
     return Forecast(teacher, student, scale, trials, uncut, recorded, steps)
+
+
+def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
+    """What would run, counted, and what it would cost on GPUs of this many bytes, where that is asked.
+
+    UserError for what models of these shapes can't do.
+    """
+    cells = cells_of(sweep)
+    groups = groups_of(sweep, cells)
+    told: dict[str, Any] = {
+        "teacher": sweep.recipe.teacher,
+        "student": sweep.recipe.student,
+        "task": sweep.recipe.task.name,
+        "rows": [group.cells[0].name() if len(group.cells) == 1 else group.cells[0].label for group in groups],
+        "learning_rates": rates_of(sweep),
+        "fine_tunings": fine_tunings(sweep, cells),
+        "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
+        "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),
+        **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
+        "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
+    }
+    if memory:
+        plan = forecast(sweep, Hardware(memory=memory))
+        for cell in cells:
+            if cell.who == "student":
+                check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
+        whole = plan.steps["sweep"]
+        hours, seconds = whole.gpu_hours, whole.seconds
+        told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
+    return told
 
 
 def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:

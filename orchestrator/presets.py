@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -31,6 +33,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         base = yaml.safe_load((files("orchestrator") / "demo.yaml").read_text())
     if "student" not in recipe and "student" not in base["recipe"]:
         alias = ALIASES.get(teacher)
+        if alias is None and "/" not in teacher and not Path(teacher).expanduser().is_dir():
+            alike = get_close_matches(teacher, ALIASES, n=1)
+            hint = f"did you mean {alike[0]}? " if alike else ""
+            raise UserError(f"teacher: {teacher!r} is not known; {hint}`pkt models` lists the names; or give a folder")
         if alias is None or alias.student is None:
             raise UserError(f"student: {teacher!r} has no natural student; name one with --student (see `pkt models`)")
         base["recipe"]["student"] = alias.student

@@ -234,6 +234,8 @@ def one_line(error: ValidationError) -> str:
     if first["type"] == "union_tag_invalid":
         known = context["expected_tags"].replace("'", "")
         return f"{path}: {context['tag']!r} is not known; known: {known}{more}"
+    if first["type"] == "union_tag_not_found":
+        return f"{path}: {first['input']!r} doesn't say which kind; write it as {{kind: ..., ...}} in YAML{more}"
     if first["type"] == "extra_forbidden":
         return f"{path}: there is no such field; `pkt strategies` lists the fields{more}"
     if first["type"] == "missing":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.session import session
+from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import Rungs, run_trials
 from orchestrator.labbook import trial_record
 from orchestrator.recipe import Run
@@ -35,6 +36,9 @@ class Screen(Protocol):
 
     def warn(self, line: str) -> None:
         """Something to know, now."""
+
+    def say(self, line: str) -> None:
+        """How far it is."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,10 @@ class Runner:
             return [[[trial]] for trial in queue[before:]]
 
         with self.screen.trials(what, total) as tick:
-            self._run(missing(trials), tick, lambda index, *_: missing(then(queue[index])))
+            first = missing(trials)
+            if first and (before := len(asked) - len(queue)):
+                self.screen.say(f"{before} of {total} trials were finished before")
+            self._run(first, tick, lambda index, *_: missing(then(queue[index])), at_once=self._at_once)
 
     def search(
         self,
@@ -140,12 +147,18 @@ class Runner:
             return ()
 
         with self.screen.trials(what, count) as tick:
-            self._run(settings, tick, after, **how)
+            self._run(settings, tick, after, at_once=self.run.trials_at_once, **how)
 
     def metrics(self, trial: Trial) -> dict[str, Any] | None:
         """The finished trial's figures, None where it failed."""
         folder = self._folder(trial)
         return read_metrics(folder) if folder else None
+
+    @property
+    def _at_once(self) -> int | None:
+        """As many trials as this process has cores for: Ray counts all of a machine's. A cluster bounds itself."""
+        here = None if "RAY_ADDRESS" in os.environ else max(1, cores() // self.run.cpus_per_trial)
+        return self.run.trials_at_once or here
 
     def _session(self) -> float:
         """A trial's share of GPUs, once Ray runs."""
@@ -174,7 +187,7 @@ class Runner:
             score = sum(scores) / len(scores) if len(scores) == len(outcomes) else None
             if rung <= 0:
                 name = items[index][0][0].label
-                tick(name if score is None else f"{name}: {score:.3f}")
+                tick(name if score is None else f"{score:.3f} {name}")
             more = after(index, rung, score)
             items.extend(more)
             return works(more)
@@ -185,7 +198,6 @@ class Runner:
             done,
             cpus=self.run.cpus_per_trial,
             gpus=self._session(),
-            at_once=self.run.trials_at_once,
             **how,
         )
 

@@ -150,7 +150,7 @@ def _searched(sweep: Sweep, ready: Ready, group: Group, runner: Runner) -> Choic
     most = max(reached.values(), default=0)
     tried = [(settings[i], _score(items[i][rung], runner)) for i, rung in reached.items() if rung == most]
     best = _best(sweep, tried)
-    return best and replace(best, tried=len(found))
+    return best and replace(best, tried=group.searched)  # Optuna may have proposed one twice: a try it is all the same
 
 
 @dataclass(frozen=True)

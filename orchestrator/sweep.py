@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of, trained
+from orchestrator.costs import Hardware
 from orchestrator.labbook import commit, sweep_record, with_verdict
+from orchestrator.plan import counts
 from orchestrator.prepare import Ready, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
@@ -112,7 +114,8 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
         runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
-        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), ready))
+        planned = counts(sweep, Hardware().memory)
+        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready))
         finals = cache(partial(_finals, sweep, ready))
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)
         rows = [_row(cell, None, [trial]) for cell, trial in references]

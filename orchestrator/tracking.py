@@ -76,6 +76,8 @@ class MlflowTracker(Outbox):
 
 def check(uri: str, runs: Runs) -> None:
     """UserError, within seconds, for an address that no MLflow store is behind or that refuses us. Makes the schema."""
+    if "://" not in uri:
+        raise UserError(f"tracking: {uri!r} can't be used: it is no address; give http://HOST:PORT or sqlite:///FILE")
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
     try:

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from cli.screen import Terminal
-from orchestrator.cells import TUNING_SEED, cells_of, fine_tunings, groups_of, shared_by
+from orchestrator.cells import (
+    TUNING_SEED,
+    cells_of,
+    fine_tunings,
+    groups_of,
+    share_of_a_try,
+    shared_by,
+    whole_trainings,
+)
 from orchestrator.errors import UserError
 from orchestrator.presets import complete
 from orchestrator.recipe import RATES, Run, Sweep
@@ -28,6 +36,24 @@ def sweep(**document: Any) -> Sweep:
     axes = {"arm": ARMS, "rank": [4, 8], "layers": ["sensitivity", "last"]}
     base = {"axes": axes, "lr": [1e-3, 1e-1], "tuned_teacher": False, "repeats": 3, "tuning_seeds": 1}
     return Sweep.model_validate(complete({**base, **document}))
+
+
+def test_what_asha_is_expected_to_take_is_that_of_its_rungs() -> None:
+    """Nine settings: all for a ninth, the three best on to a third, the best one on to the end."""
+    asked = sweep(search={"kind": "asha", "rungs": 3, "reduction": 3}, trials=200)
+    assert share_of_a_try(asked) == pytest.approx((9 * 1 / 9 + 3 * (1 / 3 - 1 / 9) + 1 * (1 - 1 / 3)) / 9)
+    compared = 3 * 3
+    assert whole_trainings(asked, compared + 9) == pytest.approx(compared + 9 * share_of_a_try(asked))
+    assert whole_trainings(sweep(), compared + 9) == compared + 9
+
+
+def test_no_more_trials_at_once_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 6})
+    runs = Run(store=tmp_path), Run(store=tmp_path, cpus_per_trial=2), Run(store=tmp_path, trials_at_once=9)
+    assert [Runner(Store(tmp_path), run, "key", Terminal(), tmp_path)._at_once for run in runs] == [3, 1, 9]
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    assert Runner(Store(tmp_path), runs[0], "key", Terminal(), tmp_path)._at_once is None
 
 
 def test_a_grid_tries_every_learning_rate_of_every_row() -> None:

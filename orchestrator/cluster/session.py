@@ -43,6 +43,11 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
+def cores() -> int:
+    """Of this machine, those that this process may use: Ray counts the others, too."""
+    return len(os.sched_getaffinity(0))
+
+
 def nodes() -> list[dict[str, float]]:
     """What each living node has in all, whether it is free or not."""
     import ray

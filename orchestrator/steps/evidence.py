@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row's fine-tuning took, a trial, and what it scored."""
+    """What a row's training took, a trial, and what it scored."""
 
     name: str
     arm: str
@@ -179,7 +179,7 @@ def _trained(
             folder = store.root / "finetune" / adapter
             trained = manifest(folder)
             starts |= {trained["lineage"]["inputs"].get("start"): None}
-            seconds.append(trained["seconds"])
+            seconds.append(trained["facts"]["training_seconds"])
             history = json.loads((folder / "history.json").read_text())
             histories.append({point["step"]: point["loss"] for point in history if "loss" in point})
         except BROKEN:

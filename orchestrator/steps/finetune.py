@@ -89,7 +89,12 @@ def finetune(
     if last is not None:
         shutil.copytree(Path(args.output_dir), folder / training.RUNG, ignore=shutil.ignore_patterns("lock"))
     write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
-    return {"steps": trainer.state.global_step, "loss": history[-1]["loss"], "tokens": _tokens(encoded, epochs * until)}
+    return {
+        "steps": trainer.state.global_step,
+        "loss": history[-1]["loss"],
+        "tokens": _tokens(encoded, epochs * until),
+        "training_seconds": trainer.state.log_history[-1]["train_runtime"],  # a process's first step imports much
+    }
 
 
 def steps_of(examples: int, batch: int, epochs: float) -> int:

@@ -84,9 +84,14 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 def read_record(store: Store, name: str | None) -> dict[str, Any]:
     """The named sweep's, or the latest's. UserError with the names that there are."""
     found = sorted((store.root / "sweeps").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    named = {path.parent.name: path for path in found}
+    begun = [path.parent.name for path in (store.root / "sweeps").glob(f"*/{ASKED}") if path.parent.name not in named]
+    if unfinished := name if name in begun else begun[0] if begun and not found and name is None else None:
+        raise UserError(
+            f"sweep: {unfinished!r} was begun and has not ended; `pkt sweep --resume {unfinished}` goes on with it"
+        )
     if not found:
         raise UserError(f"sweep: the store {store.root} has none yet; run `pkt sweep`, or name another --store")
-    named = {path.parent.name: path for path in found}
     if name is not None and name not in named:
         raise UserError(f"sweep: {name!r} is not in {store.root}; there: {', '.join(named)}")
     return json.loads((named[name] if name else found[-1]).read_text())

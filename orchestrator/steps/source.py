@@ -103,6 +103,8 @@ def _of_sweep(record: dict[str, Any], store: Store, arm: str | None, seed: int, 
     only = "the only row" if len(scored) == 1 else f"the best {best}"
     about = f"{row['label']}, rank {recipe['rank']}, lr {recipe['lr']:g}, seed {seed} of sweep {name}: {only}"
     about += f"{f' of {arm}' if arm else ''} (test mean {mean:.3f} over {len(found)} seeds)"
+    if (stored := json.loads((trained / CONFIG).read_text())["r"]) != recipe["rank"]:
+        about += f"; its file has rank {stored}: what was trained, and what takes the start away"
     identity = _lineage(trained)["identity"]["student"]
     return Source(trained, facts["student"], about, facts, identity, found[seed])
 

@@ -42,7 +42,13 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep", "--teacher", "lama2-70b"], "student: 'lama2-70b' has no natural student; name one with --student"),
+        (
+            ["sweep", "--teacher", "lama2-70b"],
+            "teacher: 'lama2-70b' is not known; did you mean llama2-70b? `pkt models`",
+        ),
+        (["sweep", "--teacher", "some/model"], "student: 'some/model' has no natural student; name one with --student"),
+        (["sweep", "--tracking", "nonsense"], "tracking: 'nonsense' can't be used: it is no address; give http://"),
+        (["sweep", "--set", "arm.rows=all"], "recipe.arm: {'rows': 'all'} doesn't say which kind; write it as {kind:"),
         (["sweep", "--teacher", "lama", "--student", "demo-student"], "teacher: 'lama' is no alias (see `pkt models`)"),
         (
             ["sweep", "--teacher", "llama2-70b", "--task", "demo", "--force"],

@@ -41,6 +41,14 @@ def test_every_arm_tries_as_much_and_the_same_command_again_nothing(
     for arm, row in best.items():
         own = [run.data.metrics for run in tuned if run.data.params["arm"] == arm]
         assert tuple(row["validation"]) == pytest.approx(max((one["score"], -one["gold_loss"]) for one in own))
+    every = client.search_runs([experiment], "params.stage = 'tune'")
+    assert len({run.info.run_name for run in every}) == len(every)  # an early rung isn't called what the last one is
+    for run in every:
+        whole = run.data.params["share"] == "1.0"
+        names = {Path(one.path).name for one in client.list_artifacts(run.info.run_id)}
+        assert ("adapter" in names) == whole
+        (scored,) = client.get_metric_history(run.info.run_id, "score")
+        assert scored.step == (4 if whole else 2)
     again = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "2")
     assert again.stdout == done.stdout
     assert "searching" not in again.stderr

@@ -135,6 +135,9 @@ def test_mlflow_has_one_parent_and_every_trial_once(swept: tuple[Path, Any], tmp
     )
     assert trial.data.params["layers"] in ("sensitivity", "0,2,3,5")
     assert len(client.get_metric_history(trial.info.run_id, "train_loss")) == 40
+    (scored,) = client.get_metric_history(trial.info.run_id, "score")
+    assert scored.step == client.get_metric_history(trial.info.run_id, "train_loss")[-1].step
+    assert 0 < trial.data.metrics["training_seconds"] < trial.data.metrics["finetune_seconds"]
     adapter = client.download_artifacts(trial.info.run_id, "adapter", str(tmp_path))
     assert (Path(adapter) / "README.md").read_text().startswith("---\nbase_model: demo-student")
 
@@ -150,6 +153,9 @@ def test_mlflow_is_the_lab_book(swept: tuple[Path, Any], monkeypatch: pytest.Mon
         f"demo {split}" for split in ("seed", "train", "validation", "test")
     }
     assert parent.data.params["axes.lr"] == "0.005 | 0.02"
+    plan = {name: parent.data.params[f"plan.{name}"] for name in ("fine_tunings", "teacher_passes", "extractions")}
+    assert plan == {"fine_tunings": "12", "teacher_passes": "1", "extractions": "2"}
+    assert float(parent.data.params["plan.gpu_hours"]) > 0
     assert not {"recipe.rank", "recipe.lr", "recipe.arm"} & set(parent.data.params)
     told = json.loads(pkt(folder, "compare", "small", "--json").stdout)
     best = max(row["mean"] for row in told["rows"] if row["rank"])

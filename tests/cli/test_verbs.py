@@ -36,7 +36,8 @@ def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # no
     assert list(listed["arms"]) == [*baselines, "transfer", *controls, "distil"]
     assert list(listed["search"]) == ["grid", "random", "optuna", "asha"]
     assert listed["fields"]["finetune.epochs"] == "3"
-    assert "finetune.epochs" in pkt("strategies")[1]
+    shown = pkt("strategies")[1]
+    assert all(one in shown for one in ("finetune.epochs", "    gate ", "    tuned_teacher ", "rows: "))
 
 
 def test_doctor_finds_this_machine(pkt: Call) -> None:  # noqa: F811

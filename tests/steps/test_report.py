@@ -231,7 +231,7 @@ def test_curves_costs_and_layers_are_those_of_the_steps(store: Store) -> None:
         scored = json.loads((store.root / "evaluate" / key / "manifest.json").read_text())
         folder = store.root / "finetune" / scored["lineage"]["inputs"]["adapter"]
         losses.append([point["loss"] for point in json.loads((folder / "history.json").read_text())])
-        seconds.append(json.loads((folder / "manifest.json").read_text())["seconds"])
+        seconds.append(json.loads((folder / "manifest.json").read_text())["facts"]["training_seconds"])
     curve = next(one for one in found.curves if one.arm == "transfer")
     assert curve.mean == pytest.approx(np.mean(losses, 0))
     assert curve.low == pytest.approx(np.min(losses, 0))
@@ -300,3 +300,13 @@ def test_cells_names_and_ticks_are_put_in_order() -> None:
     assert (middles.tolist(), shares.tolist()) == ([0.5, 5.5], [1.0, 1.0])
     middles, shares = taken(list(range(128)), 256)
     assert (len(middles), set(shares)) == (64, {1.0})
+
+
+def test_a_sweep_that_was_begun_alone_is_named(pkt: Call, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "pkt-store/sweeps/half"
+    folder.mkdir(parents=True)
+    (folder / "asked.json").write_text("{}")
+    for words in (["compare"], ["report", "half"]):
+        code, _, err = pkt(*words)
+        assert code == 2
+        assert "sweep: 'half' was begun and has not ended; `pkt sweep --resume half` goes on with it" in err
