@@ -69,8 +69,10 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
 def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> list[str]:
     """What to know before reading the figures."""
     from orchestrator.steps.words import about_rows, gate_line
+    from orchestrator.tasks import TASKS
 
-    lines = [*about_rows([row["arm"] for row in rows], baseline), f"Gate: {gate_line(record['gate'])}."]
+    task = [f"{record['task']}: {TASKS[record['task']].about}."] if record["task"] in TASKS else []
+    lines = [*task, *about_rows([row["arm"] for row in rows], baseline), f"Gate: {gate_line(record['gate'])}."]
     if failed := record["failed"]:
         first = next(iter(failed.values()))
         lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")

@@ -19,6 +19,7 @@ from orchestrator.steps.evidence import Evidence, collect
 from orchestrator.steps.verdict import Verdict, verdict_of
 from orchestrator.steps.words import about_rows, gate_line, reach
 from orchestrator.store import Store
+from orchestrator.tasks import TASKS
 
 
 def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
@@ -63,7 +64,8 @@ def asked(record: dict[str, Any], evidence: Evidence) -> list[list[str]]:
         "teacher": models["teacher"],
         "student": models["student"],
         "task": " ".join(filter(None, [task["name"], task["data"] and f"from {task['data']}"]))
-        + f", {task['template']} prompts",
+        + f", {task['template']} prompts"
+        + (f": {TASKS[record['task']].about}" if record["task"] in TASKS else ""),
         "metric": record["metric"],
         "test examples": evidence.examples,
         "random seeds": f"{sweep['repeats']} a row",
