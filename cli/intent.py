@@ -102,6 +102,10 @@ def intent(
         f" {_many(sweep.repeats, 'random seed')} each{bound}).",
         f"Shared by all of them: {_shared(told)}.",
     ]
+    if sweep.trials and told["fine_tunings"] < sweep.trials:
+        lines.append(
+            f"Of {sweep.trials} trials no more are made, so that each arm tries as many settings as the others."
+        )
     if cost:
         more = f"; and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         lines.insert(2, f"Rows: {'; '.join(names[:MOST_NAMES])}{more}. Learning rates: {rates}.")

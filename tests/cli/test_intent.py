@@ -50,6 +50,13 @@ def test_what_is_too_small_to_be_seen_is_said(pkt: Call) -> None:  # noqa: F811
     assert "half luck" in pkt("sweep", "--dry-run", "--effect", "0.02", "--repeats", "5")[1]  # where nothing is claimed
 
 
+def test_trials_that_are_left_over_are_told(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--dry-run", "--search", "random", "--trials"]
+    assert "55 fine-tunings" in (out := pkt(*words, "60")[1]), out
+    assert "Of 60 trials no more are made" in out
+    assert "no more are made" not in pkt(*words, "55")[1]
+
+
 def test_more_than_the_limit_is_told_with_the_rows_and_the_rates(pkt: Call) -> None:  # noqa: F811
     code, out, err = pkt("sweep", "--dry-run", "--rank", "4,8,16")
     assert code == 0

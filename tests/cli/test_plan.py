@@ -32,7 +32,8 @@ def test_the_table_says_what_does_not_fit(pkt: Call) -> None:  # noqa: F811
     ("words", "message"),
     [
         (("plan", "--gpu-memory", "80X"), "--gpu-memory: '80X' is no amount; write it as 80GB or 400T"),
-        (("plan", "--teacher", "nothing"), "student: 'nothing' has no natural student"),
+        (("plan", "--teacher", "nothing"), "teacher: 'nothing' is not known"),
+        (("plan", "--teacher", "some/thing"), "student: 'some/thing' has no natural student"),
         (("plan", "--teacher", "nothing", "--student", "llama2-7b"), "teacher: 'nothing' is no alias"),
         (
             ("extract", "--teacher", "llama2-70b", "--out", "x", "--ranks", "2", "--gpu-memory", "80GB"),
