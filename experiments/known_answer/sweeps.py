@@ -21,13 +21,14 @@ def sweeps(folder: Path, given: dict[str, list[int]]) -> dict[str, dict[str, Any
     known = {"kind": "given", **given}
     draw = random.Random(0)
     shuffled = {"kind": "given", **{name: draw.sample(units, len(units)) for name, units in given.items()}}
+    ungated = {"gate": 0.0}  # these score nothing by construction, and it is for their blocks alone to tell
     return {
         "sweep": sweep(folder / "tuned", {"arm": ARMS, "structure": [known]}) | {"gate": 0.9},
-        "widened": sweep(folder / "widened", {"arm": ARMS, "structure": [known]}),
-        "update": sweep(folder / "update", {"arm": ARMS, "structure": [known]}),
-        "random": sweep(folder / "random", {"arm": ARMS, "structure": [known]}),
+        "widened": sweep(folder / "widened", {"arm": ARMS, "structure": [known]}) | ungated,
+        "update": sweep(folder / "update", {"arm": ARMS, "structure": [known]}) | ungated,
+        "random": sweep(folder / "random", {"arm": ARMS, "structure": [known]}) | ungated,
         "structures": sweep(folder / "tuned", {"arm": CONTROLLED, "structure": [*STRUCTURES, known, shuffled]}),
-        "shuffled": sweep(folder / "update", {"arm": ["lora", "transfer"], "structure": [known, shuffled]}),
+        "shuffled": sweep(folder / "update", {"arm": ["lora", "transfer"], "structure": [known, shuffled]}) | ungated,
     }
 
 
