@@ -145,7 +145,8 @@ def test_it_ends_in_the_same_leaderboard(round: int, whole: tuple[Path, str, flo
 
 def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    process = start(tmp_path, "sweep.yaml", "--store", "here")
+    tracking = f"sqlite:///{tmp_path}/runs.db"  # without it the same runs would go elsewhere, too
+    process = start(tmp_path, "sweep.yaml", "--store", "here", "--tracking", tracking)
     while not (tmp_path / "here/sweeps/tiny/asked.json").is_file():
         assert process.poll() is None
         time.sleep(0.05)
@@ -153,7 +154,8 @@ def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path
     began = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goes on from there, as does: pkt sweep --resume tiny --store here" in err
+    again = f"pkt sweep --resume tiny --store here --tracking {tracking} --trials-at-once 2"
+    assert f"goes on from there, as does: {again}\n" in err
     assert time.monotonic() - began < 30
 
 
