@@ -121,3 +121,13 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "sweep" in done.stdout
+
+
+def test_a_sweep_that_was_begun_alone_is_named(pkt: Call, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "pkt-store/sweeps/half"
+    folder.mkdir(parents=True)
+    (folder / "asked.json").write_text("{}")
+    for words in (["compare"], ["report", "half"]):
+        code, _, err = pkt(*words)
+        assert code == 2
+        assert "sweep: 'half' was begun and has not ended; `pkt sweep --resume half` goes on with it" in err

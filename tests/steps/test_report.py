@@ -20,9 +20,7 @@ from orchestrator.recipe import Sweep
 from orchestrator.search import Choice, Setting
 from orchestrator.steps.compare import leaderboard
 from orchestrator.steps.evidence import Evidence, collect
-from orchestrator.steps.map_picture import taken
-from orchestrator.steps.maps import CELLS, summed
-from orchestrator.steps.pictures import spread
+from orchestrator.steps.maps import CELLS
 from orchestrator.steps.record import read_record, results, write_record
 from orchestrator.steps.report import page
 from orchestrator.steps.step import materialise
@@ -286,27 +284,3 @@ def test_the_verb_writes_it_and_says_where(store: Store, pkt: Call, tmp_path: Pa
     assert (code, err.count("\n")) == (2, 1)
     code, _, err = pkt("report", "--store", str(store.root), "--out", str(store.root))
     assert (code, "name another file with --out" in err) == (2, True)
-
-
-def test_cells_names_and_ticks_are_put_in_order() -> None:
-    tiles = np.arange(130.0 * 3).reshape(130, 3)
-    cells, factors = summed(tiles)
-    assert (cells.shape, factors) == ((44, 3), (3, 1))
-    assert cells[43, 0] == tiles[129, 0]
-    places = spread(np.array([0.0, 0.0, 0.1, 5.0]), 1.0)
-    assert np.all(np.diff(places) >= 1 - 1e-9)
-    assert np.all(np.diff(spread(np.array([0.0, 2.0, 4.0]), 1.0)) == 2.0)
-    middles, shares = taken([0, 5], 10)
-    assert (middles.tolist(), shares.tolist()) == ([0.5, 5.5], [1.0, 1.0])
-    middles, shares = taken(list(range(128)), 256)
-    assert (len(middles), set(shares)) == (64, {1.0})
-
-
-def test_a_sweep_that_was_begun_alone_is_named(pkt: Call, tmp_path: Path) -> None:  # noqa: F811
-    folder = tmp_path / "pkt-store/sweeps/half"
-    folder.mkdir(parents=True)
-    (folder / "asked.json").write_text("{}")
-    for words in (["compare"], ["report", "half"]):
-        code, _, err = pkt(*words)
-        assert code == 2
-        assert "sweep: 'half' was begun and has not ended; `pkt sweep --resume half` goes on with it" in err
