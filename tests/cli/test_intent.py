@@ -50,6 +50,13 @@ def test_what_is_too_small_to_be_seen_is_said(pkt: Call) -> None:  # noqa: F811
     assert "half luck" in pkt("sweep", "--dry-run", "--effect", "0.02", "--repeats", "5")[1]  # where nothing is claimed
 
 
+def test_repeats_that_would_do_are_found_however_many(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--teacher", "llama2-70b", "--dry-run", "--effect", "0.001"]
+    found = re.search(r"--repeats (\d+) could", pkt(*words)[1])
+    assert found and int(found[1]) > 1000
+    assert "can't be shown" not in pkt(*words, "--repeats", found[1])[1]
+
+
 def test_trials_that_are_left_over_are_told(pkt: Call) -> None:  # noqa: F811
     words = ["sweep", "--dry-run", "--search", "random", "--trials"]
     assert "55 fine-tunings" in (out := pkt(*words, "60")[1]), out
