@@ -204,8 +204,7 @@ class Runner:
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> None:
         reason = outcome.get("error")
         if not reason and self._folder(trial) is None:
-            reason = f"its worker doesn't share the store {self.store.root}; name one on a common file system"
-            outcome["traceback"] = reason
+            reason = outcome["traceback"] = self.store.not_shared()
         if reason:
             if trial.params.get("stage") == "trial":
                 self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}

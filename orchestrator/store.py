@@ -50,6 +50,10 @@ class Store:
                 f"store: {self.root} is not writable ({error.strerror}); name another folder with --store DIR"
             ) from error
 
+    def not_shared(self) -> str:
+        """What to say where a worker has none of what the store has here."""
+        return f"its worker doesn't share the store {self.root}; name one on a common file system"
+
     def find(self, step: str, key: str) -> Path | None:
         """The finished step's folder, or None."""
         folder = self.root / step / key

@@ -107,6 +107,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     `track` opens the tracker once the shared steps are done, so that bad weights or rows leave no run behind.
     """
     store, sweep, ready = Store(run.store), plan.sweep, plan.ready
+    planned = counts(sweep, Hardware().memory)
     with (
         begun(store, plan.name, plan.key, sweep.model_dump(mode="json")) as folder,
         Runner(store, run, plan.tracked, screen, folder) as runner,
@@ -114,7 +115,6 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
         runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
-        planned = counts(sweep, Hardware().memory)
         runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready))
         finals = cache(partial(_finals, sweep, ready))
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)

@@ -22,7 +22,7 @@ def data_step(examples: list[Example]) -> Step:
 def write(folder: Path, *, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """One row a line. UserError where they stayed behind in a store that this machine doesn't see."""
     if rows is None:
-        raise UserError(f"its worker doesn't share the store {folder.parents[1]}; name one on a common file system")
+        raise UserError(Store(folder.parents[1]).not_shared())
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8")
     return {"rows": len(rows)}

@@ -86,10 +86,9 @@ def read_record(store: Store, name: str | None) -> dict[str, Any]:
     found = sorted((store.root / "sweeps").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     named = {path.parent.name: path for path in found}
     begun = [path.parent.name for path in (store.root / "sweeps").glob(f"*/{ASKED}") if path.parent.name not in named]
-    if unfinished := name if name in begun else begun[0] if begun and not found and name is None else None:
-        raise UserError(
-            f"sweep: {unfinished!r} was begun and has not ended; `pkt sweep --resume {unfinished}` goes on with it"
-        )
+    wanted = name or (None if found else next(iter(begun), None))
+    if wanted in begun:
+        raise UserError(f"sweep: {wanted!r} was begun and has not ended; `pkt sweep --resume {wanted}` goes on with it")
     if not found:
         raise UserError(f"sweep: the store {store.root} has none yet; run `pkt sweep`, or name another --store")
     if name is not None and name not in named:
