@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,4 +33,12 @@ class Work:
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
         with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
             folder = materialise(step, store)
+        _settle()
         return read_metrics(folder) if step.name == "evaluate" else {}
+
+
+@cache
+def _settle() -> None:
+    """Once the first trial has imported it all: each collection that Trainer asks for walked all libraries again."""
+    gc.collect()
+    gc.freeze()

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +103,7 @@ def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> 
     return found
 
 
+@cache
 def versions() -> dict[str, str]:
     """The libraries that numbers depend on."""
     names = ("pkt", "torch", "transformers", "peft", "lm-eval", "deepspeed", "ray")
