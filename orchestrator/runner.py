@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.searches import Halving, Proposals
 from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import Rungs, run_trials
 from orchestrator.labbook import trial_record
@@ -130,24 +131,22 @@ class Runner:
             first = missing(trials)
             if first and (before := len(asked) - len(queue)):
                 self.screen.say(f"{before} of {total} trials were finished before")
-            self._run(first, tick, lambda index, *_: missing(then(queue[index])), at_once=self._at_once)
+            self._run(first, tick, lambda index, *_: missing(then(queue[index])))
 
     def search(
         self,
-        what: str,
         settings: Sequence[Rungs[Trial]],
-        count: int,
+        searches: Sequence[Halving | Proposals],
         told: Callable[[int, int, float | None], None],
-        **how: Any,
     ) -> None:
-        """Let Tune decide which settings are tried and how far: `run_trials` says what `how` may be."""
+        """Let Tune decide which settings are tried and how far; `told` gets index, rung and score, None of a failed."""
 
         def after(*result: Any) -> Sequence[Rungs[Trial]]:
             told(*result)
             return ()
 
-        with self.screen.trials(what, count) as tick:
-            self._run(settings, tick, after, at_once=self.run.trials_at_once, **how)
+        with self.screen.trials("searching", sum(one.count for one in searches)) as tick:
+            self._run(settings, tick, after, searches=searches)
 
     def metrics(self, trial: Trial) -> dict[str, Any] | None:
         """The finished trial's figures, None where it failed."""
@@ -198,6 +197,7 @@ class Runner:
             done,
             cpus=self.run.cpus_per_trial,
             gpus=self._session(),
+            at_once=self._at_once,
             **how,
         )
 

@@ -8,6 +8,8 @@ the sweep's folder, so that a search that was interrupted goes on, and one that 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell, Group, fine_tunings, rates_of, tuning_of
-from orchestrator.cluster.trials import Proposals
+from orchestrator.cluster.searches import Halving, Proposals
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready
 from orchestrator.recipe import Asha, Grid, Optuna, Sweep
@@ -88,7 +90,7 @@ def choose(
 ) -> list[Choice | None]:
     """The choice of each group, with its `finals` run; `extra` trials, which choose nothing, run beside them."""
     if isinstance(sweep.search, Asha | Optuna):
-        found = [_searched(sweep, ready, group, runner) for group in groups]
+        found = _searched(sweep, ready, groups, runner)
         compared = [trial for choice in found if choice for trial in finals(choice)]
         runner.go("trials", extra + compared, len(extra) + len(compared))
         return found
@@ -122,35 +124,73 @@ def choose(
     return choices
 
 
-def _searched(sweep: Sweep, ready: Ready, group: Group, runner: Runner) -> Choice | None:
-    """By Tune's ASHA or Optuna. One that was interrupted begins anew, ASHA's trainings being there already."""
-    search = sweep.search
-    settings = table_of(sweep, group) if isinstance(search, Optuna) else sampled(sweep, group)
-    items = [rungs_of(sweep, ready, setting) for setting in settings]
-    log = Log(runner.folder / f"search-{group.cells[0].label}.jsonl")
-    if not log.ended():
-        how: dict[str, Any] = {"reduction": search.reduction} if isinstance(search, Asha) else {}
-        left = group.searched
-        if isinstance(search, Optuna):
-            told = [(index, score) for index, (_, score) in log.read().items() if score is not None]
-            left, rows = left - len(told), len(group.cells)
-            how["proposals"] = Proposals(rows, len(settings) // rows, left, search.seed + len(told), told)
-        else:
-            log.path.unlink(missing_ok=True)
-        if left > 0:
-            runner.search(f"searching {group.cells[0].label}", items, left, told=log.write, **how)
-        found = log.read()
-        if all(score is not None for _, score in found.values()):  # what failed is tried again by the same command
-            log.end()
-    found = log.read()
-    reached = {index: rung for index, (rung, score) in found.items() if score is not None}
-    for index, rung in reached.items():
-        for trial in items[index][rung]:
-            runner.tell(trial)
-    most = max(reached.values(), default=0)
-    tried = [(settings[i], _score(items[i][rung], runner)) for i, rung in reached.items() if rung == most]
-    best = _best(sweep, tried)
-    return best and replace(best, tried=group.searched)  # Optuna may have proposed one twice: a try it is all the same
+def _searched(sweep: Sweep, ready: Ready, groups: Sequence[Group], runner: Runner) -> list[Choice | None]:
+    """By Tune's ASHA or Optuna, for all groups side by side."""
+    found = [_Search.of(sweep, ready, group, runner) for group in groups]
+    left = [one for one in found if one.left]
+    starts = [0, *itertools.accumulate(len(one.items) for one in left)]
+
+    def told(index: int, rung: int, score: float | None) -> None:
+        place = bisect.bisect(starts, index) - 1
+        left[place].log.write(index - starts[place], rung, score)
+
+    if left:
+        searches = [one.begun(range(*ends)) for one, ends in zip(left, itertools.pairwise(starts), strict=True)]
+        runner.search([item for one in left for item in one.items], searches, told)
+    return [one.choice(runner) for one in found]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One group's. One that was interrupted begins anew with ASHA, whose trainings are there already."""
+
+    sweep: Sweep
+    group: Group
+    settings: list[Setting]
+    items: list[Rungs]
+    log: Log
+
+    @classmethod
+    def of(cls, sweep: Sweep, ready: Ready, group: Group, runner: Runner) -> _Search:
+        settings = table_of(sweep, group) if isinstance(sweep.search, Optuna) else sampled(sweep, group)
+        log = Log(runner.folder / f"search-{group.cells[0].label}.jsonl")
+        return cls(sweep, group, settings, [rungs_of(sweep, ready, setting) for setting in settings], log)
+
+    @property
+    def before(self) -> list[tuple[int, float]]:
+        """What an earlier process tried of Optuna's proposals."""
+        if not isinstance(self.sweep.search, Optuna):
+            return []
+        return [(index, score) for index, (_, score) in self.log.read().items() if score is not None]
+
+    @property
+    def left(self) -> int:
+        """How many are still to be tried."""
+        return 0 if self.log.ended() else max(0, self.group.searched - len(self.before))
+
+    def begun(self, items: range) -> Halving | Proposals:
+        """What Tune is to do with these items."""
+        search, before = self.sweep.search, self.before
+        if isinstance(search, Asha):
+            self.log.path.unlink(missing_ok=True)
+            return Halving(items, search.reduction)
+        assert isinstance(search, Optuna)
+        columns = len(items) // len(self.group.cells)
+        return Proposals(items, columns, self.left, search.seed + len(before), before)
+
+    def choice(self, runner: Runner) -> Choice | None:
+        """The best of those that came furthest."""
+        found = self.log.read()
+        if not self.log.ended() and all(score is not None for _, score in found.values()):
+            self.log.end()  # what failed is tried again by the same command
+        reached = {index: rung for index, (rung, score) in found.items() if score is not None}
+        for index, rung in reached.items():
+            for trial in self.items[index][rung]:
+                runner.tell(trial)
+        most = max(reached.values(), default=0)
+        tried = [(self.settings[i], _score(self.items[i][rung], runner)) for i, rung in reached.items() if rung == most]
+        best = _best(self.sweep, tried)
+        return best and replace(best, tried=self.group.searched)  # one that Optuna proposed twice is two tries
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.cluster.searches import Halving, Proposals
 from orchestrator.cluster.session import session
-from orchestrator.cluster.trials import Proposals, run_trials
+from orchestrator.cluster.trials import run_trials
 from orchestrator.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("trials")]
@@ -149,7 +150,7 @@ def test_asha_ends_the_worse_ones_early_and_gives_their_room_back(tmp_path: Path
         return {"score": item[0] / 10}
 
     items = [[[(index, rung)] for rung in range(3)] for index in reversed(range(9))]
-    told = went(work, items, reduction=3)
+    told = went(work, items, searches=[Halving(range(9), 3)])
     deepest = {8 - place: max(rung for index, rung, _ in told if index == place) for place in range(9)}
     assert deepest[8] == 2  # the best goes to its end
     assert sum(rung == 2 for rung in deepest.values()) <= 3
@@ -162,12 +163,45 @@ def test_asha_ends_the_worse_ones_early_and_gives_their_room_back(tmp_path: Path
     assert ray.available_resources()["CPU"] == everything
 
 
+def test_searches_side_by_side_are_judged_apart_and_share_the_workers() -> None:
+    """The worst of one search is better than the best of the other: together, the other would be ended."""
+
+    def work(item: tuple[int, int]) -> dict[str, Any]:
+        return {"score": item[0] / 100 + (item[0] < 9), "process": os.getpid()}
+
+    items = [[[(index, rung)] for rung in range(3)] for index in (*reversed(range(9)), *reversed(range(9, 18)))]
+    told = went(work, items, searches=[Halving(range(9), 3), Halving(range(9, 18), 3)])
+    for first in (0, 9):
+        deepest = [max(rung for index, rung, _ in told if index == place) for place in range(first, first + 9)]
+        assert deepest[0] == 2  # its best, the first one, goes to its end
+        assert sum(rung == 2 for rung in deepest) <= 3
+        assert deepest[8] == 0
+    processes = {outcome["process"] for _, _, (outcome,) in told}
+    assert len(processes) <= 2
+
+
+def test_each_sampler_learns_from_its_own_items() -> None:
+    def work(index: int) -> dict[str, Any]:
+        best = 10 if index < 50 else 90
+        return {"score": 1 - abs(index - best) / 50}
+
+    def asked(items: range) -> Proposals:
+        told = [(place, work(items[place])["score"]) for place in (5, 25, 45)]
+        return Proposals(items, 50, 16, seed=1, told=told)
+
+    found = [index for index, _, _ in went(work, single(100), searches=[asked(range(50)), asked(range(50, 100))])]
+    for own, best in ((range(50), 10), (range(50, 100), 90)):
+        of_it = [index for index in found if index in own]
+        assert 8 < len(of_it) <= 16  # what is proposed again is told once
+        assert sum(abs(index - best) <= 12 for index in of_it) > len(of_it) / 2
+
+
 def test_optuna_learns_from_what_was_tried_before() -> None:
     def work(index: int) -> dict[str, Any]:
         return {"score": 1 - abs(index % 50 - 30) / 50 - (index < 50)}
 
     before = [(column, 0.4 - column / 100) for column in (0, 10, 40)] + [(50 + 29, 0.98)]
-    told = went(work, single(100), proposals=Proposals(2, 50, 12, seed=1, told=before))
+    told = went(work, single(100), searches=[Proposals(range(100), 50, 12, seed=1, told=before)])
     assert len(told) == 12
     found = [index for index, _, _ in told]
     assert sum(index >= 50 for index in found) > 6  # the row in which the good one was

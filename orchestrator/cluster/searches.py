@@ -1,0 +1,183 @@
+"""Which piece of work is next, and which goes on: a queue, ASHA and Optuna, any number of searches side by side.
+
+Each search is judged by its own items alone, so that one that does well ends no other's early.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.errors import UserError
+
+FAILED = -1.0  # the score of an item that failed
+RETRIES = 3  # of an item whose process died
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Items of which one in so many goes on to its next rung, judged by these alone (ASHA)."""
+
+    items: range
+    reduction: int
+
+    @property
+    def count(self) -> int:
+        """Of the items that are begun: all."""
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Items that a sampler picks from, in place of all in turn: `items[row * columns + column]` (Optuna)."""
+
+    items: range
+    columns: int
+    count: int
+    seed: int
+    told: Sequence[tuple[int, float]] = ()  # places among them that were tried before, with their scores
+
+
+class Queue(Searcher):
+    """Items in turn, and those that samplers propose, for as long as any that runs may add others."""
+
+    def __init__(self, items: Sequence[Any], halved: Iterable[Halving], proposals: Iterable[Proposals]) -> None:
+        super().__init__(metric="score", mode="max")
+        self._items = list(items)
+        self._samplers = [_Sampler(one) for one in proposals]
+        self._reductions = {index: one.reduction for one in halved for index in one.items}
+        proposed = {index for one in proposals for index in one.items}
+        self._waiting = deque(index for index in range(len(items)) if index not in proposed)
+        self._running: dict[str, _Sampler | None] = {}
+        self._lost: Counter[int] = Counter()
+
+    def add(self, items: Sequence[Any]) -> None:
+        """At the end."""
+        self._waiting.extend(range(len(self._items), len(self._items) + len(items)))
+        self._items += items
+
+    def again(self, index: int) -> bool:
+        """Whether an item that never began will be begun: the process that was kept for it had died."""
+        self._lost[index] += 1
+        if self._lost[index] > RETRIES:
+            return False
+        self._waiting.appendleft(index)
+        return True
+
+    def stop(self) -> None:
+        """What has not begun is not wanted any more."""
+        self._waiting.clear()
+        self._samplers.clear()
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next one's configuration; None while there may be another."""
+        free = [sampler for sampler in self._samplers if sampler.free]
+        if self._waiting:
+            index, sampler = self._waiting.popleft(), None
+        elif free:
+            sampler = min(free, key=lambda one: len(one.running))
+            index = sampler.propose(trial_id)
+        else:
+            return None if self._running else Searcher.FINISHED
+        self._running[trial_id] = sampler
+        # Ray's store holds the work itself, since Tune writes each configuration down
+        item = ray.put([tuple(works) for works in self._items[index]])
+        return {"index": index, "item": item, "reduction": self._reductions.get(index, 1)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """After its results were told."""
+        if sampler := self._running.pop(trial_id, None):
+            sampler.learn(trial_id, (result or {}).get("score", FAILED))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's own state is never needed to resume."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was saved."""
+
+
+class _Sampler:
+    """Optuna's, for the items of one search; with more than a quarter of them at once it would propose blindly."""
+
+    def __init__(self, search: Proposals) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError(
+                "search: optuna is not installed; pip install 'pkt[search]', or take --search random"
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quarter = search.count // 4
+        self._search, self._left, self._most = search, search.count, max(1, quarter)
+        self._space = {
+            "row": optuna.distributions.CategoricalDistribution(range(len(search.items) // search.columns)),
+            "column": optuna.distributions.IntDistribution(0, search.columns - 1),
+        }
+        self._study = optuna.create_study(
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(n_startup_trials=max(2, quarter), seed=search.seed),
+        )
+        for place, score in search.told:
+            point = dict(zip(self._space, divmod(place, search.columns), strict=True))
+            self._study.add_trial(optuna.trial.create_trial(params=point, distributions=self._space, value=score))
+        self.running: dict[str, Any] = {}
+
+    @property
+    def free(self) -> bool:
+        """Whether another may be begun now."""
+        return self._left > 0 and len(self.running) < self._most
+
+    def propose(self, trial_id: str) -> int:
+        """The index of an item."""
+        self._left -= 1
+        self.running[trial_id] = trial = self._study.ask(self._space)
+        return self._search.items[trial.params["row"] * self._search.columns + trial.params["column"]]
+
+    def learn(self, trial_id: str, score: float) -> None:
+        """What it came to."""
+        self._study.tell(self.running.pop(trial_id), score)
+
+
+class Apart(FIFOScheduler):
+    """ASHA for the items of each search by themselves; all others go to their end."""
+
+    def __init__(self, searches: Iterable[Halving], items: Sequence[Any]) -> None:
+        super().__init__()
+        self._others = FIFOScheduler()
+        self._own: dict[int, FIFOScheduler] = {}
+        for one in searches:
+            depth = max(len(items[index]) for index in one.items)
+            asha = ASHAScheduler(
+                metric="score", mode="max", time_attr="budget", max_t=one.reduction ** (depth - 1), grace_period=1,
+                reduction_factor=one.reduction,
+            )  # fmt: skip
+            self._own |= dict.fromkeys(one.items, asha)
+
+    def _of(self, trial: Any) -> FIFOScheduler:
+        return self._own.get(trial.config["index"], self._others)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """As the other events: told to whom it concerns."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A worker died."""
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether it goes on."""
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Its last rung has ended."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """It never began."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
