@@ -14,10 +14,10 @@ import hashlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.errors import UserError
-from orchestrator.mlflow_runs import EXPERIMENT, Runs
+from orchestrator.mlflow_runs import EXPERIMENT, KIND, Runs
 from orchestrator.outbox import Outbox, Waiting
 from orchestrator.run_record import Record, masked, one_line
 
@@ -96,30 +96,39 @@ def check(uri: str, runs: Runs) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """One question, asked once: MLflow's own client would ask for minutes and tell apart less."""
+    """Questions asked once: MLflow's own client would ask for minutes and tell apart less."""
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    where, question = masked(uri), "/api/2.0/mlflow/experiments/get-by-name"
-    try:
-        answer = http_request(
-            get_default_host_creds(uri), question, "GET", params={"experiment_name": EXPERIMENT},
-            max_retries=0, timeout=FIRST_CONTACT, raise_on_status=False,
-        )  # fmt: skip
-    except Exception as error:
-        raise UserError(
-            f"tracking: {where} doesn't answer ({one_line(error)}); start the server, or correct the address"
-        ) from error
-    if answer.status_code in (401, 403):
-        raise UserError(
-            f"tracking: {where} refuses us ({answer.status_code}: {one_line(answer.text)}); set {CREDENTIALS}"
-        )
+    where = masked(uri)
+
+    def ask(method: str, question: str, **what: Any) -> Any:
+        try:
+            answer = http_request(
+                get_default_host_creds(uri), f"/api/2.0/mlflow/experiments/{question}", method,
+                max_retries=0, timeout=FIRST_CONTACT, raise_on_status=False, **what,
+            )  # fmt: skip
+        except Exception as error:
+            raise UserError(
+                f"tracking: {where} doesn't answer ({one_line(error)}); start the server, or correct the address"
+            ) from error
+        if answer.status_code in (401, 403):
+            refused = f"tracking: {where} refuses us ({answer.status_code}: {one_line(answer.text)})"
+            if method == "POST":
+                raise UserError(f"{refused}: these credentials may not write to its experiment {EXPERIMENT!r}")
+            raise UserError(f"{refused}; set {CREDENTIALS}")
+        return answer
+
+    answer = ask("GET", "get-by-name", params={"experiment_name": EXPERIMENT})
     try:
         told = answer.json()
-        found = told.get("error_code") == "RESOURCE_DOES_NOT_EXIST" or told["experiment"]["experiment_id"]
+        found = "experiment" in told and told["experiment"]["experiment_id"]
+        known = found or told["error_code"] == "RESOURCE_DOES_NOT_EXIST"
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = False
-    if not found:
+        known = False
+    if not known:
         raise UserError(
             f"tracking: {where} answers as no MLflow server does ({answer.status_code}); give the address of one"
         )
+    for key, value in KIND.items() if found else ():  # the tag it has: who may read may not always write
+        ask("POST", "set-experiment-tag", json={"experiment_id": found, "key": key, "value": value})

@@ -18,6 +18,13 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+USERS = """[mlflow]
+default_permission = READ
+database_uri = sqlite:///{folder}/users.db
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -26,10 +33,10 @@ def free_port() -> int:
 
 
 class Server:
-    """Down until it is started."""
+    """Down until it is started; with a password it is MLflow's own one with users, the first being `admin`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, password: str = "") -> None:
+        self.folder, self.port, self.password = folder, free_port(), password
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -37,9 +44,15 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self.folder / "server-artifacts")]
-        quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self.password:
+            command += ["--app-name", "basic-auth"]
+            users = self.folder / "users.ini"
+            users.write_text(USERS.format(folder=self.folder))
+            environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(users), "MLFLOW_AUTH_ADMIN_PASSWORD": self.password}
+            environment |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of a test"}
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log, env=quiet)
+            self._process = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 120
         while True:
             assert self._process.poll() is None, (self.folder / "server.log").read_text()

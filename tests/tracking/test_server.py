@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.server import get_app_client
 from mlflow_runs import SWEEP, points_of, runs_of, soon, tracker_at
 from mlflow_server import Door, Server, free_port, plain_site
 
@@ -143,6 +144,36 @@ def test_credentials_lost_answers_and_the_number_of_questions(
     assert set(runs) == set(named)
     assert {run.info.status for key, run in runs.items() if key != "sweep"} == {"FINISHED"}
     assert points_of(server.uri, "sweep/second") == {"score": 1, "gold_loss": 1, "train_loss": 1199}
+
+
+@pytest.mark.slow
+def test_mlflows_own_users(tmp_path: Path, trial: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may read and not write is told before any work, and not by records that wait for ever."""
+    server = Server(tmp_path, password="first-long-password")
+    server.start()
+    try:
+        with pytest.raises(
+            UserError, match=r"\(401: You are not authenticated.*set MLFLOW_TRACKING_USERNAME"
+        ):
+            tracker_at(server.uri, tmp_path)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "first-long-password")
+        for _ in range(2):  # the first one makes the experiment
+            tracker = tracker_at(server.uri, tmp_path)
+            tracker.put(SWEEP)
+            tracker.put(trial)
+            assert tracker.close(30).records == 0
+        assert set(runs_of(server.uri)) == {"sweep", "sweep/trial"}
+        get_app_client("basic-auth", tracking_uri=server.uri).create_user("grace", "second-long-password")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "grace")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "second-long-password")
+        assert set(runs_of(server.uri)) == {"sweep", "sweep/trial"}
+        with pytest.raises(
+            UserError, match=r"refuses us \(403: Permission denied\).* may not write to its experiment 'pkt'"
+        ):
+            tracker_at(server.uri, tmp_path)
+    finally:
+        server.stop()
 
 
 def test_an_address_without_mlflow_is_told_at_once(tmp_path: Path) -> None:
