@@ -152,9 +152,7 @@ def test_mlflows_own_users(tmp_path: Path, trial: Record, monkeypatch: pytest.Mo
     server = Server(tmp_path, password="first-long-password")
     server.start()
     try:
-        with pytest.raises(
-            UserError, match=r"\(401: You are not authenticated.*set MLFLOW_TRACKING_USERNAME"
-        ):
+        with pytest.raises(UserError, match=r"\(401: You are not authenticated.*set MLFLOW_TRACKING_USERNAME"):
             tracker_at(server.uri, tmp_path)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "first-long-password")
