@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, disk_is_full
 
 app = typer.Typer(
     name="pkt",
@@ -53,7 +53,7 @@ _register()
 
 
 def main() -> NoReturn:
-    """Exit 0 done, 1 some trial failed, 2 bad input (one line, no traceback), 130 Ctrl-C."""
+    """Exit 0 done, 1 some trial failed or the disk is full, 2 bad input (one line, no traceback), 130 Ctrl-C."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes whose threads spin slow each other tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -69,6 +69,11 @@ def main() -> NoReturn:
     except Stopped as stop:
         other = f", as does: {stop}" if str(stop) else ""
         _fail(f"stopped; what was finished is kept, and the same command goes on from there{other}", 130)
+    except Exception as error:
+        if debug or not disk_is_full(error):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        _fail(f"{reason}; what was finished is kept: make room, and the same command goes on from there", 1)
     else:
         sys.exit(code or 0)
 

@@ -15,6 +15,7 @@ from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.searches import Halving, Proposals
 from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import Rungs, run_trials
+from orchestrator.errors import disk_is_full
 from orchestrator.labbook import trial_record
 from orchestrator.recipe import Run
 from orchestrator.run_record import Record, Status
@@ -205,6 +206,8 @@ class Runner:
         reason = outcome.get("error")
         if not reason and self._folder(trial) is None:
             reason = outcome["traceback"] = self.store.not_shared()
+        if reason and disk_is_full(reason):  # a setting would lose by it, and nothing more can be kept
+            raise OSError(f"{trial.label}: {reason}")
         if reason:
             if trial.params.get("stage") == "trial":
                 self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,29 @@ def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path
     again = f"pkt sweep --resume tiny --store here --tracking {tracking} --trials-at-once 2"
     assert f"goes on from there, as does: {again}\n" in err
     assert time.monotonic() - began < 30
+
+
+def test_a_full_disk_ends_in_a_line_and_loses_nothing(whole: tuple[Path, str, float], tmp_path: Path) -> None:
+    disk, ballast = tmp_path / "disk", tmp_path / "disk" / "ballast"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("no disk can be made here")
+    try:
+        (disk / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+        for room in (2, 8):  # megabytes: less than the teacher's scores need, and enough for some of the trials
+            ballast.write_bytes(b"0" * ((40 - room) << 20))
+            process = start(disk, "sweep.yaml")
+            _, err = process.communicate(timeout=300)
+            assert process.returncode == 1
+            assert re.search(r"^pkt: .*(No space left on device|disk is full).* make room", err, re.MULTILINE), err
+            assert "Traceback" not in err
+        assert evaluated(disk) < TRIALS
+        ballast.unlink()
+        assert finished(disk, "--resume", "tiny") == whole[1]
+        assert scores(disk) == scores(whole[0])
+        assert runs(disk) == runs(whole[0])
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_two_processes_at_one_sweep_share_it(whole: tuple[Path, str, float], tmp_path: Path) -> None:
