@@ -181,7 +181,7 @@ class _Search:
     def choice(self, runner: Runner) -> Choice | None:
         """The best of those that came furthest."""
         found = self.log.read()
-        if not self.log.ended() and all(score is not None for _, score in found.values()):
+        if found and not self.log.ended() and all(score is not None for _, score in found.values()):
             self.log.end()  # what failed is tried again by the same command
         reached = {index: rung for index, (rung, score) in found.items() if score is not None}
         for index, rung in reached.items():
@@ -190,7 +190,7 @@ class _Search:
         most = max(reached.values(), default=0)
         tried = [(self.settings[i], _score(self.items[i][rung], runner)) for i, rung in reached.items() if rung == most]
         best = _best(self.sweep, tried)
-        return best and replace(best, tried=self.group.searched)  # one that Optuna proposed twice is two tries
+        return best and replace(best, tried=self.group.searched)  # those that ended early were tried, too
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Each search is judged by its own items alone, so that one that does well ends no
 
 from __future__ import annotations
 
+import random
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ray.tune.search import Searcher
 from orchestrator.errors import UserError
 
 FAILED = -1.0  # the score of an item that failed
+DRAWS = 100  # of a sampler, until it names an item that wasn't tried
 RETRIES = 3  # of an item whose process died
 
 
@@ -103,7 +105,10 @@ class Queue(Searcher):
 
 
 class _Sampler:
-    """Optuna's, for the items of one search; with more than a quarter of them at once it would propose blindly."""
+    """Optuna's, for the items of one search, each proposed once: the same seeds would only give the same score.
+
+    With more than a quarter of them at once it would propose blindly.
+    """
 
     def __init__(self, search: Proposals) -> None:
         try:
@@ -115,6 +120,9 @@ class _Sampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         quarter = search.count // 4
         self._search, self._left, self._most = search, search.count, max(1, quarter)
+        self._draw = random.Random(search.seed)
+        self._untried = set(range(len(search.items))) - {place for place, _ in search.told}
+        self._refused = optuna.trial.TrialState.FAIL
         self._space = {
             "row": optuna.distributions.CategoricalDistribution(range(len(search.items) // search.columns)),
             "column": optuna.distributions.IntDistribution(0, search.columns - 1),
@@ -124,20 +132,32 @@ class _Sampler:
             sampler=optuna.samplers.TPESampler(n_startup_trials=max(2, quarter), seed=search.seed),
         )
         for place, score in search.told:
-            point = dict(zip(self._space, divmod(place, search.columns), strict=True))
+            point = self._point(place)
             self._study.add_trial(optuna.trial.create_trial(params=point, distributions=self._space, value=score))
         self.running: dict[str, Any] = {}
 
     @property
     def free(self) -> bool:
         """Whether another may be begun now."""
-        return self._left > 0 and len(self.running) < self._most
+        return self._left > 0 and bool(self._untried) and len(self.running) < self._most
+
+    def _point(self, place: int) -> dict[str, int]:
+        return dict(zip(self._space, divmod(place, self._search.columns), strict=True))
 
     def propose(self, trial_id: str) -> int:
         """The index of an item."""
+        for number in range(DRAWS + 1):
+            if number == DRAWS:  # it insists on what it knows
+                self._study.enqueue_trial(self._point(self._draw.choice(sorted(self._untried))))
+            trial = self._study.ask(self._space)
+            place = trial.params["row"] * self._search.columns + trial.params["column"]
+            if place in self._untried:
+                break
+            self._study.tell(trial, state=self._refused)
+        self._untried.remove(place)
         self._left -= 1
-        self.running[trial_id] = trial = self._study.ask(self._space)
-        return self._search.items[trial.params["row"] * self._search.columns + trial.params["column"]]
+        self.running[trial_id] = trial
+        return self._search.items[place]
 
     def learn(self, trial_id: str, score: float) -> None:
         """What it came to."""

@@ -192,8 +192,15 @@ def test_each_sampler_learns_from_its_own_items() -> None:
     found = [index for index, _, _ in went(work, single(100), searches=[asked(range(50)), asked(range(50, 100))])]
     for own, best in ((range(50), 10), (range(50, 100), 90)):
         of_it = [index for index in found if index in own]
-        assert 8 < len(of_it) <= 16  # what is proposed again is told once
+        assert len(set(of_it)) == len(of_it) == 16
+        assert not {own[place] for place in (5, 25, 45)} & set(of_it)
         assert sum(abs(index - best) <= 12 for index in of_it) > len(of_it) / 2
+
+
+def test_optuna_ends_where_nothing_is_untried() -> None:
+    """A flat score, and as many tries as there are settings: it would insist on those that it knows."""
+    told = went(lambda index: {"score": 0.0}, single(12), searches=[Proposals(range(12), 4, 11, 0, [(5, 0.0)])])
+    assert sorted(index for index, _, _ in told) == [*range(5), *range(6, 12)]
 
 
 def test_optuna_learns_from_what_was_tried_before() -> None:
