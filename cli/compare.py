@@ -75,7 +75,7 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
     lines = [*task, *about_rows([row["arm"] for row in rows], baseline), f"Gate: {gate_line(record['gate'])}."]
     if failed := record["failed"]:
         first = next(iter(failed.values()))
-        lines.append(f"{len(failed)} failed and are missing above; the first: {first['label']}: {first['reason']}")
+        lines.append(f"{len(failed)} failed; the first: {first['label']}: {first['reason']}")
     if any(row["lr_at_edge"] for row in rows):
         lines.append("* on the edge of the learning rates that were tried")
     return lines

@@ -42,7 +42,7 @@ def refuse_another(begun: Sweep, said: Sweep) -> None:
 
 def afford(sweep: Sweep, budget: str) -> Sweep:
     """As many trials as the plan says that the budget pays for, the teacher's part paid first."""
-    found = re.fullmatch(r"([0-9.]+) *gpu-?h(?:ours?)?", budget.strip())
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *gpu-?h(?:ours?)?", budget.strip())
     if not found or float(found[1]) <= 0:
         raise UserError(f"budget: {budget!r} is no amount; write it as 8gpu-hours")
     steps = forecast(sweep, Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))).steps
@@ -59,7 +59,7 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
                 " there is"
             )
         return sweep
-    affordable = sweep.model_copy(update={"trials": max(trials, 1)})
+    affordable = sweep.model_copy(update={"trials": max(1, min(trials, sweep.trials or trials))})
     try:
         groups_of(affordable, cells_of(affordable))
     except UserError as error:
@@ -122,7 +122,8 @@ def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | No
     if comparisons < 1:
         return []
     lines = []
-    test = sweep.recipe.evaluate.examples or test
+    most = sweep.recipe.evaluate.examples
+    test, validation = (min(most, count) if most and count else most or count for count in (test, validation))
     rows = test or 10**9  # unknown: as if there were no end of them
     if sweep.repeats < ENOUGH_SEEDS:
         lines.append(
@@ -152,7 +153,7 @@ def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | No
 
 
 def _least(spread: Spread, seeds: int, rows: int, comparisons: int) -> float:
-    return smallest_effect(spread.error(seeds, rows), seeds - 1, comparisons)
+    return smallest_effect(spread.expected(seeds, rows), comparisons)
 
 
 def _shared(told: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,6 +56,7 @@ _register()
 def main() -> NoReturn:
     """Exit 0 done, 1 some trial failed or the disk is full, 2 bad input (one line, no traceback), 130 Ctrl-C."""
     debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C, too
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes whose threads spin slow each other tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

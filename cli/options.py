@@ -89,6 +89,7 @@ WHERE = (
     "store", "tracking", "cpus_per_trial", "gpus_per_trial", "trials_at_once", "system_metrics",
     "ranks", "offload", "tokens", "gpu_memory", "force",
 )  # fmt: skip
+SHORT = {"task": "name", "search": "kind"}  # fields for which a name stands in
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -236,8 +237,8 @@ def _put(document: dict[str, Any], path: str, value: Any) -> None:
         keys = ["recipe", *keys]
     place = document
     for key in keys[:-1]:
-        if isinstance(place.get(key), str) and key == "task":
-            place[key] = {"name": place[key]}
+        if isinstance(place.get(key), str) and key in SHORT:
+            place[key] = {SHORT[key]: place[key]}
         place = place.setdefault(key, {})
         if not isinstance(place, dict):
             raise UserError(f"--set: {path} is no field; `pkt strategies` lists the fields")

@@ -77,7 +77,7 @@ def sweep(
     from orchestrator.store import Store
 
     kept = Store(store)
-    begun = as_begun(kept, resume) if resume else None
+    begun = as_begun(kept, resume) if resume is not None else None
     asked = o.sweep_of(file, flags, axes, set_ or [], begun)
     asked = afford(asked, budget) if budget else asked
     if begun:

@@ -178,7 +178,10 @@ def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
     finals = sum(len(seeds_of(sweep, some[0])) for some in arms.values())
     total = sweep.trials or finals + len(arms) * sweep.tuning_seeds * sweep.search.settings
     each = (total - finals) // (len(arms) * sweep.tuning_seeds)
-    each = min(each, len(rates_of(sweep)) * min(len(some) for some in arms.values()))  # as many as the poorest arm has
+    least = len(rates_of(sweep)) * min(len(some) for some in arms.values())
+    if least < 2:
+        raise UserError(f"lr: an arm has {least} setting, and {sweep.search.kind} chooses among several; give two --lr")
+    each = min(each, least)  # as many as the poorest arm has
     if each < 2:
         raise UserError(
             f"trials: {total} leave {max(each, 0)} settings to try for each of {len(arms)} arms after {finals} trials"

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import system_metrics
-from orchestrator.prepare import Ready
+from orchestrator.prepare import Ready, scored_rows
+from orchestrator.recipe import Recipe
 from orchestrator.run_record import Record
 from orchestrator.steps.compare import BOUNDS
 from orchestrator.steps.data import data_step
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, versions
 from orchestrator.store import MANIFEST, Store
+from orchestrator.tasks import TASKS
+from orchestrator.tasks.base import draw
 
 CURVES = ("loss", "learning_rate", "grad_norm")
 COLUMNS = ("id", "gold", "answer", "score", "loss")  # of the table of examples; prompts are in the artifacts
 
 
-def sweep_record(key: str, name: str, params: dict[str, Any], plan: dict[str, Any], ready: Ready) -> Record:
+def sweep_record(
+    key: str, name: str, params: dict[str, Any], plan: dict[str, Any], ready: Ready, recipe: Recipe
+) -> Record:
     """The parent's: what was asked for, what it takes by the plan, on which models and rows, by which code."""
     planned = {f"plan.{name}": value for name, value in plan.items() if isinstance(value, int)}
     planned |= {f"plan.{name}": value for name, value in plan["cost"].items()}
@@ -32,17 +37,21 @@ def sweep_record(key: str, name: str, params: dict[str, Any], plan: dict[str, An
         "student.sha256": ready.student.sha256,
         **{f"version.{library}": version for library, version in versions().items()},
     }
+    rows = {name: scored_rows(recipe, ready.splits[name]) for name in ("validation", "test")}
+    rows["seed"] = draw(ready.splits["seed"], recipe.measure.examples)
+    rows["train"] = draw(ready.splits["train"], recipe.finetune.examples)
     datasets = [
-        {
-            "name": f"{ready.task.name} {split}",
-            "digest": data_step(rows).fingerprint,
-            "source": ready.task.source,
-            "context": split,
-        }
-        for split, rows in ready.splits.items()
+        _dataset(ready.task.name, split, data_step(used).fingerprint, recipe.task.data) for split, used in rows.items()
     ]
     tags = {name: value for name, value in tags.items() if value}
     return Record(key, name, params=params | planned, tags=tags, datasets=datasets, status="RUNNING")
+
+
+def _dataset(task: str, split: str, digest: str, data: Any) -> dict[str, str]:
+    """The rows of a split that were used: the same in the sweep's own run and in its trials'."""
+    known = TASKS.get(task)
+    source = str(data or (known.source if known else task))
+    return {"name": f"{task} {split}", "digest": digest, "source": source, "context": split}
 
 
 def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], failed: int) -> Record:
@@ -85,17 +94,16 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
         if params["share"] == 1.0:  # that of an early rung is no adapter to use, and has its optimizer with it
             artifacts.append((str(trained), "adapter"))
     curves |= {"score": [(steps, figures["score"])], "gold_loss": [(steps, figures["loss"])]}
-    dataset = {
-        "name": f"{params.get('task.name', 'task')} {params.get('split', '')}".strip(),
-        "digest": step.inputs["rows"].fingerprint if "rows" in step.inputs else "",
-        "source": str(params.get("task.data") or params.get("task.name")),
-        "context": str(params.get("split", "")),
-    }
+    used = {str(params.get("split", "")): step, "train": adapter}
+    datasets = [
+        _dataset(str(params["task.name"]), split, of.inputs["rows"].fingerprint, params.get("task.data"))
+        for split, of in used.items() if of and "rows" in of.inputs
+    ]  # fmt: skip
     params = {name: "-" if value is None else value for name, value in params.items()}
     return Record(
         f"{sweep}/{step.fingerprint}", label, sweep, params,
         metrics=metrics, curves=curves, artifacts=artifacts, tables={"examples.json": examples},
-        datasets=[dataset] if dataset["digest"] else [],
+        datasets=datasets,
         seconds=metrics["evaluate_seconds"] + metrics.get("finetune_seconds", 0.0),
         time_ms=int((folder / MANIFEST).stat().st_mtime * 1000),  # when it ended, and the same whenever told
     )  # fmt: skip

@@ -28,6 +28,7 @@ from orchestrator.models.families import too_small
 from orchestrator.prepare import check_shapes
 from orchestrator.recipe import Sweep
 from orchestrator.scale import Scale, scale_of
+from orchestrator.search import check_rungs
 from orchestrator.steps.compare import BOUNDS
 
 LARGEST_CLUSTER = 1024
@@ -96,6 +97,8 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
     """
     cells = cells_of(sweep)
     groups = groups_of(sweep, cells)
+    for cell in cells:
+        check_rungs(sweep, cell)
     told: dict[str, Any] = {
         "teacher": sweep.recipe.teacher,
         "student": sweep.recipe.student,

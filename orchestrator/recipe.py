@@ -29,7 +29,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 class Section(BaseModel):
     """Frozen, and without room for a misspelt field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskChoice(Section):
@@ -177,7 +177,7 @@ class Sweep(Section):
     leaderboard row takes its own learning rate, on the validation split; a single value is used as it is.
     """
 
-    name: str | None = Field(None, pattern=r"^[\w.-]+$")  # it names a folder
+    name: str | None = Field(None, pattern=r"^\w[\w.-]*$")  # it names a folder
     recipe: Recipe
     axes: dict[str, tuple[Any, ...]] = {}
     lr: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(_each_once)] = Field(

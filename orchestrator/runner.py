@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.searches import Halving, Proposals
+from orchestrator.cluster.searches import FAILED, Halving, Proposals
 from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import Rungs, run_trials
 from orchestrator.errors import disk_is_full
@@ -107,7 +107,7 @@ class Runner:
     ) -> None:
         """Have every trial's score and tell the tracker; `then` names those that a finished one makes possible.
 
-        A failed one is noted with its reason. One that only tries a setting may fail: the choice falls on another.
+        A failed one is noted with its reason, unless it only tried a setting that can't be trained.
         """
         queue: list[Trial] = []
         asked: set[str] = set()
@@ -140,7 +140,10 @@ class Runner:
         searches: Sequence[Halving | Proposals],
         told: Callable[[int, int, float | None], None],
     ) -> None:
-        """Let Tune decide which settings are tried and how far; `told` gets index, rung and score, None of a failed."""
+        """Let Tune decide which settings are tried and how far.
+
+        `told` gets index, rung and score: FAILED of a setting that can't be trained, None where the try was lost.
+        """
 
         def after(*result: Any) -> Sequence[Rungs[Trial]]:
             told(*result)
@@ -153,6 +156,10 @@ class Runner:
         """The finished trial's figures, None where it failed."""
         folder = self._folder(trial)
         return read_metrics(folder) if folder else None
+
+    def lost(self, trials: Iterable[Trial]) -> bool:
+        """Whether one of them failed for no fault of its setting, which is not to be judged by it."""
+        return any(trial.step.fingerprint in self.failed for trial in trials)
 
     @property
     def _at_once(self) -> int | None:
@@ -188,6 +195,8 @@ class Runner:
             if rung <= 0:
                 name = items[index][0][0].label
                 tick(name if score is None else f"{score:.3f} {name}")
+            if score is None and all("score" in outcome or outcome.get("judged") for outcome in outcomes):
+                score = FAILED
             more = after(index, rung, score)
             items.extend(more)
             return works(more)
@@ -209,7 +218,7 @@ class Runner:
         if reason and disk_is_full(reason):  # a setting would lose by it, and nothing more can be kept
             raise OSError(f"{trial.label}: {reason}")
         if reason:
-            if trial.params.get("stage") == "trial":
+            if trial.params.get("stage") == "trial" or not outcome.get("judged"):
                 self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
             self.screen.warn(f"{trial.label} failed: {reason}")
             (self.store.root / "failures").mkdir(parents=True, exist_ok=True)

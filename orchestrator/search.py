@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cells import Cell, Group, fine_tunings, rates_of, tuning_of
-from orchestrator.cluster.searches import Halving, Proposals
+from orchestrator.cluster.searches import FAILED, Halving, Proposals
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready
 from orchestrator.recipe import Asha, Grid, Optuna, Sweep
 from orchestrator.runner import Runner, Trial
 from orchestrator.steps.finetune import steps_of
+from orchestrator.store import appearing
 
 Rungs = list[list[Trial]]  # of one setting: the trainings of each rung, one a tuning seed
 
@@ -63,13 +64,7 @@ def sampled(sweep: Sweep, group: Group) -> list[Setting]:
 def rungs_of(sweep: Sweep, ready: Ready, setting: Setting) -> Rungs:
     """The trainings by which a setting is judged."""
     seeds, search = tuning_of(sweep), sweep.search
-    if isinstance(search, Asha):
-        part = setting.cell.recipe.finetune
-        count = steps_of(min(part.examples, len(ready.splits["train"])), part.batch_size, part.epochs)
-        if count < (least := search.reduction ** (search.rungs - 1)):
-            raise UserError(
-                f"search: {count} training steps can't end after a {least}th; give more, or fewer --set search.rungs"
-            )
+    check_rungs(sweep, setting.cell, len(ready.splits["train"]))
     shares = (
         [search.reduction ** -float(k) for k in reversed(range(search.rungs))] if isinstance(search, Asha) else [1.0]
     )
@@ -78,6 +73,17 @@ def rungs_of(sweep: Sweep, ready: Ready, setting: Setting) -> Rungs:
          for seed in seeds]
         for k in range(len(shares))
     ]  # fmt: skip
+
+
+def check_rungs(sweep: Sweep, cell: Cell, rows: int | None = None) -> None:
+    """UserError where a training has too few steps to end after ASHA's first rung. `rows`: once they are known."""
+    part, search = cell.recipe.finetune, sweep.search
+    if not isinstance(search, Asha):
+        return
+    count = steps_of(min(part.examples, rows or part.examples), part.batch_size, part.epochs)
+    if count < (least := search.reduction ** (search.rungs - 1)):
+        fewer = f", or --set search.rungs={search.rungs - 1}" if search.rungs > 2 else ""
+        raise UserError(f"search: {count} training steps can't end after a {least}th of them; give more{fewer}")
 
 
 def choose(
@@ -102,7 +108,10 @@ def choose(
     choices: list[Choice | None] = [None] * len(groups)
 
     def chosen(place: int) -> list[Trial]:
-        choices[place] = _best(sweep, [(setting, _score(trials, runner)) for setting, trials in tried[place]])
+        choices[place] = _best(
+            sweep,
+            [(setting, _score(trials, runner)) for setting, trials in tried[place] if not runner.lost(trials)],
+        )
         return finals(choice) if (choice := choices[place]) else []
 
     def then(trial: Trial) -> list[Trial]:
@@ -158,7 +167,7 @@ class _Search:
 
     @property
     def before(self) -> list[tuple[int, float]]:
-        """What an earlier process tried of Optuna's proposals."""
+        """What an earlier process tried of Optuna's proposals; a lost try is none."""
         if not isinstance(self.sweep.search, Optuna):
             return []
         return [(index, score) for index, (_, score) in self.log.read().items() if score is not None]
@@ -171,8 +180,8 @@ class _Search:
     def begun(self, items: range) -> Halving | Proposals:
         """What Tune is to do with these items."""
         search, before = self.sweep.search, self.before
+        self.log.keep(before)
         if isinstance(search, Asha):
-            self.log.path.unlink(missing_ok=True)
             return Halving(items, search.reduction)
         assert isinstance(search, Optuna)
         columns = len(items) // len(self.group.cells)
@@ -181,16 +190,17 @@ class _Search:
     def choice(self, runner: Runner) -> Choice | None:
         """The best of those that came furthest."""
         found = self.log.read()
-        if found and not self.log.ended() and all(score is not None for _, score in found.values()):
-            self.log.end()  # what failed is tried again by the same command
-        reached = {index: rung for index, (rung, score) in found.items() if score is not None}
+        lost = sum(score is None for _, score in found.values())
+        if found and not lost and not self.log.ended():
+            self.log.end()  # a lost try is made again by the same command
+        reached = {index: rung for index, (rung, score) in found.items() if score not in (None, FAILED)}
         for index, rung in reached.items():
             for trial in self.items[index][rung]:
                 runner.tell(trial)
         most = max(reached.values(), default=0)
         tried = [(self.settings[i], _score(self.items[i][rung], runner)) for i, rung in reached.items() if rung == most]
         best = _best(self.sweep, tried)
-        return best and replace(best, tried=self.group.searched)  # those that ended early were tried, too
+        return best and replace(best, tried=self.group.searched - lost)  # those that ended early were tried, too
 
 
 @dataclass(frozen=True)
@@ -200,11 +210,11 @@ class Log:
     path: Path
 
     def write(self, index: int, rung: int, score: float | None) -> None:
-        """One rung of one setting; None where it failed."""
+        """One rung of one setting; FAILED where it can't be trained, None where the try was lost."""
         self._append({"index": index, "rung": rung, "score": score})
 
     def read(self) -> dict[int, tuple[int, float | None]]:
-        """Setting → the last rung that it came to, and its score there; None for one that failed at any."""
+        """Setting → the last rung that it came to, and its score there; None for one that was lost at any."""
         found: dict[int, tuple[int, float | None]] = {}
         for line in self._lines():
             if "index" in line:
@@ -213,6 +223,11 @@ class Log:
                 score = None if lost else line["score"] if line["rung"] > before[0] else before[1]
                 found[line["index"]] = (max(before[0], line["rung"]), score)
         return found
+
+    def keep(self, scored: Sequence[tuple[int, float]]) -> None:
+        """These alone, each at its first rung."""
+        with appearing(self.path) as file:
+            file.write_text("".join(f"{json.dumps({'index': i, 'rung': 0, 'score': score})}\n" for i, score in scored))
 
     def end(self) -> None:
         """Nothing more is to be tried."""

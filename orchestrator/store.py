@@ -149,6 +149,7 @@ def appearing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield aside
+        _flush(aside)
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)

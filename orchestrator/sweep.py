@@ -115,7 +115,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
         runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
-        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready))
+        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))
         finals = cache(partial(_finals, sweep, ready))
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)
         rows = [_row(cell, None, [trial]) for cell, trial in references]
@@ -126,7 +126,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             if choice:
                 rows.append(_row(choice.setting.cell, choice, finals(choice)))
             else:
-                name = f"{group.cells[0].name()} ({len(runner.failed)})"
+                name = group.cells[0].name()
                 reason = "every setting that was tried failed; take smaller learning rates with --lr"
                 runner.failed[name] = {"label": name, "reason": reason}
         record: dict[str, Any] = {

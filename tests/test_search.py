@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.cells import (
     shared_by,
     whole_trainings,
 )
+from orchestrator.cluster.searches import FAILED
 from orchestrator.errors import UserError
 from orchestrator.presets import complete
 from orchestrator.recipe import RATES, Run, Sweep
@@ -151,6 +153,30 @@ def test_the_best_of_the_validation_split_is_taken(demo_models: dict[str, Path],
     assert choice.validation == pytest.approx((0.6, -0.55))
 
 
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_try_that_was_lost_is_none(
+    demo_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: bool
+) -> None:
+    """A setting that can't be trained was tried; one whose process died was not, and the sweep has a failure."""
+    asked = sweep(axes={"arm": ["lora"], "rank": [4]}, lr=[1e-3, 1e-2, 1e-1])
+    plan, store = Plan.of(asked), Store(tmp_path)
+    (group,) = plan.groups
+    for setting in table_of(asked, group)[:2]:
+        (trial,) = rungs_of(asked, plan.ready, setting)[-1]
+        _finished(store, trial, 0.5, setting.lr)
+
+    def fails(work: Any, items: Any, done: Any, **how: Any) -> None:
+        (_,) = items
+        done(0, 0 if judged else -1, [{"error": "of a test", "traceback": "", "judged": judged}])
+
+    monkeypatch.setattr("orchestrator.runner.run_trials", fails)
+    monkeypatch.setattr("orchestrator.runner.session", lambda **how: nullcontext(0.0))
+    with Runner(store, Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
+        (choice,) = choose(asked, plan.ready, plan.groups, runner, [], lambda choice: [])
+    assert choice is not None
+    assert (choice.setting.lr, choice.tried, len(runner.failed)) == ((1e-3, 3, 0) if judged else (1e-3, 2, 1))
+
+
 def _finished(store: Store, trial: Trial, score: float, loss: float) -> None:
     with store.writing("evaluate", trial.step.fingerprint, {}) as folder:
         (folder / "metrics.json").write_text(json.dumps({"score": score, "loss": loss}))
@@ -160,17 +186,20 @@ def test_a_search_remembers_whole_lines_alone(tmp_path: Path) -> None:
     log = Log(tmp_path / "search.jsonl")
     log.write(3, 0, 0.5)
     log.write(3, 1, 0.4)
-    log.write(4, 0, None)  # failed
+    log.write(4, 0, FAILED)
     log.write(5, -1, None)  # its process died
     with log.path.open("a") as file:
         file.write('{"index": 9, "ru')  # killed here
     log.write(1, 0, 0.2)
-    assert log.read() == {3: (1, 0.4), 4: (0, None), 5: (-1, None), 1: (0, 0.2)}
+    assert log.read() == {3: (1, 0.4), 4: (0, FAILED), 5: (-1, None), 1: (0, 0.2)}
     log.write(1, 1, None)  # it went on and failed: its first score is no reason to take it
     assert log.read()[1] == (1, None)
     assert not log.ended()
     log.end()
     assert log.ended()
+    log.keep([(3, 0.4), (4, FAILED)])
+    log.write(5, 0, 0.7)  # tried again
+    assert log.read() == {3: (0, 0.4), 4: (0, FAILED), 5: (0, 0.7)}
 
 
 def test_no_arm_gets_more_tries_than_the_poorest_has_settings() -> None:

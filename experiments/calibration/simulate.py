@@ -11,6 +11,7 @@ giving all arms the same law; an effect by shifting transfer until its true mean
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,10 @@ from orchestrator.steps.compare import Result
 from orchestrator.steps.power import Spread, smallest_effect
 from orchestrator.steps.verdict import Verdict, judge
 
-ARMS = ("transfer", "lora", "pissa", "spectrum_control")
+ARMS = (
+    "transfer", "lora", "pissa", "spectrum_control", "random_window", "shuffled_seeds", "olora", "orthogonal", "eva",
+    "lora_ga", "distil",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class World:
     """What makes scores differ, as standard deviations on the logistic scale."""
 
     name: str
+    arms: int = 4
     seeds: int = 6
     examples: int = 200
     level: float = 0.0
@@ -39,7 +44,7 @@ class World:
     taste: float = 0.3  # of an arm and an example
     fails: float = 0.0  # share of trainings that go nowhere
 
-    def scores(self, rng: np.random.Generator, shifts: tuple[float, ...] = (0.0,) * len(ARMS)) -> list[Any]:
+    def scores(self, rng: np.random.Generator, shifts: Sequence[float]) -> list[Any]:
         """Of each arm: right or wrong, (seeds, examples)."""
         hard = rng.normal(0, self.example, self.examples)
         return [right(self.latent(rng, shift) + hard, rng) for shift in shifts]
@@ -64,10 +69,10 @@ def right(logits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.f
 
 def sweep(world: World, rng: np.random.Generator, shift: float = 0.0) -> Verdict:
     """One simulated sweep, judged."""
-    drawn = world.scores(rng, (shift, *(0.0,) * (len(ARMS) - 1)))
+    drawn = world.scores(rng, (shift, *(0.0,) * (world.arms - 1)))
     rows = [
         Result(arm=arm, layers=None, structure=None, rank=8, scores=scores, seeds=tuple(range(world.seeds)))
-        for arm, scores in zip(ARMS, drawn, strict=True)
+        for arm, scores in zip(ARMS, drawn, strict=False)
     ]
     return judge(rows, "lora")
 
@@ -119,9 +124,11 @@ def told_effect(world: World) -> float:
 
     The spread is that of the effect's own world: an arm that is better has other variances, so it is told twice.
     """
-    effect = smallest_effect(spread_of(world).error(world.seeds, world.examples), world.seeds - 1, len(ARMS) - 1)
-    spread = spread_of(world, shift_for(world, effect) or 0.0)
-    return smallest_effect(spread.error(world.seeds, world.examples), world.seeds - 1, len(ARMS) - 1)
+
+    def told(shift: float) -> float:
+        return smallest_effect(spread_of(world, shift).expected(world.seeds, world.examples), world.arms - 1)
+
+    return told(shift_for(world, told(0.0)) or 0.0)
 
 
 WORLDS = (
@@ -137,6 +144,11 @@ WORLDS = (
     World("easy task", level=3.0),
     World("ten seeds", seeds=10),
     World("fifty examples", examples=50),
+    World("a thousand examples", examples=1000),
+    World("a thousand, arms good at different ones", examples=1000, taste=1.5),
+    World("eleven arms", arms=11),
+    World("eleven arms, good at different examples", arms=11, taste=1.5),
+    World("eleven arms, a thousand examples", arms=11, examples=1000, taste=1.5),
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     address = os.environ.get("RAY_ADDRESS") or "local"
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -34,9 +37,13 @@ def connected() -> Iterator[None]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+    except SystemExit as end:  # by Ray's own handler of SIGTERM, which ends the process without a word
+        raise KeyboardInterrupt from end
     except ConnectionError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"RAY_ADDRESS: no Ray cluster at {address} ({reason}); start one, or unset it") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
     try:
         yield
     finally:

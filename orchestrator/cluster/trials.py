@@ -43,8 +43,9 @@ def run_trials(
 
     What `done` returns joins the queue, so that the workers of one stage are those of the next. `searches` run side by
     side, and the score of a result decides for its own alone. An exception in `work` ends its item alone: the result is
-    {"error": one line, "traceback": all of it}. An item whose process dies is begun again; after RETRIES its rung is
-    -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is raised again.
+    {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies is
+    begun again; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
+    raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
@@ -132,4 +133,5 @@ def _guarded(work: Callable[[Any], dict[str, Any]], item: Any) -> dict[str, Any]
         return work(item)
     except Exception as error:  # whatever it is, it is this item's result and not the sweep's end
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        return {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc()}
+        judged = isinstance(error, UserError)  # what was asked for can't be done, however often it is begun
+        return {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc(), "judged": judged}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from scipy import optimize, stats
 
+from orchestrator.steps.compare import Estimate
+
 LEVEL, POWER = 0.05, 0.8
 
 
@@ -19,22 +21,24 @@ class Spread:
     example: float = 0.3
     both: float = 0.5
 
-    def error(self, seeds: int, examples: int) -> float:
-        """The standard error of the mean difference."""
-        parts = self.seed**2 / seeds + self.example**2 / examples + self.both**2 / (seeds * examples)
-        return float(parts**0.5)
+    def expected(self, seeds: int, examples: int) -> Estimate:
+        """What is to be known of a mean difference of zero."""
+        by_seeds = self.seed**2 / seeds + self.both**2 / (seeds * examples)
+        total = by_seeds + self.example**2 / examples
+        return Estimate(0.0, float(total**0.5), by_seeds / total, (seeds - 1, examples - 1))
 
 
 EXPECTED = tuple(Spread(seed) for seed in (0.02, 0.05, 0.1))  # before anything is known: what small LoRAs do
 
 
-def smallest_effect(error: float, freedom: float, comparisons: int = 1) -> float:
+def smallest_effect(found: Estimate, comparisons: int = 1) -> float:
     """The true difference that is claimed in four of five sweeps like this one.
 
-    At the hardest step of Holm's correction, and by the noncentral t distribution; infinite with one seed.
+    At the hardest step of Holm's correction, and by the noncentral t distribution of the seeds' freedom; infinite with
+    one seed.
     """
-    if freedom < 1:
+    if (freedom := found.freedom[0]) < 1:
         return float("inf")
-    needed = stats.t.ppf(1 - LEVEL / comparisons / 2, freedom)
+    needed = found.needed(LEVEL / comparisons)
     shift = optimize.brentq(lambda by: stats.nct.sf(needed, freedom, by) - POWER, 0, needed * 4 + 10)
-    return float(shift * error)
+    return float(shift * found.error)

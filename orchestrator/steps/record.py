@@ -38,6 +38,13 @@ def _write(path: Path, value: Any) -> None:
         file.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"store: {path} was damaged ({error}); delete it, and run the sweep's command again") from error
+
+
 @contextmanager
 def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[Path]:
     """The sweep's folder, with what was asked for written down, so that it can be resumed by its name alone.
@@ -49,7 +56,7 @@ def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[
     with held(folder.with_name(f".{name}.lock"), f"another process runs the sweep {name}; waiting for it"):
         path = folder / ASKED
         if path.is_file():
-            before = json.loads(path.read_text())
+            before = _read(path)
             if before["key"] != key:
                 different = differences(before["sweep"], asked) or "the models or the rows have changed"
                 raise UserError(
@@ -66,7 +73,7 @@ def asked_for(store: Store, name: str) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(one.parent.name for one in path.parent.parent.glob(f"*/{ASKED}"))) or "none"
         raise UserError(f"resume: no sweep {name!r} was begun in {store.root}; there: {there}")
-    return json.loads(path.read_text())["sweep"]
+    return _read(path)["sweep"]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
@@ -93,7 +100,7 @@ def read_record(store: Store, name: str | None) -> dict[str, Any]:
         raise UserError(f"sweep: the store {store.root} has none yet; run `pkt sweep`, or name another --store")
     if name is not None and name not in named:
         raise UserError(f"sweep: {name!r} is not in {store.root}; there: {', '.join(named)}")
-    return json.loads((named[name] if name else found[-1]).read_text())
+    return _read(named[name] if name else found[-1])
 
 
 def results(record: dict[str, Any], store: Store) -> list[Result]:

@@ -7,7 +7,8 @@ Every arm is represented by its settings of best validation score, so that the t
 is picked by its test score. The unit is the random seed: a bootstrap nested in three seeds claims 17 % of the time
 where there is nothing, a permutation over examples 47 %. p-values are corrected by Holm's method for all comparisons
 that were asked about. Nothing is claimed with fewer than six seeds, where a training failed (those that ended are the
-luckier ones), in favour of an arm that had more settings to choose from, or of a teacher that doesn't know the task.
+luckier ones), in favour of an arm that had more settings to choose from (one whose try was lost had fewer), or of a
+teacher that doesn't know the task.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from orchestrator.steps.power import LEVEL, smallest_effect
 from orchestrator.steps.words import CONTROLS, headline, sentence, warnings
 
 ENOUGH_SEEDS = 6
+OF_TEACHER = ("transfer", "random_window", "shuffled_seeds", "distil")  # arms that take over what it knows
 Outcome = Literal["better", "worse", "can't tell", "described"]
 
 
@@ -90,7 +92,8 @@ class Terms:
         if self.gate and not self.gate["passed"]:
             if self.gate["set"]:
                 return "the teacher did not pass its gate"
-            if above and own.arm == "transfer":
+            better, worse = (own, other) if above else (other, own)
+            if better.arm == "transfer" or (better.arm in OF_TEACHER and worse.arm not in OF_TEACHER):
                 return "the teacher was not seen to be better at the task than the untouched student"
         if seeds < self.repeats:
             return f"{seeds} of {self.repeats} random seeds ended in both, and they may be the lucky ones"
@@ -167,7 +170,7 @@ def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: 
         outcome = "described"
     elif p_holm <= LEVEL:
         outcome = "better" if both.mean > 0 else "worse"
-    least = smallest_effect(both.error, both.freedom, asked) if seeds > 1 else None
+    least = smallest_effect(both, asked) if seeds > 1 else None
     return Comparison(other.arm, both.mean, both.limits(), both.p, p_holm, seeds, outcome, least, why)
 
 

@@ -75,8 +75,8 @@ def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost:
     if gate and not gate["set"] and gate["score"] is not None and not gate["passed"]:
         found.append(
             f"Warning: the teacher scores {gate['score']:.2f} on the task and the untouched student"
-            f" {gate['least']:.2f}: it may have nothing to hand over, and nothing is claimed in favour of transfer"
-            " (--set gate=0 lifts that, a larger one makes a score the condition)."
+            f" {gate['least']:.2f}: it may have nothing to hand over, and nothing is claimed in favour of what is taken"
+            " from it (--set gate=0 lifts that, a larger one makes a score the condition)."
         )
     if edge := [arm for arm, result in chosen.items() if result.lr_at_edge]:
         found.append(
@@ -95,8 +95,10 @@ def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
         "mean: of the score on the test split, over random seeds; 95 %: over seeds and examples, uncorrected: rely on"
         " the verdict.",
         f"vs {baseline}: against the {baseline} row of the same rank.",
-        f"Every arm trains a LoRA on the student and starts at: {', '.join(f'{one} ({ABOUT[one]})' for one in kinds)}.",
     ]
+    if kinds:
+        starts = ", ".join(f"{one} ({ABOUT[one]})" for one in kinds)
+        lines.append(f"Every arm trains a LoRA on the student and starts at: {starts}.")
     if set(arms) & {*BOUNDS}:
         tuned = "; teacher_tuned: the teacher, fine-tuned with a LoRA of its own" if "teacher_tuned" in arms else ""
         lines.append(f"student, teacher: pre-trained, as they are, not fine-tuned on the task{tuned}.")

@@ -23,7 +23,7 @@ def test_nothing_is_fetched_and_the_cost_is_the_plans(pkt: Call, monkeypatch: py
 
 def test_the_smallest_effect_is_told_beforehand(pkt: Call) -> None:  # noqa: F811
     _, out, _ = pkt("sweep", "--dry-run", "--repeats", "8")
-    least = [smallest_effect(one.error(8, 200), 7, 3) for one in EXPECTED]
+    least = [smallest_effect(one.expected(8, 200), 3) for one in EXPECTED]
     assert (
         f"a true difference of {', '.join(f'{one:.2f}' for one in least)} where trainings differ by 0.02, 0.05, 0.1"
         in out
@@ -55,6 +55,28 @@ def test_repeats_that_would_do_are_found_however_many(pkt: Call) -> None:  # noq
     found = re.search(r"--repeats (\d+) could", pkt(*words)[1])
     assert found and int(found[1]) > 1000
     assert "can't be shown" not in pkt(*words, "--repeats", found[1])[1]
+
+
+def test_a_cut_evaluation_has_the_rows_that_are_left(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--dry-run", "--effect", "0.05"]
+    assert pkt(*words, "--set", "evaluate.examples=1000000")[1] == pkt(*words)[1]  # the split has 200
+    cut = pkt(*words, "--set", "evaluate.examples=10")[1]
+    assert "no --repeats can on 10 test rows" in cut
+    assert "10 validation rows tell settings apart to about 0.16" in cut
+
+
+def test_a_dry_run_refuses_rungs_that_the_run_would(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--dry-run", "--search", "asha", "--set", "finetune.examples=36", "--set", "finetune.epochs=2"]
+    code, _, err = pkt(*words)
+    assert (code, err[:53]) == (2, "pkt: search: 2 training steps can't end after a 9th o")
+    assert "or --set search.rungs=2" in err
+    assert pkt(*words, "--set", "search.rungs=2", "--set", "search.reduction=2")[0] == 0
+
+
+def test_a_budget_buys_no_more_than_the_trials_that_were_said(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--dry-run", "--search", "random", "--trials", "50", "--json"]
+    both = json.loads(pkt(*words, "--budget", "100gpu-hours")[1])
+    assert both["fine_tunings"] == json.loads(pkt(*words)[1])["fine_tunings"] <= 50
 
 
 def test_trials_that_are_left_over_are_told(pkt: Call) -> None:  # noqa: F811

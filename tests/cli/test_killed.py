@@ -37,6 +37,7 @@ SWEEP = {
 }  # fmt: skip
 TRIALS = 10  # two models as they are, two arms by two learning rates, two random seeds of each arm
 ROUNDS, KILLS = 5, 4
+SIGNALS = {"interrupt": signal.SIGINT, "scheduler": signal.SIGTERM}  # those that `pkt` answers
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -106,8 +107,8 @@ def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> bool:
     if how == "worker" and workers:
         draw.choice(workers).kill()
         return False
-    if how == "interrupt":
-        process.send_signal(signal.SIGINT)
+    if how in SIGNALS:
+        process.send_signal(SIGNALS[how])
     elif how == "machine":
         for one in everything(process):
             with suppress(psutil.NoSuchProcess):  # a worker ends with its raylet
@@ -115,7 +116,7 @@ def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> bool:
     else:
         process.kill()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == (130 if how == "interrupt" else -signal.SIGKILL), err
+    assert process.returncode == (130 if how in SIGNALS else -signal.SIGKILL), err
     assert "Traceback" not in err
     return True
 
@@ -132,7 +133,7 @@ def test_it_ends_in_the_same_leaderboard(round: int, whole: tuple[Path, str, flo
         some_time(process, tmp_path, draw, fresh)
         assert process.poll() is None, process.communicate()  # each kill is of a sweep that runs
         fresh = 1.0
-        if kill(process, draw.choice(["interrupt", "driver", "machine", "worker"]), draw):
+        if kill(process, draw.choice([*SIGNALS, "driver", "machine", "worker"]), draw):
             process = None
     if process:  # it goes on by itself
         _, err = process.communicate(timeout=300)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.steps.compare import Result, interval, leaderboard, share_interval
+from orchestrator.steps.compare import Result, estimate, interval, leaderboard, share_interval
 
 
 def test_one_seed_is_the_t_interval_over_examples() -> None:
@@ -20,6 +20,27 @@ def test_without_differences_between_examples_it_is_the_t_interval_over_seeds() 
     scores = np.repeat(by_seed[:, None], 30, axis=1)
     right = stats.ttest_1samp(by_seed, 0).confidence_interval(0.95)
     assert interval(scores) == pytest.approx((by_seed.mean(), right.low, right.high))
+
+
+def test_p_is_the_textbooks_and_agrees_with_the_limits() -> None:
+    rng = np.random.default_rng(5)
+    by_seed = rng.normal(0.4, 1, 6)
+    only_seeds = estimate(np.repeat(by_seed[:, None], 30, axis=1))
+    assert only_seeds.p == pytest.approx(stats.ttest_1samp(by_seed, 0).pvalue)
+    crossed = estimate(rng.normal(0.3, 0.2, (6, 1)) + rng.normal(0, 1, (1, 50)) + rng.normal(0, 0.3, (6, 50)))
+    assert 0 < crossed.by_seeds < 1
+    assert min(crossed.limits(1 - crossed.p), key=abs) == pytest.approx(0, abs=1e-9)
+    assert estimate(np.ones((6, 50)) + rng.normal(0, 1e-9, (6, 50))).p < 1e-30
+
+
+@pytest.mark.parametrize("level", [0.05, 0.005])
+def test_the_smaller_levels_of_holms_steps_hold(level: float) -> None:
+    """Where seeds matter most: with Satterthwaite's freedom 0.005 is 0.009."""
+    rng, hits, runs = np.random.default_rng(3), 0, 20_000
+    for _ in range(runs):
+        found = estimate(rng.normal(0, 0.12, (6, 1)) + rng.normal(0, 0.3, (1, 40)) + rng.normal(0, 0.3, (6, 40)))
+        hits += abs(found.mean) > found.needed(level) * found.error
+    assert hits / runs <= level + 3 * (level * (1 - level) / runs) ** 0.5
 
 
 @pytest.mark.parametrize(("seed_sd", "example_sd", "noise_sd"), [(0.1, 0.3, 0.3), (0.3, 0.05, 0.3), (0.02, 0.02, 0.5)])
@@ -44,8 +65,8 @@ def result(arm: str, rank: int | None, scores: np.ndarray) -> Result:
 
 def test_differences_are_paired_with_the_baseline_of_the_same_rank() -> None:
     rng = np.random.default_rng(2)
-    easy = rng.integers(0, 2, (3, 60)).astype(float)
-    better = np.clip(easy + (rng.random((3, 60)) < 0.2), 0, 1)
+    easy = np.repeat(rng.integers(0, 2, (1, 60)), 6, axis=0).astype(float)
+    better = np.clip(easy + (rng.random((6, 60)) < 0.2), 0, 1)
     rows = leaderboard(
         [
             result("lora", 8, easy),
