@@ -109,6 +109,7 @@ class _Done(tune.Callback):
             return
         text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
         last = text.strip().splitlines()[-1]
+        last = "killed, or out of memory" if "actor is dead" in last else last  # Ray goes on for six lines
         self._tell(
             trial.config["index"],
             -1,
