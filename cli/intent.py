@@ -131,9 +131,10 @@ def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | No
         )
     else:
         least = [_least(one, sweep.repeats, rows, comparisons) for one in EXPECTED]
+        effects = ", ".join(f"{one:.2f}" if one <= 1 else "over 1" for one in least)
         seeds = ", ".join(f"{one.seed:g}" for one in EXPECTED)
         lines.append(
-            f"It would claim, 4 times of 5, a true difference of {', '.join(f'{one:.2f}' for one in least)} where"
+            f"It would claim, 4 times of 5, a true difference of {effects} where"
             f" trainings differ by {seeds} from seed to seed (standard deviation"
             f"{'' if test else '; more with few test rows'})."
         )

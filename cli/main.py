@@ -56,26 +56,24 @@ _register()
 def main() -> NoReturn:
     """Exit 0 done, 1 some trial failed or the disk is full, 2 bad input (one line, no traceback), 130 Ctrl-C."""
     debug = "--debug" in sys.argv
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C, too
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes whose threads spin slow each other tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C, too
         code = app(standalone_mode=False)
-    except UserError as error:
-        if debug:
-            raise
-        _fail(str(error), 2)
     except TyperException as error:
         _fail(error.format_message(), error.exit_code)
-    except Stopped as stop:
+    except (Stopped, KeyboardInterrupt) as stop:
         other = f", as does: {stop}" if str(stop) else ""
         _fail(f"stopped; what was finished is kept, and the same command goes on from there{other}", 130)
     except Exception as error:
-        if debug or not disk_is_full(error):
+        if debug or not (disk_is_full(error) or isinstance(error, UserError)):
             raise
-        reason = str(error).strip().splitlines()[-1]
-        _fail(f"{reason}; what was finished is kept: make room, and the same command goes on from there", 1)
+        if disk_is_full(error):
+            reason = next(line for line in str(error).splitlines() if disk_is_full(line))
+            _fail(f"{reason}; what was finished is kept: make room, and the same command goes on from there", 1)
+        _fail(str(error), 2)
     else:
         sys.exit(code or 0)
 

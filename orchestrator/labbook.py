@@ -41,7 +41,7 @@ def sweep_record(
     rows["seed"] = draw(ready.splits["seed"], recipe.measure.examples)
     rows["train"] = draw(ready.splits["train"], recipe.finetune.examples)
     datasets = [
-        _dataset(ready.task.name, split, data_step(used).fingerprint, recipe.task.data) for split, used in rows.items()
+        _dataset(recipe.task.name, split, data_step(used).fingerprint, recipe.task.data) for split, used in rows.items()
     ]
     tags = {name: value for name, value in tags.items() if value}
     return Record(key, name, params=params | planned, tags=tags, datasets=datasets, status="RUNNING")
@@ -50,8 +50,8 @@ def sweep_record(
 def _dataset(task: str, split: str, digest: str, data: Any) -> dict[str, str]:
     """The rows of a split that were used: the same in the sweep's own run and in its trials'."""
     known = TASKS.get(task)
-    source = str(data or (known.source if known else task))
-    return {"name": f"{task} {split}", "digest": digest, "source": source, "context": split}
+    name, source = (task, known.source) if known else (Path(task).stem, task)
+    return {"name": f"{name} {split}", "digest": digest, "source": str(data or source), "context": split}
 
 
 def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], failed: int) -> Record:

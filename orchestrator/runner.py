@@ -188,10 +188,9 @@ class Runner:
             return [[[light(trial.step, self.store) for trial in rung] for rung in item] for item in items]
 
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
-            for trial, outcome in zip(items[index][max(rung, 0)], outcomes, strict=False):
-                self._done(trial, outcome)
+            kept = [self._done(*one) for one in zip(items[index][max(rung, 0)], outcomes, strict=False)]
             scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
-            score = sum(scores) / len(scores) if len(scores) == len(outcomes) else None
+            score = sum(scores) / len(scores) if len(scores) == len(outcomes) and all(kept) else None
             if rung <= 0:
                 name = items[index][0][0].label
                 tick(name if score is None else f"{score:.3f} {name}")
@@ -211,7 +210,8 @@ class Runner:
             **how,
         )
 
-    def _done(self, trial: Trial, outcome: dict[str, Any]) -> None:
+    def _done(self, trial: Trial, outcome: dict[str, Any]) -> bool:
+        """Tell what came of it; whether its score is there."""
         reason = outcome.get("error")
         if not reason and self._folder(trial) is None:
             reason = outcome["traceback"] = self.store.not_shared()
@@ -225,6 +225,7 @@ class Runner:
             (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
         elif trial.step.name == "evaluate":
             self.tell(trial)
+        return not reason
 
     def _folder(self, trial: Trial) -> Path | None:
         return self.store.find(trial.step.name, trial.step.fingerprint)

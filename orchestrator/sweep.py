@@ -120,15 +120,18 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)
         rows = [_row(cell, None, [trial]) for cell, trial in references]
         tried: dict[str, int] = {}
-        for group, choice in zip(plan.groups, choices, strict=True):
+        for place, (group, choice) in enumerate(zip(plan.groups, choices, strict=True)):
             arm = group.cells[0].label
             tried[arm] = tried.get(arm, 0) + (choice.tried if choice else 0)
             if choice:
                 rows.append(_row(choice.setting.cell, choice, finals(choice)))
             else:
                 name = group.cells[0].name()
-                reason = "every setting that was tried failed; take smaller learning rates with --lr"
-                runner.failed[name] = {"label": name, "reason": reason}
+                reason = (
+                    "every setting that was tried failed; take smaller learning rates with --lr, or where tries were"
+                    " lost the same command again"
+                )
+                runner.failed[f"row {place}"] = {"label": name, "reason": reason}
         record: dict[str, Any] = {
             "name": plan.name,
             "key": plan.key,
@@ -172,7 +175,8 @@ def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, An
 def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any]:
     """Whether the teacher knows the task at all: its best row against the gate that the sweep sets.
 
-    Without one it has at least to be better than the untouched student, or nothing is claimed in favour of transfer.
+    Without one it has at least to be better than the untouched student, or nothing is claimed in favour of what is
+    taken from it.
     """
 
     def best(*labels: str) -> tuple[float | None, str]:

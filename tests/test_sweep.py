@@ -11,8 +11,11 @@ import pytest
 
 from orchestrator.cells import cells_of, expand, fine_tunings
 from orchestrator.errors import UserError
+from orchestrator.labbook import sweep_record, trial_record
+from orchestrator.plan import counts
 from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
+from orchestrator.store import Store
 from orchestrator.sweep import Plan
 
 
@@ -120,6 +123,26 @@ def test_the_tuned_teacher_is_a_plain_lora_whatever_the_baseline(demo_models: di
     plan = Plan.of(sweep(baseline="transfer"))
     (teacher,) = [cell for cell in plan.cells if cell.who == "teacher"]
     assert (teacher.recipe.arm.kind, teacher.recipe.rank) == ("lora", 8)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_trials_rows_are_those_of_its_sweep(demo_models: dict[str, Any], tmp_path: Path, known: bool) -> None:
+    """By name, digest and source, whether the task is known or a file, and however few rows are scored."""
+    from orchestrator.tasks.demo import rows
+
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in rows("train")[:60]))
+    name = "demo" if known else str(file)
+    asked = sweep(recipe={"task": {"name": name}, "evaluate": {"examples": 5}}, axes={"arm": ["lora"]})
+    plan, store = Plan.of(asked), Store(tmp_path / "store")
+    parent = sweep_record("key", "a sweep", {}, counts(asked, 80e9), plan.ready, asked.recipe)
+    trial = plan.references[0].trial(plan.ready, "test", lr=1, seed=0, stage="reference")
+    with store.writing("evaluate", trial.step.fingerprint, {"seconds": 1.0}) as folder:
+        (folder / "metrics.json").write_text(json.dumps({"score": 0.5, "loss": 1.0}))
+        (folder / "examples.jsonl").write_text("")
+    (own,) = trial_record(store, "key", trial.label, trial.params, trial.step).datasets
+    assert own in parent.datasets
+    assert (own["name"], own["source"]) == (("demo test", "generated") if known else ("mine test", str(file)))
 
 
 def test_a_sweep_on_other_rows_is_another_sweep(demo_models: dict[str, Any], tmp_path: Path) -> None:

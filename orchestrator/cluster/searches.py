@@ -57,6 +57,8 @@ class Queue(Searcher):
         proposed = {index for one in proposals for index in one.items}
         self._waiting = deque(index for index in range(len(items)) if index not in proposed)
         self._running: dict[str, _Sampler | None] = {}
+        self._proposed: dict[int, _Sampler] = {}
+        self._stopped = False
         self._lost: Counter[int] = Counter()
 
     def add(self, items: Sequence[Any]) -> None:
@@ -67,13 +69,14 @@ class Queue(Searcher):
     def again(self, index: int) -> bool:
         """Whether an item that never began will be begun: the process that was kept for it had died."""
         self._lost[index] += 1
-        if self._lost[index] > RETRIES:
+        if self._stopped or self._lost[index] > RETRIES:
             return False
         self._waiting.appendleft(index)
         return True
 
     def stop(self) -> None:
         """What has not begun is not wanted any more."""
+        self._stopped = True
         self._waiting.clear()
         self._samplers.clear()
 
@@ -81,10 +84,13 @@ class Queue(Searcher):
         """The next one's configuration; None while there may be another."""
         free = [sampler for sampler in self._samplers if sampler.free]
         if self._waiting:
-            index, sampler = self._waiting.popleft(), None
+            index = self._waiting.popleft()
+            if sampler := self._proposed.get(index):
+                sampler.repeat(trial_id, index)
         elif free:
             sampler = min(free, key=lambda one: len(one.running))
             index = sampler.propose(trial_id)
+            self._proposed[index] = sampler
         else:
             return None if self._running else Searcher.FINISHED
         self._running[trial_id] = sampler
@@ -95,7 +101,8 @@ class Queue(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """After its results were told."""
         if sampler := self._running.pop(trial_id, None):
-            sampler.learn(trial_id, (result or {}).get("score", FAILED))
+            lost = error or not result or any("error" in one and not one.get("judged") for one in result["outcomes"])
+            sampler.learn(trial_id, None if lost or not result else result["score"])
 
     def save(self, checkpoint_path: str) -> None:
         """Tune's own state is never needed to resume."""
@@ -159,9 +166,18 @@ class _Sampler:
         self.running[trial_id] = trial
         return self._search.items[place]
 
-    def learn(self, trial_id: str, score: float) -> None:
-        """What it came to."""
-        self._study.tell(self.running.pop(trial_id), score)
+    def repeat(self, trial_id: str, index: int) -> None:
+        """An item that was lost before it began is begun again."""
+        self._study.enqueue_trial(self._point(index - self._search.items.start))
+        self.running[trial_id] = self._study.ask(self._space)
+
+    def learn(self, trial_id: str, score: float | None) -> None:
+        """What it came to; nothing is learnt of one that was lost."""
+        trial = self.running.pop(trial_id)
+        if score is None:
+            self._study.tell(trial, state=self._refused)
+        else:
+            self._study.tell(trial, score)
 
 
 class Apart(FIFOScheduler):

@@ -59,7 +59,7 @@ class Estimate:
         """How many standard errors away from zero is significant, two-sided.
 
         Cochran and Cox (1950): the t of either part, weighted by its variance. Satterthwaite's one freedom for both is
-        itself estimated from the few seeds, and claims up to 1.8 times too often at the smaller levels of Holm's steps.
+        itself estimated from the few seeds, and claims up to 1.9 times too often at the smaller levels of Holm's steps.
         """
         seeds, examples = (-float(special.stdtrit(freedom, level / 2)) for freedom in self.freedom)
         return self.by_seeds * seeds + (1 - self.by_seeds) * examples
@@ -87,7 +87,7 @@ def estimate(scores: Matrix) -> Estimate:
     never less than what either source alone gives. With one seed it is over examples only.
     """
     seeds, examples = scores.shape
-    mean, freedom = float(scores.mean()), (max(1.0, seeds - 1.0), max(1.0, examples - 1.0))
+    mean, freedom = float(scores.mean()), (max(1.0, min(seeds, examples) - 1.0), max(1.0, examples - 1.0))
     if seeds * examples < 2 or np.ptp(scores) == 0:
         return Estimate(mean, freedom=freedom)
     by_example = seeds * np.var(scores.mean(0), ddof=1) if examples > 1 else 0.0

@@ -25,7 +25,7 @@ class Spread:
         """What is to be known of a mean difference of zero."""
         by_seeds = self.seed**2 / seeds + self.both**2 / (seeds * examples)
         total = by_seeds + self.example**2 / examples
-        return Estimate(0.0, float(total**0.5), by_seeds / total, (seeds - 1, examples - 1))
+        return Estimate(0.0, float(total**0.5), by_seeds / total, (seeds - 1, max(1, examples - 1)))
 
 
 EXPECTED = tuple(Spread(seed) for seed in (0.02, 0.05, 0.1))  # before anything is known: what small LoRAs do

@@ -86,6 +86,7 @@ class Terms:
     tried: Mapping[str, int] | None = None  # settings that each had to choose from
     repeats: int = 0  # random seeds that each row was to have
     gate: Mapping[str, Any] | None = None  # what the teacher scored, where it had to know the task
+    failed: int = 0  # trainings that are missing
 
     def objection(self, own: Result, other: Result, seeds: int, above: bool) -> str:
         """Why this comparison is described and not claimed; nothing where it may be claimed."""
@@ -101,9 +102,8 @@ class Terms:
             return f"{seeds} random seed{'s'[: seeds - 1]} can describe, not prove; {ENOUGH_SEEDS} (--repeats) can"
         mine, theirs = ((self.tried or {}).get(one.arm, 0) for one in (own, other))
         if (above and mine > theirs) or (not above and theirs > mine):
-            return (
-                f"{own.arm} chose from {mine} settings, {other.arm} from {theirs}; --search random gives each as many"
-            )
+            remedy = "the same command tries again what failed" if self.failed else "--search random gives each as many"
+            return f"{own.arm} chose from {mine} settings, {other.arm} from {theirs}; {remedy}"
         return ""
 
 
@@ -114,12 +114,13 @@ def judge(
     *,
     tried: Mapping[str, int] | None = None,
     repeats: int = 0,
+    failed: int = 0,
 ) -> Verdict:
     """The verdict of a sweep's results. `tried` names every arm that was asked for, with its number of settings."""
     arms = list(tried or dict.fromkeys(one.arm for one in results))
     if baseline == "transfer" or baseline in BOUNDS:  # what is judged, or a model that bounds the scale
         baseline = next((arm for arm in ("lora", *arms) if arm in arms and arm not in ("transfer", *BOUNDS)), baseline)
-    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate)
+    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate, failed)
     chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
     found = {
         arm: both
@@ -143,7 +144,10 @@ def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: s
     """A recorded sweep's."""
     tried = {arm: count for arm, count in record["tried"].items() if arm not in BOUNDS}
     repeats = record["sweep"]["repeats"]
-    return judge(results, baseline or record["baseline"], record["gate"], tried=tried, repeats=repeats)
+    return judge(
+        results, baseline or record["baseline"], record["gate"], tried=tried, repeats=repeats,
+        failed=len(record["failed"]),
+    )  # fmt: skip
 
 
 def choose(results: Sequence[Result], arm: str) -> Result | None:

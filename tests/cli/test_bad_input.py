@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cli.main import main
+from orchestrator.errors import UserError
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -174,3 +176,29 @@ def test_pickled_and_broken_weights(pkt: Call, tmp_path: Path, demo_models: dict
     weights.rename(tmp_path / "broken" / "pytorch_model.bin")
     assert "only pickled ones (pytorch_model.bin), which are never opened" in pkt("sweep", "--student", "broken")[2]
     assert not (tmp_path / "pkt-store").exists()
+
+
+def _saved(device: str) -> None:
+    torch.save({"a": torch.zeros(1_000_000)}, device)
+
+
+def _written(device: str) -> None:
+    with open(device, "w") as file:
+        file.write("x" * 100_000)
+
+
+def _wrapped(device: str) -> None:
+    raise UserError(f"tracking: sqlite://{device} can't be used (database or disk is full); give another")
+
+
+@pytest.mark.parametrize("fill", [_saved, _written, _wrapped])
+def test_a_full_disk_is_no_bad_input_and_no_fault_of_ours(
+    pkt: Call, monkeypatch: pytest.MonkeyPatch, fill: Callable[[str], None]
+) -> None:
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("no /dev/full here")
+    monkeypatch.setattr("cli.main.app", lambda **how: fill("/dev/full"))
+    code, _, err = pkt("sweep")
+    assert code == 1
+    assert err.endswith("; what was finished is kept: make room, and the same command goes on from there\n")
+    assert len(err.splitlines()) == 1

@@ -60,6 +60,7 @@ def test_repeats_that_would_do_are_found_however_many(pkt: Call) -> None:  # noq
 def test_a_cut_evaluation_has_the_rows_that_are_left(pkt: Call) -> None:  # noqa: F811
     words = ["sweep", "--dry-run", "--effect", "0.05"]
     assert pkt(*words, "--set", "evaluate.examples=1000000")[1] == pkt(*words)[1]  # the split has 200
+    assert "over 1, over 1, over 1" in pkt(*words, "--set", "evaluate.examples=1")[1]
     cut = pkt(*words, "--set", "evaluate.examples=10")[1]
     assert "no --repeats can on 10 test rows" in cut
     assert "10 validation rows tell settings apart to about 0.16" in cut

@@ -197,6 +197,28 @@ def test_each_sampler_learns_from_its_own_items() -> None:
         assert sum(abs(index - best) <= 12 for index in of_it) > len(of_it) / 2
 
 
+def test_optuna_learns_nothing_of_a_process_that_died(tmp_path: Path) -> None:
+    """Killed while it waits: begun again, and its score is learnt; killed at work for good: as if never tried."""
+    from orchestrator.cluster.searches import Queue
+
+    queue = Queue(single(20), [], [Proposals(range(20), 20, 4, seed=1)])
+    first = queue.suggest("a")["index"]
+    queue.on_trial_complete("a", None, error=True)
+    assert queue.again(first)
+    assert queue.suggest("b")["index"] == first
+    queue.on_trial_complete("b", {"score": 0.9, "outcomes": [{"score": 0.9}]})
+    queue.suggest("c")
+    queue.on_trial_complete("c", {"score": -1.0, "outcomes": [{"error": "OSError: gone", "judged": False}]})
+    queue.suggest("d")
+    queue.on_trial_complete("d", {"score": -1.0, "outcomes": [{"error": "lr: too large", "judged": True}]})
+    (sampler,) = queue._samplers
+    known = [(trial.params["column"], trial.value) for trial in sampler._study.trials if trial.value is not None]
+    assert known[0] == (first, 0.9)
+    assert [value for _, value in known] == [0.9, -1.0]
+    queue.stop()
+    assert not queue.again(first)
+
+
 def test_optuna_ends_where_nothing_is_untried() -> None:
     """A flat score, and as many tries as there are settings: it would insist on those that it knows."""
     told = went(lambda index: {"score": 0.0}, single(12), searches=[Proposals(range(12), 4, 11, 0, [(5, 0.0)])])
