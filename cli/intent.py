@@ -123,7 +123,7 @@ def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | No
         return []
     lines = []
     most = sweep.recipe.evaluate.examples
-    test, validation = (min(most, count) if most and count else most or count for count in (test, validation))
+    test, validation = (min(filter(None, (most, count)), default=None) for count in (test, validation))
     rows = test or 10**9  # unknown: as if there were no end of them
     if sweep.repeats < ENOUGH_SEEDS:
         lines.append(

@@ -68,12 +68,12 @@ def main() -> NoReturn:
         other = f", as does: {stop}" if str(stop) else ""
         _fail(f"stopped; what was finished is kept, and the same command goes on from there{other}", 130)
     except Exception as error:
-        if debug or not (disk_is_full(error) or isinstance(error, UserError)):
-            raise
-        if disk_is_full(error):
+        if disk_is_full(error) and not debug:
             reason = next(line for line in str(error).splitlines() if disk_is_full(line))
             _fail(f"{reason}; what was finished is kept: make room, and the same command goes on from there", 1)
-        _fail(str(error), 2)
+        if isinstance(error, UserError) and not debug:
+            _fail(str(error), 2)
+        raise
     else:
         sys.exit(code or 0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import system_metrics
-from orchestrator.prepare import Ready, scored_rows
+from orchestrator.prepare import Ready, used_rows
 from orchestrator.recipe import Recipe
 from orchestrator.run_record import Record
 from orchestrator.steps.compare import BOUNDS
@@ -18,7 +18,6 @@ from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, versions
 from orchestrator.store import MANIFEST, Store
 from orchestrator.tasks import TASKS
-from orchestrator.tasks.base import draw
 
 CURVES = ("loss", "learning_rate", "grad_norm")
 COLUMNS = ("id", "gold", "answer", "score", "loss")  # of the table of examples; prompts are in the artifacts
@@ -37,21 +36,19 @@ def sweep_record(
         "student.sha256": ready.student.sha256,
         **{f"version.{library}": version for library, version in versions().items()},
     }
-    rows = {name: scored_rows(recipe, ready.splits[name]) for name in ("validation", "test")}
-    rows["seed"] = draw(ready.splits["seed"], recipe.measure.examples)
-    rows["train"] = draw(ready.splits["train"], recipe.finetune.examples)
     datasets = [
-        _dataset(recipe.task.name, split, data_step(used).fingerprint, recipe.task.data) for split, used in rows.items()
+        _dataset(recipe.task.name, split, data_step(used_rows(recipe, ready.splits, split)), recipe.task.data)
+        for split in ready.splits
     ]
     tags = {name: value for name, value in tags.items() if value}
     return Record(key, name, params=params | planned, tags=tags, datasets=datasets, status="RUNNING")
 
 
-def _dataset(task: str, split: str, digest: str, data: Any) -> dict[str, str]:
+def _dataset(task: str, split: str, rows: Step, data: Any) -> dict[str, str]:
     """The rows of a split that were used: the same in the sweep's own run and in its trials'."""
     known = TASKS.get(task)
     name, source = (task, known.source) if known else (Path(task).stem, task)
-    return {"name": f"{name} {split}", "digest": digest, "source": str(data or source), "context": split}
+    return {"name": f"{name} {split}", "digest": rows.fingerprint, "source": str(data or source), "context": split}
 
 
 def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], failed: int) -> Record:
@@ -96,7 +93,7 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
     curves |= {"score": [(steps, figures["score"])], "gold_loss": [(steps, figures["loss"])]}
     used = {str(params.get("split", "")): step, "train": adapter}
     datasets = [
-        _dataset(str(params["task.name"]), split, of.inputs["rows"].fingerprint, params.get("task.data"))
+        _dataset(str(params["task.name"]), split, of.inputs["rows"], params.get("task.data"))
         for split, of in used.items() if of and "rows" in of.inputs
     ]  # fmt: skip
     params = {name: "-" if value is None else value for name, value in params.items()}

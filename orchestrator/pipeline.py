@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.models.families import FAMILIES, pairs
-from orchestrator.prepare import Ready, Who, scored_rows
+from orchestrator.prepare import Ready, Who, used_rows
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale, scale_of
 from orchestrator.steps.activations import activations
@@ -24,14 +24,14 @@ from orchestrator.steps.labels import FORWARDS_OF_A_PASS, labels
 from orchestrator.steps.measure import measure
 from orchestrator.steps.step import Step
 from orchestrator.steps.teacher_score import teacher_score
-from orchestrator.tasks.base import Split, draw
+from orchestrator.tasks.base import Split
 from orchestrator.transfer.arms import Distil
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 
 def measure_step(recipe: Recipe, ready: Ready) -> Step:
     """The teacher's pass: shared by every trial with these seeds."""
-    seeds = draw(ready.splits["seed"], recipe.measure.examples)
+    seeds = used_rows(recipe, ready.splits, "seed")
     if recipe.measure.shuffled:
         seeds = [one.answered_as(other) for one, other in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
     return Step(
@@ -126,7 +126,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
             "passes": FORWARDS_OF_A_PASS * points if recipe.arm.rows == "equal" else None,
         },
         inputs={
-            "rows": data_step(draw(ready.splits["train"], recipe.finetune.examples)),
+            "rows": data_step(used_rows(recipe, ready.splits, "train")),
             "seeds": measured.inputs["seeds"],
         },
         identity=measured.identity,
@@ -140,8 +140,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
     It ends after the last of `shares` of its steps, and goes on from where the one before ended.
     """
     part, trained = recipe.finetune, ready.checkpoint(who)
-    rows = draw(ready.splits["train"], part.examples)
-    inputs = {"rows": data_step(rows)}
+    inputs = {"rows": data_step(used_rows(recipe, ready.splits, "train"))}
     if recipe.arm.extracts:
         inputs["start"] = extract_step(recipe, ready)
     if isinstance(recipe.arm, Distil):
@@ -174,7 +173,7 @@ def evaluate_step(
     recipe: Recipe, ready: Ready, split: Split, who: Who = "student", adapter: Step | None = None
 ) -> Step:
     """The score of a model as it is, or with an adapter, on a split."""
-    rows, scored = scored_rows(recipe, ready.splits[split]), ready.checkpoint(who)
+    rows, scored = used_rows(recipe, ready.splits, split), ready.checkpoint(who)
     own = who == "teacher" and adapter is None
     return Step(
         "evaluate",

@@ -6,6 +6,7 @@ check(recipe, ready)          # whether this trial can be done with them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,21 +50,22 @@ def prepare(recipe: Recipe) -> Ready:
         splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
     teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
     template, tokenizer = recipe.task.template, load_tokenizer(teacher.folder, "teacher")
-    for example in draw(splits["seed"], recipe.measure.examples):
+    for example in used_rows(recipe, splits, "seed"):
         encode(example, template, tokenizer, recipe.measure.max_tokens)
     tokenizer = load_tokenizer(student.folder, "student")
-    for example in draw(splits["train"], recipe.finetune.examples):
+    for example in used_rows(recipe, splits, "train"):
         encode(example, template, tokenizer, recipe.finetune.max_tokens)
     for split in ("validation", "test"):
-        rows = scored_rows(recipe, splits[split])
+        rows = used_rows(recipe, splits, split)
         items, metric = questions(rows, template, tokenizer, task.metric, task.choices)
         check_items(items, metric, tokenizer, student.config.max_position_embeddings)
     return Ready(teacher, student, task, splits)
 
 
-def scored_rows(recipe: Recipe, rows: list[Example]) -> list[Example]:
-    """The rows of a split that an evaluation takes."""
-    return draw(rows, recipe.evaluate.examples) if recipe.evaluate.examples else rows
+def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Split) -> list[Example]:
+    """The rows of a split that a trial takes: to measure, to train on or to be scored by."""
+    most = {"seed": recipe.measure.examples, "train": recipe.finetune.examples}.get(split, recipe.evaluate.examples)
+    return draw(splits[split], most) if most else splits[split]
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:

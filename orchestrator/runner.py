@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.searches import FAILED, Halving, Proposals
+from orchestrator.cluster.searches import FAILED, Halving, Proposals, judged
 from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import Rungs, run_trials
 from orchestrator.errors import disk_is_full
@@ -188,14 +188,13 @@ class Runner:
             return [[[light(trial.step, self.store) for trial in rung] for rung in item] for item in items]
 
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
-            kept = [self._done(*one) for one in zip(items[index][max(rung, 0)], outcomes, strict=False)]
+            outcomes = [self._done(*one) for one in zip(items[index][max(rung, 0)], outcomes, strict=False)]
             scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
-            score = sum(scores) / len(scores) if len(scores) == len(outcomes) and all(kept) else None
+            whole = len(scores) == len(outcomes)
+            score = sum(scores) / len(scores) if whole else FAILED if judged(outcomes) else None
             if rung <= 0:
                 name = items[index][0][0].label
-                tick(name if score is None else f"{score:.3f} {name}")
-            if score is None and all("score" in outcome or outcome.get("judged") for outcome in outcomes):
-                score = FAILED
+                tick(f"{score:.3f} {name}" if whole else name)
             more = after(index, rung, score)
             items.extend(more)
             return works(more)
@@ -210,11 +209,11 @@ class Runner:
             **how,
         )
 
-    def _done(self, trial: Trial, outcome: dict[str, Any]) -> bool:
-        """Tell what came of it; whether its score is there."""
+    def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
+        """Tell what came of it, and return it: a score whose evidence isn't here is none."""
+        if "error" not in outcome and self._folder(trial) is None:
+            outcome = {"error": (unseen := self.store.not_shared()), "traceback": unseen}
         reason = outcome.get("error")
-        if not reason and self._folder(trial) is None:
-            reason = outcome["traceback"] = self.store.not_shared()
         if reason and disk_is_full(reason):  # a setting would lose by it, and nothing more can be kept
             raise OSError(f"{trial.label}: {reason}")
         if reason:
@@ -225,7 +224,7 @@ class Runner:
             (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
         elif trial.step.name == "evaluate":
             self.tell(trial)
-        return not reason
+        return outcome
 
     def _folder(self, trial: Trial) -> Path | None:
         return self.store.find(trial.step.name, trial.step.fingerprint)

@@ -8,7 +8,6 @@ the sweep's folder, so that a search that was interrupted goes on, and one that 
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import json
 import random
@@ -137,15 +136,16 @@ def _searched(sweep: Sweep, ready: Ready, groups: Sequence[Group], runner: Runne
     """By Tune's ASHA or Optuna, for all groups side by side."""
     found = [_Search.of(sweep, ready, group, runner) for group in groups]
     left = [one for one in found if one.left]
-    starts = [0, *itertools.accumulate(len(one.items) for one in left)]
+    owners = [(one, place) for one in left for place in range(len(one.items))]
 
     def told(index: int, rung: int, score: float | None) -> None:
-        place = bisect.bisect(starts, index) - 1
-        left[place].log.write(index - starts[place], rung, score)
+        one, place = owners[index]
+        one.log.write(place, rung, score)
 
     if left:
-        searches = [one.begun(range(*ends)) for one, ends in zip(left, itertools.pairwise(starts), strict=True)]
-        runner.search([item for one in left for item in one.items], searches, told)
+        ends = itertools.pairwise(itertools.accumulate((len(one.items) for one in left), initial=0))
+        searches = [one.begun(range(*own)) for one, own in zip(left, ends, strict=True)]
+        runner.search([one.items[place] for one, place in owners], searches, told)
     return [one.choice(runner) for one in found]
 
 
@@ -185,7 +185,7 @@ class _Search:
             return Halving(items, search.reduction)
         assert isinstance(search, Optuna)
         columns = len(items) // len(self.group.cells)
-        return Proposals(items, columns, self.left, search.seed + len(before), before)
+        return Proposals(items, columns, self.group.searched - len(before), search.seed + len(before), before)
 
     def choice(self, runner: Runner) -> Choice | None:
         """The best of those that came furthest."""

@@ -102,7 +102,7 @@ def _check_server(uri: str) -> None:
 
     where = masked(uri)
 
-    def ask(method: str, question: str, **what: Any) -> Any:
+    def ask(method: str, question: str, if_refused: str, **what: Any) -> Any:
         try:
             answer = http_request(
                 get_default_host_creds(uri), f"/api/2.0/mlflow/experiments/{question}", method,
@@ -113,13 +113,11 @@ def _check_server(uri: str) -> None:
                 f"tracking: {where} doesn't answer ({one_line(error)}); start the server, or correct the address"
             ) from error
         if answer.status_code in (401, 403):
-            refused = f"tracking: {where} refuses us ({answer.status_code}: {one_line(answer.text)})"
-            if method == "POST":
-                raise UserError(f"{refused}: these credentials may not write to its experiment {EXPERIMENT!r}")
-            raise UserError(f"{refused}; set {CREDENTIALS}")
+            reason = f"{answer.status_code}: {one_line(answer.text)}"
+            raise UserError(f"tracking: {where} refuses us ({reason}){if_refused}")
         return answer
 
-    answer = ask("GET", "get-by-name", params={"experiment_name": EXPERIMENT})
+    answer = ask("GET", "get-by-name", f"; set {CREDENTIALS}", params={"experiment_name": EXPERIMENT})
     try:
         told = answer.json()
         found = "experiment" in told and told["experiment"]["experiment_id"]
@@ -130,5 +128,6 @@ def _check_server(uri: str) -> None:
         raise UserError(
             f"tracking: {where} answers as no MLflow server does ({answer.status_code}); give the address of one"
         )
+    refused = f": these credentials may not write to its experiment {EXPERIMENT!r}"
     for key, value in KIND.items() if found else ():  # the tag it has: who may read may not always write
-        ask("POST", "set-experiment-tag", json={"experiment_id": found, "key": key, "value": value})
+        ask("POST", "set-experiment-tag", refused, json={"experiment_id": found, "key": key, "value": value})

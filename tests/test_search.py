@@ -21,7 +21,7 @@ from orchestrator.cells import (
     shared_by,
     whole_trainings,
 )
-from orchestrator.cluster.searches import FAILED
+from orchestrator.cluster.searches import FAILED, Halving
 from orchestrator.errors import UserError
 from orchestrator.presets import complete
 from orchestrator.recipe import RATES, Run, Sweep
@@ -175,6 +175,28 @@ def test_a_try_that_was_lost_is_none(
         (choice,) = choose(asked, plan.ready, plan.groups, runner, [], lambda choice: [])
     assert choice is not None
     assert (choice.setting.lr, choice.tried, len(runner.failed)) == ((1e-3, 3, 0) if judged else (1e-3, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        ({"score": 0.9, "loss": 1.0}, None),  # by a worker that has another store
+        ({"error": "of a test", "traceback": "", "judged": False}, None),
+        ({"error": "of a test", "traceback": "", "judged": True}, FAILED),
+    ],
+)
+def test_a_search_is_told_what_was_lost(
+    demo_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any], told: Any
+) -> None:
+    asked = sweep(axes={"arm": ["lora"], "rank": [4]})
+    plan = Plan.of(asked)
+    items = [rungs_of(asked, plan.ready, table_of(asked, plan.groups[0])[0])]
+    monkeypatch.setattr("orchestrator.runner.run_trials", lambda work, items, done, **how: done(0, 0, [outcome]))
+    monkeypatch.setattr("orchestrator.runner.session", lambda **how: nullcontext(0.0))
+    found: list[Any] = []
+    with Runner(Store(tmp_path), Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
+        runner.search(items, [Halving(range(1), 3)], lambda *result: found.append(result))
+    assert found == [(0, 0, told)]
 
 
 def _finished(store: Store, trial: Trial, score: float, loss: float) -> None:

@@ -46,10 +46,15 @@ class Proposals:
     told: Sequence[tuple[int, float]] = ()  # places among them that were tried before, with their scores
 
 
+def judged(outcomes: Sequence[dict[str, Any]]) -> bool:
+    """Whether each has its score, or can't be had: none was lost with its process or machine."""
+    return all("score" in outcome or outcome.get("judged") for outcome in outcomes)
+
+
 class Queue(Searcher):
     """Items in turn, and those that samplers propose, for as long as any that runs may add others."""
 
-    def __init__(self, items: Sequence[Any], halved: Iterable[Halving], proposals: Iterable[Proposals]) -> None:
+    def __init__(self, items: Sequence[Any], halved: Sequence[Halving], proposals: Sequence[Proposals]) -> None:
         super().__init__(metric="score", mode="max")
         self._items = list(items)
         self._samplers = [_Sampler(one) for one in proposals]
@@ -101,8 +106,8 @@ class Queue(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """After its results were told."""
         if sampler := self._running.pop(trial_id, None):
-            lost = error or not result or any("error" in one and not one.get("judged") for one in result["outcomes"])
-            sampler.learn(trial_id, None if lost or not result else result["score"])
+            known = result and not error and judged(result["outcomes"])
+            sampler.learn(trial_id, result["score"] if result and known else None)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune's own state is never needed to resume."""
@@ -126,9 +131,9 @@ class _Sampler:
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         quarter = search.count // 4
-        self._search, self._left, self._most = search, search.count, max(1, quarter)
-        self._draw = random.Random(search.seed)
         self._untried = set(range(len(search.items))) - {place for place, _ in search.told}
+        self._search, self._left, self._most = search, min(search.count, len(self._untried)), max(1, quarter)
+        self._draw = random.Random(search.seed)
         self._refused = optuna.trial.TrialState.FAIL
         self._space = {
             "row": optuna.distributions.CategoricalDistribution(range(len(search.items) // search.columns)),
@@ -146,7 +151,7 @@ class _Sampler:
     @property
     def free(self) -> bool:
         """Whether another may be begun now."""
-        return self._left > 0 and bool(self._untried) and len(self.running) < self._most
+        return self._left > 0 and len(self.running) < self._most
 
     def _point(self, place: int) -> dict[str, int]:
         return dict(zip(self._space, divmod(place, self._search.columns), strict=True))
