@@ -183,8 +183,6 @@ def evaluate_step(
             "template": recipe.task.template,
             "metric": _listed(asdict(ready.task.metric)),
             "choices": list(ready.task.choices),
-            "batch_size": recipe.evaluate.batch_size,
-            "max_tokens": recipe.finetune.max_tokens,
             "dtype": recipe.finetune.dtype,
         },
         inputs={"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {}),

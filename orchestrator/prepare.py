@@ -7,9 +7,9 @@ check(recipe, ready)          # whether this trial can be done with them
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES, ORIGINS, Geometry, ModelFamily, pairs
@@ -20,7 +20,8 @@ from orchestrator.steps.evaluate import questions
 from orchestrator.tasks import TASKS, Task, chat_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
 from orchestrator.tasks.scoring import check as check_items
-from orchestrator.tasks.template import encode
+from orchestrator.tasks.scoring import room
+from orchestrator.tasks.template import fitted
 from orchestrator.transfer.arms import Distil
 from orchestrator.transfer.given import Given
 
@@ -35,6 +36,7 @@ class Ready:
     student: Checkpoint
     task: Task
     splits: dict[Split, list[Example]]
+    fit: dict[Split, dict[str, int]] = field(default_factory=dict)  # by split: rows, and how many had too little room
 
     def checkpoint(self, who: Who) -> Checkpoint:
         """The teacher's or the student's."""
@@ -43,23 +45,36 @@ class Ready:
 
 def prepare(recipe: Recipe) -> Ready:
     """Find models and rows and check all that can be checked before work starts. UserError for the first fault."""
-    for field, name in (("teacher", recipe.teacher), ("student", recipe.student)):
-        source_of(name, field)  # a misspelt name is told before anything is fetched
+    for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
+        source_of(name, who)  # a misspelt name is told before anything is fetched
     task, splits = find_task(recipe.task)
     if recipe.measure.seeds:
         splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
     teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
-    template, tokenizer = recipe.task.template, load_tokenizer(teacher.folder, "teacher")
-    for example in used_rows(recipe, splits, "seed"):
-        encode(example, template, tokenizer, recipe.measure.max_tokens)
-    tokenizer = load_tokenizer(student.folder, "student")
-    for example in used_rows(recipe, splits, "train"):
-        encode(example, template, tokenizer, recipe.finetune.max_tokens)
-    for split in ("validation", "test"):
-        rows = used_rows(recipe, splits, split)
-        items, metric = questions(rows, template, tokenizer, task.metric, task.choices)
-        check_items(items, metric, tokenizer, student.config.max_position_embeddings)
-    return Ready(teacher, student, task, splits)
+    return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits))
+
+
+def _fit(
+    recipe: Recipe, teacher: Checkpoint, student: Checkpoint, task: Task, splits: Mapping[Split, list[Example]]
+) -> dict[Split, dict[str, int]]:
+    """Each split's rows as they will be taken, with how many have too little room. UserError where none has enough."""
+    fit: dict[Split, dict[str, int]] = {}
+    template, learns = recipe.task.template, load_tokenizer(student.folder, "student")
+    reads: tuple[tuple[Split, Any, int], ...] = (
+        ("seed", load_tokenizer(teacher.folder, "teacher"), recipe.measure.max_tokens),
+        ("train", learns, recipe.finetune.max_tokens),
+    )
+    for split, tokenizer, most in reads:
+        fit[split] = fitted(used_rows(recipe, splits, split), template, tokenizer, most).facts()
+    asks: tuple[Split, ...] = ("validation", "test")
+    for split in asks:
+        items, metric = questions(used_rows(recipe, splits, split), template, learns, task.metric, task.choices)
+        check_items(items, metric)
+        long = sum(room(item, metric) > student.config.max_position_embeddings for item in items)
+        if long == len(items):
+            raise UserError(f"data: no question of the {split} split fits into the student's context; give shorter")
+        fit[split] = {"rows": len(items), "not_asked": long}
+    return fit
 
 
 def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Split) -> list[Example]:

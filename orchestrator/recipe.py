@@ -72,7 +72,6 @@ class Evaluate(Section):
     """How a model is scored."""
 
     examples: int | None = Field(None, ge=1)  # None: the whole split
-    batch_size: int = Field(64, ge=1)
 
 
 def _names(value: Any) -> Any:

@@ -28,7 +28,7 @@ ROWS = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0)
 
 def recipe(**fields: Any) -> Recipe:
     short = {"examples": 128, "epochs": 1, "batch_size": 64, "dropout": 0.1}
-    scored = {"examples": 20, "batch_size": 64}
+    scored = {"examples": 20}
     document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "evaluate": scored, **fields}}
     return Sweep.model_validate(complete(document)).recipe
 
@@ -96,7 +96,7 @@ def test_evaluation_keeps_every_example_and_agrees_with_itself(store: Store, dem
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert len(lines) == 20
-    assert set(lines[0]) == {"id", "prompt", "output", "answer", "gold", "score", "loss"}
+    assert set(lines[0]) == {"id", "prompt", "output", "answer", "gold", "score", "cut", "loss"}
     assert metrics["score"] == pytest.approx(sum(line["score"] for line in lines) / 20)
     assert all(line["score"] == float(line["answer"] == line["gold"]) for line in lines)
     assert all(line["prompt"].endswith("\n\n<|assistant|>\n") for line in lines)
@@ -147,7 +147,7 @@ def test_a_path_is_no_part_of_a_fingerprint(demo_models: dict[str, Path], tmp_pa
 def test_a_diverging_trial_says_so(demo_models: dict[str, Path], store: Store) -> None:
     from orchestrator.errors import UserError
 
-    asked = recipe(arm="lora", lr=1e20)
+    asked = recipe(arm="lora", lr=1e38)
     with pytest.raises(UserError, match=r"lr: after training the loss on example 'demo_test_\d+' is nan"):
         materialise(pipeline.trial(asked, prepare(asked), "test"), store)
     longer = recipe(arm="lora", lr=1e20, finetune={"examples": 256, "epochs": 2, "batch_size": 64})

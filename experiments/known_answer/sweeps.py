@@ -42,7 +42,6 @@ def sweep(teacher: Path, axes: dict[str, list[Any]]) -> dict[str, Any]:
             "layers": "0,1,2,3",
             "rank": 8,
             "finetune": {"examples": 576, "batch_size": 36, "dropout": 0.0},
-            "evaluate": {"batch_size": 200},
         },
         "axes": axes,
         "lr": GRID,

@@ -26,7 +26,7 @@ from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.scores import LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, follow, opened, passes, progress
-from orchestrator.tasks.template import Encoded, TemplateName, encode
+from orchestrator.tasks.template import Encoded, TemplateName, fitted
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.record import record
 
@@ -64,7 +64,7 @@ def activations(
     chosen = TypeAdapter[Any](LayerSelection).validate_python(layers).select(scores, count)
     names = frozenset(name.format(layer) for name in matrices for layer in chosen)
     tokenizer = load_tokenizer(teacher)
-    encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(seeds)]
+    encoded = fitted(data.read(seeds), template, tokenizer, max_tokens).rows
     with placement.settled() as settled:
         pad = tokenizer.pad_token_id
         job = Recording(teacher, encoded, pad, dtype, partial, settled, skip_bad=skip_bad, names=names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ import torch
 
 from orchestrator.errors import UserError
 from orchestrator.models.adapters import load_adapter
-from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.models.loading import load, load_tokenizer, read_config
 from orchestrator.steps import data
+from orchestrator.steps.step import Track, silent
 from orchestrator.tasks.base import Example
+from orchestrator.tasks.engine import evaluating, said
+from orchestrator.tasks.likelihoods import TOKENS, token_logs
 from orchestrator.tasks.metric import Metric
-from orchestrator.tasks.scoring import Item, Scored, score
-from orchestrator.tasks.template import Encoded, TemplateName, collate, encode, prompt_of
-from orchestrator.transfer.sensitivity import example_losses
+from orchestrator.tasks.scoring import NOT_ASKED, Item, Said, Scored, judge
+from orchestrator.tasks.template import Encoded, TemplateName, choice_ids, fitted, question, stops
+
+SAID = "said.jsonl"  # what a model said so far: the costly part, which the next try finds again
 
 
 def evaluate(
@@ -30,42 +34,77 @@ def evaluate(
     template: TemplateName,
     metric: dict[str, Any],
     choices: list[str],
-    batch_size: int,
-    max_tokens: int,
     dtype: str,
+    partial: Path,
     adapter: Path | None = None,
+    track: Track[Any] = silent,
 ) -> dict[str, Any]:
-    """Write examples.jsonl (id, prompt, output, answer, gold, score, loss) and metrics.json.
+    """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
 
-    An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
-    UserError where a loss is not finite.
+    An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product. Each
+    batch of answers is kept before the next is asked for. UserError where a loss is not finite.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(model)
     network = load(model, dtype=dtype, device=device)
     if adapter is not None:
         network = load_adapter(network, adapter)
-    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, max_tokens)
-    scored = score(network, tokenizer, items, judged, batch_size=batch_size)
-    losses = gold_losses(network, encoded, tokenizer.pad_token_id, batch_size)
-    return write(folder, scored, losses, metric, trained=adapter is not None)
+    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, context_of(model))
+    some = _asking(network, tokenizer, items, judged, stops(template, tokenizer), partial / SAID)
+    told = dict(track(some, "asking", len(items)))
+    losses = gold_losses(network, encoded, tokenizer.pad_token_id)
+    by_id = dict(zip((row.id for row in encoded), losses, strict=True))
+    scored = judge(items, [told[place] for place in range(len(items))], judged)
+    return write(folder, scored, [by_id.get(item.id) for item in items], metric, trained=adapter is not None)
+
+
+def _asking(
+    model: Any, tokenizer: Any, items: Sequence[Item], metric: Metric, ends: Sequence[int], kept: Path
+) -> Iterator[tuple[int, Said]]:
+    """Each item's place and what was said, of a batch once it is on disk."""
+    known = read_said(kept)
+    for some in said(model, tokenizer, items, metric, stops=ends, known=known):
+        new = [(items[place].id, one) for place, one in some if items[place].id not in known]
+        with kept.open("a", encoding="utf-8") as file:
+            file.write("".join(f"\n{json.dumps({'id': id, **asdict(one)})}" for id, one in new) + "\n")
+        yield from some
+
+
+def read_said(path: Path) -> dict[str, Said]:
+    """What was said before, by the items' ids; half a line is what a killed process left, and is none."""
+    found: dict[str, Said] = {}
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            continue
+        found[fields.pop("id")] = Said(**fields | {"logs": tuple(fields["logs"])})
+    return found
 
 
 def asked(
-    rows: Path, template: TemplateName, tokenizer: Any, metric: dict[str, Any], choices: list[str], max_tokens: int
+    rows: Path, template: TemplateName, tokenizer: Any, metric: dict[str, Any], choices: list[str], context: int
 ) -> tuple[list[Item], Metric, list[Encoded]]:
-    """The questions of some rows, how their answers are judged, and the rows as the loss wants them."""
+    """The questions of some rows, how their answers are judged, and the rows as the loss wants them.
+
+    Rows whose question alone fills the model's `context` have no loss.
+    """
     examples = data.read(rows)
     items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
-    return items, judged, [encode(example, template, tokenizer, max_tokens) for example in examples]
+    return items, judged, fitted(examples, template, tokenizer, context).rows
+
+
+def context_of(model: str) -> int:
+    """Tokens that a model's positions are for."""
+    return int(read_config(Path(model), "model").max_position_embeddings)
 
 
 def write(
-    folder: Path, scored: Sequence[Scored], losses: Sequence[float], metric: dict[str, Any], *, trained: bool
+    folder: Path, scored: Sequence[Scored], losses: Sequence[float | None], metric: dict[str, Any], *, trained: bool
 ) -> dict[str, Any]:
     """The files of an evaluation. UserError where a loss is not finite: training broke the model, or it was broken."""
     for row, loss in zip(scored, losses, strict=True):
-        if not math.isfinite(loss):
+        if loss is not None and not math.isfinite(loss):
             raise UserError(
                 f"lr: after training the loss on example {row.id!r} is {loss}; take a smaller one" if trained else
                 f"dtype: untrained, the model's loss on example {row.id!r} is {loss}; take a wider one"
@@ -73,10 +112,13 @@ def write(
     with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
         for row, loss in zip(scored, losses, strict=True):
             file.write(json.dumps({**asdict(row), "loss": loss}, ensure_ascii=False) + "\n")
+    known = [loss for loss in losses if loss is not None]
     result = {
         "score": sum(row.score for row in scored) / len(scored),
-        "loss": sum(losses) / len(losses),
+        "loss": sum(known) / len(known),
         "examples": len(scored),
+        "cut": sum(row.cut for row in scored),
+        "not_asked": sum(row.answer == NOT_ASKED for row in scored),
         "metric": f"{metric['kind']},{metric['filter_name']}",
     }
     (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -87,26 +129,34 @@ def questions(
     examples: list[Example], template: TemplateName, tokenizer: Any, metric: Metric, choices: Sequence[str]
 ) -> tuple[list[Item], Metric]:
     """What to ask, and how long to listen: a whole answer can only be wrong beyond the longest gold one."""
-    prompts = [prompt_of(example, template, tokenizer) for example in examples]
-    items = [Item(one.id, prompt, one.gold, tuple(choices)) for one, prompt in zip(examples, prompts, strict=True)]
+    items = []
+    for one in examples:
+        prompt, ids = question(one, template, tokenizer)
+        ways = tuple(tuple(choice_ids(one, choice, ids, template, tokenizer)) for choice in choices)
+        items.append(Item(one.id, prompt, one.gold, tuple(choices), tuple(ids), ways))
     if metric.kind == "exact_match" and metric.pattern is None:
-        longest = max(len(tokenizer(item.gold, add_special_tokens=False).input_ids) for item in items)
-        metric = replace(metric, max_new_tokens=min(metric.max_new_tokens, longest + 1))
+        golds = [
+            choice_ids(one, one.gold, list(item.ids), template, tokenizer)
+            for one, item in zip(examples, items, strict=True)
+        ]
+        metric = replace(metric, max_new_tokens=min(metric.max_new_tokens, max(map(len, golds)) + 1))
     return items, metric
 
 
-@torch.no_grad()
 def gold_losses(
-    model: Any, encoded: list[Encoded], pad: int, batch_size: int, device: torch.device | None = None
+    model: Any,
+    encoded: Sequence[Encoded],
+    pad: int,
+    *,
+    tokens: int | None = TOKENS,
+    device: torch.device | None = None,
 ) -> list[float]:
     """Per example, the mean cross-entropy of its gold answer's tokens."""
-    device = device or model.device
-    losses: list[float] = []
-    for first in range(0, len(encoded), batch_size):
-        batch = collate(encoded[first : first + batch_size], pad)
-        labels = batch.pop("labels").to(device)
-        logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-        losses += example_losses(logits, labels).tolist()
+    losses = [math.nan] * len(encoded)
+    with evaluating(model):
+        for batch in token_logs(model, encoded, pad=pad, tokens=tokens, device=device):
+            for place, logs in batch:
+                losses[place] = -float(logs.mean())
     return losses
 
 

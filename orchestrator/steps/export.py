@@ -10,6 +10,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,9 +27,11 @@ from orchestrator.steps.card import write_card
 from orchestrator.steps.evaluate import metric_of, questions, read_metrics
 from orchestrator.steps.source import CONFIG, WEIGHTS, Source, protocol_of
 from orchestrator.store import placing
-from orchestrator.tasks.scoring import protocol, rows_of
+from orchestrator.tasks.scoring import Item, protocol, rows_of
+from orchestrator.tasks.template import stops, tokenize
 from orchestrator.transfer.lowrank import product_svd
 
+BATCH = 8  # of the command that is told; no score depends on it
 WHOLE = """    from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = (kind.from_pretrained("<this folder>") for kind in (AutoModelForCausalLM, AutoTokenizer))"""
 ROWS = '''"""The rows beside this file, wherever the folder lies."""
@@ -138,7 +141,7 @@ def _compress(source: Source, folder: Path, rank: int, base: str) -> dict[str, A
 
 
 def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path) -> dict[str, Any]:
-    """The evaluation as an lm-eval task: the same rows, prompts, stops, filters and metric, in YAML.
+    """The evaluation as an lm-eval task: the same rows, tokens, stops, filters and metric, in YAML.
 
     lm-eval's peft= resizes a student to as many rows as its tokenizer has tokens, and no adapter fits what it cuts from
     a padded vocabulary: a tokenizer with names for the padding goes along.
@@ -153,25 +156,23 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
     name = f"pkt_{letters}"  # lm-eval has a gsm8k of its own
     config = {"task": name, **protocol(judged), "num_fewshot": 0}
     if "generation_kwargs" in config:  # what a model's own settings would fill in, as the sweep leaves it out
-        greedy = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": tokenizer.eos_token_id}
-        config["generation_kwargs"] |= greedy
+        ends = stops(asked["template"], tokenizer)
+        config["generation_kwargs"] |= {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": ends}
     dtype = str(dtype_of(student.config, asked["dtype"])).removeprefix("torch.")
     more = f",dtype={dtype}" + (",softmax_dtype=float32" if metric.kind == "multiple_choice" else "")
     padding = [f"<|padding {place}|>" for place in range(len(tokenizer), student.config.vocab_size)]
 
     def command(model: str, adapter: str, folder: str) -> str:
         arguments = f"pretrained={model},peft={adapter}{more}" + (f",tokenizer={folder}/tokenizer" if padding else "")
-        tail = f"--tasks {name} --batch_size {asked['batch_size']} --include_path {shlex.quote(folder)}"
+        tail = f"--tasks {name} --batch_size {BATCH} --include_path {shlex.quote(folder)}"
         return f"lm_eval run --model hf --model_args {shlex.quote(arguments)} {tail}"
 
     with placing(target, "lm-eval") as folder:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         (folder / "task.yaml").write_text(text + "custom_dataset: !function rows.test_split\n", encoding="utf-8")
         (folder / "rows.py").write_text(ROWS)
-        lines = [
-            json.dumps({"id": item.id, **row}, ensure_ascii=False)
-            for item, row in zip(items, rows_of(items), strict=True)
-        ]
+        rows = [outside(item, row, tokenizer) for item, row in zip(items, rows_of(items), strict=True)]
+        lines = [json.dumps({"id": item.id, **row}, ensure_ascii=False) for item, row in zip(items, rows, strict=True)]
         (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         about = f"The {len(items)} examples that the adapter was scored on, asked as they were, as a task for lm-eval."
         if padding:
@@ -182,6 +183,29 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
     figures = read_metrics(source.evaluation)
     return {"folder": str(target), "task": name, "examples": len(items), "score": figures["score"],
             "metric": figures["metric"], "command": command(student.folder, str(adapter), str(target))}  # fmt: skip
+
+
+def outside(item: Item, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """A row of choices as lm-eval has to be given it to score the tokens of training.
+
+    It moves a question's trailing space to the choice, and takes the tokens of both less those of the question: where a
+    tokenizer joins that space with what is before it, the model would be asked after other tokens. So the question ends
+    before such a token, and what it lacks stands before every choice: their order stays. UserError where no end does.
+    """
+    from lm_eval.api.model import TemplateLM
+
+    if not item.choices:
+        return row
+    reader = SimpleNamespace(backend="causal", tok_encode=lambda text: list(tokenize(text, tokenizer).input_ids))
+    offsets = tokenize(item.prompt, tokenizer, return_offsets_mapping=True)["offset_mapping"]
+    learnt = [[*item.ids, *ids] for ids in item.choice_ids]
+    for end in [len(item.prompt), *(left for left, right in reversed(offsets) if 0 < left < right)]:
+        context, rest = item.prompt[:end], item.prompt[end:]
+        choices = [rest + choice for choice in item.choices]
+        pairs = (TemplateLM._encode_pair(reader, context, choice) for choice in choices)
+        if [asked + chosen for asked, chosen in pairs] == learnt:
+            return {"prompt": context, "gold": rest + row["gold"], "choices": choices}
+    raise UserError(f"lm-eval: it can't score the tokens of example {item.id!r} that were trained; leave --lm-eval out")
 
 
 def _public(source: Source) -> dict[str, Any]:

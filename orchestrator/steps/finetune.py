@@ -21,7 +21,7 @@ from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.card import write_card
 from orchestrator.steps.labels import read_labels
-from orchestrator.tasks.template import Encoded, TemplateName, collate, encode
+from orchestrator.tasks.template import Encoded, TemplateName, collate, fitted
 from orchestrator.transfer.arms import Arm
 from orchestrator.transfer.lowrank import Factors
 
@@ -65,7 +65,8 @@ def finetune(
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(student)
-    encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(rows)]
+    fit = fitted(data.read(rows), template, tokenizer, max_tokens)
+    encoded = fit.rows
     micro = micro_batch_size or fitting(encoded, batch_size)
     model = load(student, dtype=dtype, device=device)
     chosen = TypeAdapter[Any](Arm).validate_python(arm)
@@ -93,6 +94,7 @@ def finetune(
         "steps": trainer.state.global_step,
         "loss": history[-1]["loss"],
         "tokens": _tokens(encoded, epochs * until),
+        "fit": fit.facts(),
         "training_seconds": trainer.state.log_history[-1]["train_runtime"],  # a process's first step imports much
     }
 

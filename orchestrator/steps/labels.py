@@ -24,7 +24,7 @@ from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, inputs, opened, passes, progress
 from orchestrator.store import appearing
-from orchestrator.tasks.template import Encoded, TemplateName, encode
+from orchestrator.tasks.template import Encoded, TemplateName, fitted
 
 KEPT = 128  # likeliest tokens of each position; the rest of the probability is one more outcome
 FORWARDS_OF_A_PASS = 3  # what a forward and a backward pass cost, in forward passes
@@ -60,9 +60,9 @@ def labels(
     `passes`: as many rows as take that many times the seed examples' tokens; None: all rows.
     """
     tokenizer = load_tokenizer(teacher)
-    encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(rows)]
+    encoded = fitted(data.read(rows), template, tokenizer, max_tokens).rows
     if passes is not None:
-        asked = [encode(example, template, tokenizer, seed_tokens) for example in data.read(seeds)]
+        asked = fitted(data.read(seeds), template, tokenizer, seed_tokens).rows
         encoded = affordable(encoded, passes * sum(len(example.ids) for example in asked))
     with placement.settled() as settled:
         job = Labelling(

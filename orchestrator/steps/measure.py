@@ -20,7 +20,7 @@ from orchestrator.steps.from_weights import count_inputs, score_weights
 from orchestrator.steps.scores import write_scores
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Progress, backward, follow, opened, passes, progress
-from orchestrator.tasks.template import TemplateName, encode
+from orchestrator.tasks.template import TemplateName, fitted
 from orchestrator.transfer.metrics import Magnitude, SensitivityMetric, Wanda
 from orchestrator.transfer.sensitivity import collect
 
@@ -58,7 +58,8 @@ def measure(
     """
     chosen = TypeAdapter[Any](SensitivityMetric).validate_python(metric)
     tokenizer = load_tokenizer(teacher)
-    encoded = [encode(example, template, tokenizer, max_tokens) for example in data.read(seeds)]
+    fit = fitted(data.read(seeds), template, tokenizer, max_tokens)
+    encoded = fit.rows
     with placement.settled() as settled:
         job = Measuring(
             teacher, encoded, tokenizer.pad_token_id, dtype, partial, settled, chosen, skip_bad,
@@ -73,7 +74,7 @@ def measure(
     left_out = json.loads((folder / LEFT_OUT).read_text()) if (folder / LEFT_OUT).is_file() else []
     if left_out:
         logging.getLogger("pkt").warning("seed examples left out, as their loss is not finite: %s", ", ".join(left_out))
-    return {"examples": len(encoded) - len(left_out), "left_out": left_out}
+    return {"examples": len(encoded) - len(left_out), "left_out": left_out, "fit": fit.facts()}
 
 
 def measuring(job: Measuring, member: Member) -> Iterator[Progress]:

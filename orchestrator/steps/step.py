@@ -82,7 +82,7 @@ def materialise(
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
-    if not (step.of_teacher or step.name == "finetune"):
+    if not (step.of_teacher or step.name in ("finetune", "evaluate")):
         return _run(step, store, inputs)
     extra = {"track": track, "placement": placement} if step.of_teacher else {}
     with store.resumable(step.name, step.fingerprint) as partial:

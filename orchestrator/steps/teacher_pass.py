@@ -25,7 +25,7 @@ from orchestrator.cluster.ranks import HERE, Member, Placement, RankDied, stream
 from orchestrator.errors import UserError
 from orchestrator.models.loading import dtype_of, load, read_config
 from orchestrator.steps.step import Track
-from orchestrator.tasks.template import Encoded, collate
+from orchestrator.tasks.template import Encoded, batches, collate, labelled
 from orchestrator.transfer.metrics import GradientMetric
 from orchestrator.transfer.sensitivity import TAYLOR, example_losses
 
@@ -109,8 +109,8 @@ class Round:
 
 def passes(job: Job, member: Member, model: nn.Module, done: set[str], through: Through) -> Iterator[Round]:
     """Every round that isn't done yet, after this rank's batch went `through` the model."""
-    for batches in rounds(job, member.world):
-        left = [[example for example in batch if example.id not in done] for batch in batches]
+    for each in rounds(job, member.world):
+        left = [[example for example in batch if example.id not in done] for batch in each]
         ids = {example.id for batch in left for example in batch}
         if ids:
             began = time.perf_counter()
@@ -173,18 +173,6 @@ def rounds(job: Job, world: int) -> Iterator[list[list[Encoded]]]:
         yield some + [[]] * (world - len(some))
 
 
-def batches(encoded: list[Encoded], tokens: int, at_most: int | None = None) -> list[list[Encoded]]:
-    """Examples of like length together, at most that many padded tokens at once; S doesn't depend on it."""
-    groups: list[list[Encoded]] = []
-    for example in sorted(encoded, key=lambda example: -len(example.ids)):
-        last = groups[-1] if groups else []
-        if last and len(last[0].ids) * (len(last) + 1) <= tokens and len(last) != at_most:
-            last.append(example)
-        else:
-            groups.append([example])
-    return groups
-
-
 def backward(
     job: Job, member: Member, model: nn.Module, batch: list[Encoded], going: Callable[[list[Encoded]], object] = len
 ) -> Passed:
@@ -223,10 +211,11 @@ def _losses(job: Job, model: nn.Module, batch: list[Encoded]) -> Tensor:
     """Each example's loss, (b,): the mean over the points at which the metric looks at it."""
     tensors = {name: job.metric.repeat(tensor).to(device()) for name, tensor in inputs(job, batch).items()}
     labels = tensors.pop("labels")
-    logits = model(**tensors, use_cache=False).logits
+    span = labelled(labels)
+    logits = model(**tensors, use_cache=False, logits_to_keep=span).logits
     if not batch:
         return (logits * 0).sum().view(1)
-    return example_losses(logits, labels).view(len(batch), -1).sum(1)
+    return example_losses(logits, labels[:, span]).view(len(batch), -1).sum(1)
 
 
 def inputs(job: Job, batch: list[Encoded]) -> dict[str, Tensor]:

@@ -16,16 +16,18 @@ from typing import Any
 from torch import nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
-from orchestrator.models.loading import load_tokenizer, read_config
+from orchestrator.models.loading import load_tokenizer
 from orchestrator.steps.checkpoints import agreed
-from orchestrator.steps.evaluate import asked, gold_losses, write
+from orchestrator.steps.evaluate import asked, context_of, gold_losses, write
 from orchestrator.steps.labels import file_of
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, opened, passes, progress
 from orchestrator.store import appearing
+from orchestrator.tasks.engine import said
+from orchestrator.tasks.generation import TOKENS
 from orchestrator.tasks.metric import Metric
-from orchestrator.tasks.scoring import Item, Scored, check, score
-from orchestrator.tasks.template import Encoded, TemplateName
+from orchestrator.tasks.scoring import Item, Said, judge, room
+from orchestrator.tasks.template import Encoded, TemplateName, stops
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Asking(Job):
 
     items: dict[str, Item] = field(default_factory=dict)  # by an example's id
     asked: Metric | None = None
+    ends: tuple[int, ...] = ()
 
 
 def teacher_score(
@@ -44,27 +47,28 @@ def teacher_score(
     template: TemplateName,
     metric: dict[str, Any],
     choices: list[str],
-    batch_size: int,
-    max_tokens: int,
     dtype: str,
     partial: Path,
     placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
-    """The files of an evaluation, of the teacher as it is; `batch_size` texts at once on each rank."""
-    tokenizer = load_tokenizer(model)
-    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, max_tokens)
-    check(items, judged, tokenizer, read_config(Path(model), "teacher").max_position_embeddings)
+    """The files of an evaluation, of the teacher as it is."""
+    tokenizer, context = load_tokenizer(model), context_of(model)
+    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, context)
+    fit = [item for item in items if room(item, judged) <= context]
+    along = {row.id: row for row in encoded}
     with placement.settled() as settled:
         job = Asking(
-            model, encoded, tokenizer.pad_token_id, dtype, partial, settled,
-            at_once=max(1, batch_size // max(1, len(choices))),
-            items={item.id: item for item in items}, asked=judged,
+            model, [along[item.id] for item in fit if item.id in along], tokenizer.pad_token_id, dtype, partial,
+            settled,
+            at_once=max(1, TOKENS // max((room(item, judged) for item in fit), default=1)),
+            items={item.id: item for item in fit}, asked=judged, ends=tuple(stops(template, tokenizer)),
         )  # fmt: skip
         follow(asking, job, track, "scoring the teacher")
-    told = [json.loads((partial / _file(example.id)).read_text()) for example in encoded]
-    losses = [one.pop("loss") for one in told]
-    return write(folder, [Scored(**one) for one in told], losses, metric, trained=False)
+    told = {row.id: json.loads((partial / _file(row.id)).read_text()) for row in job.encoded}
+    losses = [told[item.id].pop("loss") if item.id in told else None for item in items]
+    said_of = [_read(told[item.id]) if item.id in told else Said(asked=False) for item in items]
+    return write(folder, judge(items, said_of, judged), losses, metric, trained=False)
 
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:
@@ -77,15 +81,20 @@ def asking(job: Asking, member: Member) -> Iterator[Progress]:
 
 
 def _ask(tokenizer: Any, job: Any, member: Member, model: nn.Module, batch: list[Encoded]) -> Passed:
+    """All at once, since every rank has to go through the model as often."""
     along = batch or job.encoded[:1]
     items = [job.items[example.id] for example in along]
-    at_once = len(along) * max(1, len(items[0].choices))  # one forward pass for likelihoods, on every rank
-    scored = score(model, tokenizer, items, job.asked, batch_size=at_once, device=device())
-    losses = gold_losses(model, along, job.pad, len(along), device())
-    for example, one, loss in zip(batch, scored, losses, strict=False):
+    options = {"stops": job.ends, "together": True, "device": device()}
+    told = {place: one for some in said(model, tokenizer, items, job.asked, **options) for place, one in some}
+    losses = gold_losses(model, along, job.pad, tokens=None, device=device())
+    for place, (example, loss) in enumerate(zip(batch, losses, strict=False)):
         with appearing(job.partial / _file(example.id)) as file:
-            file.write_text(json.dumps({**asdict(one), "loss": loss}))
+            file.write_text(json.dumps({**asdict(told[place]), "loss": loss}))
     return batch, set()
+
+
+def _read(fields: dict[str, Any]) -> Said:
+    return Said(**fields | {"logs": tuple(fields["logs"])})
 
 
 def _file(identity: str) -> str:

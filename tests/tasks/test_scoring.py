@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from orchestrator.tasks import generation, likelihoods
+from orchestrator.tasks.engine import score
 from orchestrator.tasks.metric import Metric
-from orchestrator.tasks.scoring import Item, Scored, score
+from orchestrator.tasks.scoring import NOT_ASKED, Item, Scored
 
 NEW = 12  # tokens to generate
 GENERATE = Metric("exact_match", "strict", max_new_tokens=NEW)
@@ -64,22 +67,40 @@ def prompts(count: int) -> list[str]:
     return [f"<|user|>\nReverse: {word}\n\n<|assistant|>\n" for word in words]
 
 
-def items(golds: Sequence[str], choices: Sequence[str] = ()) -> list[Item]:
+STOPS = [2]  # </s>
+
+
+def item(name: str, prompt: str, gold: str, choices: Sequence[str] = (), *, tokenizer: Any = None) -> Item:
+    """With the ids of a tokenizer that has one for each character."""
+    tokenizer = tokenizer or char_tokenizer()
+    ways = [tuple(tokenizer(choice, add_special_tokens=False).input_ids) for choice in choices]
+    bos = not prompt.startswith("<s>")
+    ids = tuple(tokenizer(prompt, add_special_tokens=bos).input_ids)
+    return Item(name, prompt, gold, tuple(choices), ids, tuple(ways))
+
+
+def items(golds: Sequence[str], choices: Sequence[str] = (), *, tokenizer: Any = None) -> list[Item]:
     asked = zip(prompts(len(golds)), golds, strict=True)
-    return [Item(f"q{number}", prompt, gold, tuple(choices)) for number, (prompt, gold) in enumerate(asked)]
+    return [
+        item(f"q{number}", prompt, gold, choices, tokenizer=tokenizer) for number, (prompt, gold) in enumerate(asked)
+    ]
 
 
-def letters(count: int) -> list[Item]:
-    return items(random.Random(1).choices("ABCD", k=count), "ABCD")
+def letters(count: int, tokenizer: Any = None) -> list[Item]:
+    return items(random.Random(1).choices("ABCD", k=count), "ABCD", tokenizer=tokenizer)
 
 
-def decode_by_hand(model: Any, tokenizer: Any, prompt: str) -> str:
+def ids_by_hand(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     ids = tokenizer(prompt)["input_ids"]
     start = len(ids)
     with torch.no_grad():
         while len(ids) < start + NEW and tokenizer.eos_token_id not in ids[start:]:
             ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
-    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    return list(ids[start:])
+
+
+def decode_by_hand(model: Any, tokenizer: Any, prompt: str) -> str:
+    return str(tokenizer.decode(ids_by_hand(model, tokenizer, prompt), skip_special_tokens=True))
 
 
 def choose_by_hand(model: Any, tokenizer: Any, item: Item) -> str:
@@ -98,9 +119,10 @@ def test_generation_equals_greedy_decoding_by_hand() -> None:
     assert min(map(len, outputs)) < NEW // 2 < max(map(len, outputs))  # some end at eos
     assert len(set(outputs)) > 12
     asked = items([f" {output}\n" if place % 2 else "another" for place, output in enumerate(outputs)])
-    for item, output, scored in zip(asked, outputs, score(model, tokenizer, asked, GENERATE), strict=True):
-        value = float(output.strip() == item.gold.strip())
-        assert scored == Scored(item.id, item.prompt, output, output.strip(), item.gold.strip(), value)
+    for one, output, scored in zip(asked, outputs, score(model, tokenizer, asked, GENERATE, stops=STOPS), strict=True):
+        value = float(output.strip() == one.gold.strip())
+        expected = Scored(one.id, one.prompt, output, output.strip(), one.gold.strip(), value)
+        assert replace(scored, cut=False) == expected
 
 
 def test_filter_takes_the_last_match_and_says_where_there_is_none() -> None:
@@ -110,7 +132,7 @@ def test_filter_takes_the_last_match_and_says_where_there_is_none() -> None:
     answers = [found[-1] if found else "[invalid]" for found in matches]
     assert len(set(answers)) > 3
     assert "[invalid]" in answers
-    scores = score(model, tokenizer, items(answers), PICK_OUT)
+    scores = score(model, tokenizer, items(answers), PICK_OUT, stops=STOPS)
     assert [(scored.answer, scored.score) for scored in scores] == [(answer, 1.0) for answer in answers]
     with pytest.raises(ValueError, match="exactly one group"):
         Metric("exact_match", "two", pattern="(a)|(b)")
@@ -120,10 +142,10 @@ def test_ignored_patterns_are_removed_from_both_sides() -> None:
     model, tokenizer = tiny_llama(), char_tokenizer()
     prompt = prompts(1)[0]
     output = decode_by_hand(model, tokenizer, prompt)
-    asked = [Item("i", prompt, "," + output.replace(output[2], ""))]
+    asked = [item("i", prompt, "," + output.replace(output[2], ""))]
     ignoring = Metric("exact_match", "strict", None, NEW, (",", re.escape(output[2])))
-    assert score(model, tokenizer, asked, GENERATE)[0].score == 0.0
-    assert score(model, tokenizer, asked, ignoring)[0].score == 1.0
+    assert score(model, tokenizer, asked, GENERATE, stops=STOPS)[0].score == 0.0
+    assert score(model, tokenizer, asked, ignoring, stops=STOPS)[0].score == 1.0
 
 
 @pytest.mark.parametrize(
@@ -143,54 +165,32 @@ def test_choice_is_the_likeliest(choices: Sequence[str], dtype: torch.dtype, cou
         Scored(item.id, item.prompt, pick, pick, item.gold, float(pick == item.gold))
         for item, pick in zip(asked, picks, strict=True)
     ]
-    assert score(model, tokenizer, asked, CHOOSE, batch_size=1) == expected  # bfloat16 rounds by batch
+    alone = [score(model, tokenizer, [one], CHOOSE, stops=STOPS)[0] for one in asked]  # bfloat16 rounds by batch
+    assert alone == expected
     with pytest.raises(ValueError, match="'q7' has gold 'E'"):
-        score(model, tokenizer, [Item("q7", "?", "E", ("A", "B"))], CHOOSE)
+        score(model, tokenizer, [item("q7", "?", "E", ("A", "B"))], CHOOSE, stops=STOPS)
 
 
 @pytest.mark.parametrize("metric", [PICK_OUT, CHOOSE])
-def test_batching_changes_nothing(metric: Metric) -> None:
-    model, tokenizer, asked = tiny_llama(), char_tokenizer(bos=True), letters(20)
-    alone = score(model, tokenizer, asked, metric, batch_size=1)
-    assert alone == score(model, tokenizer, asked, metric, batch_size=8)
-    assert alone == [score(model, tokenizer, [item], metric)[0] for item in asked]
-    assert score(model, tokenizer, [], metric) == []
+def test_batching_changes_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_llama(), char_tokenizer(bos=True)
+    asked = letters(20, tokenizer)
+    whole = score(model, tokenizer, asked, metric, stops=STOPS)
+    for module in (generation, likelihoods):
+        monkeypatch.setattr(module, "TOKENS", 200)
+    assert whole == score(model, tokenizer, asked, metric, stops=STOPS)
+    assert whole == [score(model, tokenizer, [one], metric, stops=STOPS)[0] for one in asked]
+    assert score(model, tokenizer, [], metric, stops=STOPS) == []
 
 
 @pytest.mark.parametrize("metric", [GENERATE, CHOOSE])
 def test_template_syntax_in_a_prompt_is_text(metric: Metric) -> None:
     model, tokenizer = tiny_llama(), char_tokenizer()
-    item = Item("j", f"<|user|>\n{JINJA}\n\n<|assistant|>\n", "{{ gold }}", ("{{ gold }}", "{% raw %}"))
-    scored = score(model, tokenizer, [item], metric)[0]
-    assert (scored.prompt, scored.gold) == (item.prompt, item.gold)
-    by_hand = choose_by_hand(model, tokenizer, item)
-    assert scored.output == (by_hand if metric is CHOOSE else decode_by_hand(model, tokenizer, item.prompt))
-
-
-@pytest.mark.parametrize("bos", [True, False])
-def test_model_sees_the_ids_of_training(bos: bool) -> None:
-    model, tokenizer = tiny_llama(), char_tokenizer(bos=bos)
-    seen: list[list[int]] = []
-
-    def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs["input_ids"]
-        mask = kwargs.get("attention_mask", torch.ones_like(ids))
-        if ids.shape == mask.shape:  # the pass over the prompt, not one over a next token
-            seen.extend(row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True))
-
-    model.register_forward_pre_hook(record, with_kwargs=True)
-    # The longest text is the first of its batch; HFLM by itself would encode the others after its pattern.
-    texts = ["<s>the chat template wrote this\n", "abcdef\n", "  \nx y \n"]
-
-    def in_training(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=not text.startswith("<s>"))["input_ids"])
-
-    score(model, tokenizer, [Item(text, text, "A") for text in texts], GENERATE)
-    assert sorted(seen) == sorted(in_training(text) for text in texts)
-    assert [in_training(text).count(tokenizer.bos_token_id) for text in texts] == [1, int(bos), int(bos)]
-    seen.clear()
-    score(model, tokenizer, [Item(text, text, "A", ("A", "B")) for text in texts], CHOOSE, batch_size=1)
-    assert sorted(seen) == sorted(in_training(text + "A")[:-1] for text in texts)
+    one = item("j", f"<|user|>\n{JINJA}\n\n<|assistant|>\n", "{{ gold }}", ("{{ gold }}", "{% raw %}"))
+    scored = score(model, tokenizer, [one], metric, stops=STOPS)[0]
+    assert (scored.prompt, scored.gold) == (one.prompt, one.gold)
+    by_hand = choose_by_hand(model, tokenizer, one)
+    assert scored.output == (by_hand if metric is CHOOSE else decode_by_hand(model, tokenizer, one.prompt))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # which peft asks for
@@ -199,11 +199,12 @@ def test_adapter_takes_part(task_type: str | None) -> None:
     tokenizer, asked = char_tokenizer(), letters(12)
     config = LoraConfig(task_type=task_type, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = get_peft_model(tiny_llama(), config).eval()
-    outputs = [scored.output for scored in score(model, tokenizer, asked, GENERATE)]
+    outputs = [scored.output for scored in score(model, tokenizer, asked, GENERATE, stops=STOPS)]
     assert outputs == [decode_by_hand(model, tokenizer, item.prompt) for item in asked]
-    assert outputs != [scored.output for scored in score(tiny_llama(), tokenizer, asked, GENERATE)]
+    plain = score(tiny_llama(), tokenizer, asked, GENERATE, stops=STOPS)
+    assert outputs != [scored.output for scored in plain]
     picks = [choose_by_hand(model, tokenizer, item) for item in asked]
-    assert [scored.output for scored in score(model, tokenizer, asked, CHOOSE)] == picks
+    assert [scored.output for scored in score(model, tokenizer, asked, CHOOSE, stops=STOPS)] == picks
 
 
 @pytest.mark.parametrize("metric", [GENERATE, CHOOSE])
@@ -227,7 +228,7 @@ def test_caller_keeps_model_and_tokenizer_as_they_were(metric: Metric, pad: bool
         ]
 
     before = state()
-    expected = score(model, tokenizer, asked, metric)
+    expected = score(model, tokenizer, asked, metric, stops=STOPS)
     assert state() == before
     if metric is GENERATE:  # the model's own settings don't take part in greedy decoding
         assert [s.output for s in expected] == [decode_by_hand(model, tokenizer, i.prompt) for i in asked]
@@ -235,20 +236,33 @@ def test_caller_keeps_model_and_tokenizer_as_they_were(metric: Metric, pad: bool
     model.train()
     model.model.layers[0].eval()
     before = state()
-    assert score(model, tokenizer, asked, metric) == expected  # so dropout was off
+    assert score(model, tokenizer, asked, metric, stops=STOPS) == expected  # so dropout was off
     assert state() == before
     assert model.get_input_embeddings().num_embeddings > len(tokenizer)
 
 
-def test_too_long_a_prompt_is_refused_by_name() -> None:
+def test_too_long_a_question_is_wrong_and_counted() -> None:
+    """By the model's context of 192 tokens: 180 and 12 to answer fit, and so do 191 and a letter."""
     model, tokenizer = tiny_llama(), char_tokenizer()
-    fits, long, longer = (Item(f"x{length}", "x" * length, "A", ("A",)) for length in (180, 181, 192))
-    score(model, tokenizer, [fits], GENERATE)
-    with pytest.raises(ValueError, match="'x181' needs 193 tokens, the model has 192"):
-        score(model, tokenizer, [fits, long], GENERATE)
-    score(model, tokenizer, [long], CHOOSE)
-    with pytest.raises(ValueError, match="'x192' needs 193 tokens, the model has 192"):
-        score(model, tokenizer, [longer], CHOOSE)
+    fits, long, longer = (item(f"x{length}", "x" * length, "A", ("A",)) for length in (180, 181, 192))
+    told = score(model, tokenizer, [long, fits, longer], GENERATE, stops=STOPS)
+    assert [one.answer == NOT_ASKED for one in told] == [True, False, True]
+    assert told[1].output == decode_by_hand(model, tokenizer, fits.prompt)
+    told = score(model, tokenizer, [long, fits, longer], CHOOSE, stops=STOPS)
+    assert [(one.score, one.answer) for one in told] == [(1.0, "A"), (1.0, "A"), (0.0, NOT_ASKED)]
+    assert [one.score for one in score(model, tokenizer, [longer], CHOOSE, stops=STOPS)] == [0.0]
+
+
+def test_an_answer_that_has_not_ended_is_told() -> None:
+    """Against decoding by hand, with a token that some answers come to as their end."""
+    model, tokenizer = tiny_llama(), char_tokenizer()
+    asked = items(["x"] * 24)
+    by_hand = [ids_by_hand(model, tokenizer, one.prompt) for one in asked]
+    end = by_hand[0][5]
+    told = score(model, tokenizer, asked, GENERATE, stops=[end])
+    assert [one.cut for one in told] == [end not in ids for ids in by_hand]
+    assert {one.cut for one in told} == {True, False}
+    assert told[0].output == tokenizer.decode(by_hand[0][: by_hand[0].index(end)], skip_special_tokens=True)
 
 
 def test_nothing_is_said(
@@ -257,7 +271,7 @@ def test_nothing_is_said(
     model, tokenizer = tiny_llama(), char_tokenizer()
     tokenizer.model_max_length = 8  # of which transformers would remind us
     for metric in (GENERATE, PICK_OUT, CHOOSE):
-        score(model, tokenizer, letters(8), metric, batch_size=4)
+        score(model, tokenizer, letters(8), metric, stops=STOPS)
     assert capfd.readouterr() == ("", "")
     assert (caplog.records, recwarn.list) == ([], [])
 
@@ -272,7 +286,7 @@ import orchestrator.tasks.scoring
 assert "lm_eval" not in sys.modules
 from test_scoring import *
 for metric in (GENERATE, CHOOSE):
-    assert len(score(tiny_llama(), char_tokenizer(), letters(4), metric)) == 4
+    assert len(score(tiny_llama(), char_tokenizer(), letters(4), metric, stops=STOPS)) == 4
 """
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)

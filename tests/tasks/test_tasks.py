@@ -14,9 +14,10 @@ from tiny import tiny
 
 from orchestrator.errors import UserError
 from orchestrator.models import demo
+from orchestrator.steps.evaluate import questions
 from orchestrator.tasks import TASKS, mmlu
 from orchestrator.tasks.base import Message, draw, read_jsonl
-from orchestrator.tasks.scoring import Item, score
+from orchestrator.tasks.engine import score
 from orchestrator.tasks.template import encode, prompt_of
 
 # Splits
@@ -153,7 +154,7 @@ def test_mmlu_score_is_the_likeliest_letter(shared: Path) -> None:
     model = tiny("llama", vocab_size=104, max_position_embeddings=2048)
     short = sorted(task.splits(str(shared / "mmlu"))["test"], key=lambda row: len(question(row)))
     rows = [next(row for row in short if row.gold == letter) for letter in "ABCD"]
-    items = [Item(row.id, prompt_of(row, "plain", tokenizer), row.gold, task.choices) for row in rows]
+    items, _ = questions(rows, "plain", tokenizer, task.metric, task.choices)
     letters = torch.tensor(tokenizer.convert_tokens_to_ids(list("ABCD")))
     picks = []
     for item in items:
@@ -161,7 +162,7 @@ def test_mmlu_score_is_the_likeliest_letter(shared: Path) -> None:
             logs = model(torch.tensor([tokenizer(item.prompt).input_ids])).logits[0, -1].log_softmax(-1)[letters]
         assert logs.topk(2).values.diff().abs() > 1e-4  # no tie that rounding could turn
         picks.append("ABCD"[int(logs.argmax())])
-    scored = score(model, tokenizer, items, task.metric, batch_size=4)
+    scored = score(model, tokenizer, items, task.metric, stops=[1])
     assert [one.output for one in scored] == picks
     assert len(set(picks)) > 1
     assert [one.score for one in scored] == [float(pick == row.gold) for pick, row in zip(picks, rows, strict=True)]
@@ -179,8 +180,9 @@ def test_a_model_that_prefers_the_gold_scores_one(shared: Path) -> None:
         model.lm_head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(place), 104))
     short = sorted(task.splits(str(shared / "mmlu"))["test"], key=lambda row: len(question(row)))
     rows = [row for letter in "ABCD" for row in [one for one in short if one.gold == letter][:2]]
-    items = [Item(row.id, prompt_of(row, "plain", tokenizer), row.gold, task.choices) for row in rows]
-    assert [one.score for one in score(model, tokenizer, items, task.metric)] == [0, 0, 0, 0, 1, 1, 0, 0]
+    items, _ = questions(rows, "plain", tokenizer, task.metric, task.choices)
+    told = score(model, tokenizer, items, task.metric, stops=[1])
+    assert [one.score for one in told] == [0, 0, 0, 0, 1, 1, 0, 0]
 
 
 # Names
