@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.measuring import medians, peak_bytes, table
-from orchestrator.models.demo import ensure
-from orchestrator.models.loading import Weights, cache_home
+from orchestrator.models.loading import Weights, source_of
 from orchestrator.transfer.blocks import Window, best_window
 from orchestrator.transfer.lowrank import truncated_svd
 from orchestrator.transfer.place import Place
@@ -59,7 +59,7 @@ def svd() -> None:
     u = torch.linalg.qr(torch.randn(4096, 4096, generator=generator)).Q
     v = torch.linalg.qr(torch.randn(4096, 4096, generator=generator)).Q
     slow = u * torch.arange(1, 4097).float().pow(-0.25) @ v.T
-    weights = Weights(ensure("demo-teacher", cache_home()))
+    weights = Weights(Path(source_of("demo-teacher", "teacher")))
     names = ("model.layers.3.mlp.up_proj.weight", "model.layers.3.self_attn.q_proj.weight")
     rows = [("4096², σ_i ∝ i^(-1/4), rank 16", *_against_full(slow, 16, repeats=3))]
     rows += [(f"demo teacher's {name}, rank 16", *_against_full(weights.get(name), 16, repeats=20)) for name in names]

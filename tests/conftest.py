@@ -28,11 +28,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_models() -> dict[str, Path]:
-    """The demo pair, pre-trained on first use and kept in the user's cache."""
-    from orchestrator.models.demo import ensure
-    from orchestrator.models.loading import cache_home
+    """The demo pair, as the package ships it."""
+    from orchestrator.models.loading import source_of
 
-    return {name: ensure(name, cache_home()) for name in ("demo-teacher", "demo-student")}  # type: ignore[arg-type]
+    return {name: Path(source_of(name, name)) for name in ("demo-teacher", "demo-student")}
 
 
 @pytest.fixture(autouse=True)

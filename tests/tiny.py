@@ -41,11 +41,11 @@ def tiny(family: str, seed: int = 0, **sizes: int) -> Any:
 
 def saved(folder: Path, family: str, seed: int = 0, **sizes: int) -> Any:
     """The model, which is then in the folder, too, with a tokenizer of characters."""
-    from orchestrator.models.demo import tokenizer
+    from orchestrator.models.loading import load_tokenizer, source_of
 
     model = tiny(family, seed, **sizes)
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    load_tokenizer(source_of("demo-student", "student")).save_pretrained(folder)
     return model
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import json
 
+from demo import make_models
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-
-from orchestrator.models import demo
 
 TEXTS = [  # for a vocabulary: any will do, since all bytes are in it
     "Answer the following question.\n\nQuestion: Janet’s ducks lay 16 eggs per day. How many in 2 days?",
@@ -69,7 +68,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 
 TOKENIZERS = {
-    "demo": demo.tokenizer,
+    "demo": make_models.tokenizer,
     "byte-level": byte_level,
     "byte-level, bos": functools.partial(byte_level, bos=True),
     "byte-level, trimmed offsets": functools.partial(byte_level, trim=True),  # ByteLevel's default

@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import UserError
-from orchestrator.models.demo import THREADS, ensure
-from orchestrator.models.loading import cache_home, load, load_tokenizer
+from orchestrator.models.loading import load, load_tokenizer, source_of
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import collate, encode
@@ -35,6 +34,7 @@ from orchestrator.tasks.template import collate, encode
 WIDER = 2
 NOISE = 0.02  # of each matrix's own spread: the copies' gradients differ, and the function hardly changes
 SEED = 0
+THREADS = 2  # fixed, because sums over another number of threads round differently and make another teacher
 LR, BATCH, ENOUGH, EVERY, MOST = 1e-3, 64, 0.95, 20, 1000  # of tuning: until this score, looked at so often
 WIDTHS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -48,9 +48,9 @@ def main() -> None:
 
 def make(folder: Path) -> None:
     """The student's checkpoint is the demo's; what is made from it is the same at every call."""
-    torch.set_num_threads(THREADS)  # sums over another number of threads round differently and make another teacher
-    source = ensure("demo-student", cache_home())
-    student, tokenizer = load(str(source), dtype="float32"), load_tokenizer(str(source))
+    torch.set_num_threads(THREADS)
+    source = source_of("demo-student", "student")
+    student, tokenizer = load(source, dtype="float32"), load_tokenizer(source)
     teacher = widened(student)
     print(f"widened: logits differ from the student's by at most {furthest(teacher, student):.1e}")
     disturb(teacher, NOISE)

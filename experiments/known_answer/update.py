@@ -19,8 +19,7 @@ import torch
 from build import SEED, WIDER, encoded, exact_match, turned
 from torch import Tensor
 
-from orchestrator.models.demo import ensure
-from orchestrator.models.loading import cache_home, load, load_tokenizer
+from orchestrator.models.loading import load, load_tokenizer, source_of
 from orchestrator.tasks import TASKS
 
 RANK = 8
@@ -31,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Add the teacher's update to the student.")
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
-    source = str(ensure("demo-student", cache_home()))
+    source = source_of("demo-student", "student")
     student, widened, tuned = (
         load(str(path), dtype="float32") for path in (source, folder / "widened", folder / "tuned")
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Alias:
-    """A hub id (or `demo:`, made on first use), the student that a teacher has by default, and the published config.
+    """A hub id (`demo:`: in this package), the student that a teacher has by default, and the published config.
 
     The config is what a plan is made from when nothing may be fetched; a run reads the checkpoint's own.
     """

@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator.errors import UserError
-from orchestrator.models import demo
 from orchestrator.models.aliases import ALIASES
 from orchestrator.models.families import Geometry, ModelFamily, family
 from orchestrator.models.vocabulary import token_map
@@ -31,11 +31,12 @@ from orchestrator.models.vocabulary import token_map
 if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+SHIPPED = Path(str(files("orchestrator"))) / "models" / "demo"
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, its settings and templates too
 
 
 def cache_home() -> Path:
-    """The user's cache: models made by the product, and hashes of checkpoints seen before."""
+    """The user's cache: hashes of checkpoints seen before."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pkt"
 
 
@@ -64,9 +65,10 @@ class Checkpoint:
 
 
 def source_of(name: str, field: str) -> str:
-    """What a name stands for: `demo:NAME`, a folder or a hub id; nothing is read yet. UserError for anything else."""
+    """What a name stands for: a folder or a hub id; nothing is read yet. UserError for anything else."""
     if name in ALIASES:
-        return ALIASES[name].source
+        source = ALIASES[name].source
+        return str(SHIPPED / source.removeprefix("demo:")) if source.startswith("demo:") else source
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().absolute())
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -83,9 +85,7 @@ def resolve(name: str, field: str) -> Checkpoint:
     truncated or not finite, and for weights that a hub would have to provide and can't.
     """
     source = source_of(name, field)
-    if source.startswith("demo:"):
-        folder = demo.ensure(source.removeprefix("demo:"), cache_home())  # type: ignore[arg-type]
-    elif Path(source).is_absolute():
+    if Path(source).is_absolute():
         folder = Path(source)
     else:
         family(read_config(_from_hub(source, field, ["config.json"]), field).model_type)  # before the weights
@@ -134,8 +134,6 @@ def config_of(name: str, field: str) -> Any:
     if (alias := ALIASES.get(name)) and alias.config:
         return AutoConfig.for_model(**alias.config)
     source = source_of(name, field)
-    if source.startswith("demo:"):
-        return demo.config(source.removeprefix("demo:"))
     if Path(source).is_absolute():
         found = read_config(Path(source), field)
     else:

@@ -214,9 +214,9 @@ def _public(source: Source) -> dict[str, Any]:
 
 
 def public_name(student: str) -> str:
-    """An alias's hub id; any other name as it is."""
+    """An alias's hub id; any other name, of a folder or of the demo, as it is."""
     try:
         found = source_of(student, "student")
     except UserError:
         return student  # a folder on the machine that trained it
-    return student if found.startswith(("demo:", "/")) else found
+    return student if found.startswith("/") else found

@@ -2,9 +2,9 @@
 
     rows("train")[0]    # {"id": "demo_train_0", "messages": [{"role": "user", "content": "Backwards: kdmz"}, ...
 
-The demo models (orchestrator.models.demo) can reverse strings, but in another prompt format: what a teacher has to
-hand over is known to be there, and an untouched model still scores about zero. Validation and test take held-out
-strings alone, which the pre-training text leaves out by the same rule on its own side; so no state is shared.
+The demo models (made by experiments/demo/make_models.py) can reverse strings, but in another prompt format: what a
+teacher has to hand over is known to be there, and an untouched model still scores about zero. Validation and test take
+held-out strings alone, which the pre-training text leaves out by the same rule on its own side; so no state is shared.
 """
 
 from __future__ import annotations

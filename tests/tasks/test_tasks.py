@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from demo import make_models as demo
 from rows import REAL, chat, ids, question, raw, write
 from tiny import tiny
 
 from orchestrator.errors import UserError
-from orchestrator.models import demo
 from orchestrator.steps.evaluate import questions
 from orchestrator.tasks import TASKS, mmlu
 from orchestrator.tasks.base import Message, draw, read_jsonl

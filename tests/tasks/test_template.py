@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from demo import make_models as demo
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers_of_all_kinds import TEXTS, TOKENIZERS, byte_fallback, byte_level, chat_tokenizer
 
 from orchestrator.errors import UserError
-from orchestrator.models import demo
 from orchestrator.tasks.base import Example, Message, read_jsonl
 from orchestrator.tasks.template import Encoded, collate, encode, prompt_of, render, tokenize
 
