@@ -55,6 +55,7 @@ def run(
     from orchestrator.runner import placement_of
     from orchestrator.steps.evaluate import read_metrics
     from orchestrator.steps.step import materialise
+    from orchestrator.steps.words import room_lines
     from orchestrator.store import Store
 
     kept = Store(store)
@@ -65,6 +66,8 @@ def run(
     ready = prepare(recipe)
     check(recipe, ready)
     screen = Terminal()
+    for line in room_lines({"fit": ready.fit}):
+        screen.warn(line)
     step = pipeline.trial(recipe, ready, "test")
     for part in step.ancestors():
         if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
@@ -81,5 +84,7 @@ def run(
         typer.echo(json.dumps(result))
     else:
         typer.echo(f"{result['score']:.3f} {result['metric']} on {result['examples']} test examples, one random seed")
+        if result["cut"]:
+            typer.echo(f"{result['cut']} answers had not ended after as many tokens as they may have")
         typer.echo(f"adapter: {result['adapter']}")
     return 0

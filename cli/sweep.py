@@ -92,6 +92,7 @@ def sweep(
     if too_many:
         raise UserError(too_many)
 
+    from orchestrator.steps.words import room_lines
     from orchestrator.sweep import Plan, run_sweep
 
     screen = Terminal()
@@ -106,6 +107,8 @@ def sweep(
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
     screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")
+    for line in room_lines({"fit": plan.ready.fit}):
+        screen.warn(line)
     try:
         record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
     except KeyboardInterrupt:

@@ -70,6 +70,8 @@ class Cell:
             "split": split,
             "share": shares[-1],
             **flat(recipe.model_dump(mode="json")),
+            "measure.dtype": ready.dtype("teacher", recipe.measure.dtype),
+            "finetune.dtype": ready.dtype(self.who, recipe.finetune.dtype),
             **({} if self.adapted and self.who == "student" else {"arm": self.label}),
             **({} if self.adapted else dict.fromkeys(("rank", "lr", "seed", "share"), None)),
         }

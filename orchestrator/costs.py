@@ -18,8 +18,9 @@ import torch
 
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.sharding import GATHERED
+from orchestrator.models.dtypes import dtype_of
 from orchestrator.models.families import Geometry, ModelFamily, family, pairs
-from orchestrator.models.loading import config_of, dtype_of, outline
+from orchestrator.models.loading import config_of, outline
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
 from orchestrator.steps.finetune import TOKENS_AT_ONCE
@@ -41,6 +42,7 @@ class Hardware:
     flops: float = 400e12  # a second, achieved in bfloat16: 40 % of an H100's peak
     bandwidth: float = 100e9  # bytes a second that each rank receives
     tokens: int = Placement.tokens
+    native: bool = True  # fast in bfloat16
     cuda: bool = True  # a GPU recomputes activations even where it is alone
     offload: bool = False  # the ranks' shards wait elsewhere
 
@@ -100,13 +102,13 @@ class Anatomy:
     family: ModelFamily
 
     @classmethod
-    def of(cls, name: str, field: str, dtype: str = "auto") -> Anatomy:
-        """UserError for a name whose config can't be had."""
+    def of(cls, name: str, field: str, dtype: str = "auto", *, native: bool = True) -> Anatomy:
+        """Where bfloat16 is `native` to the machine or isn't. UserError for a name whose config can't be had."""
         config = config_of(name, field)
         model = outline(config)
         shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
         eager = model.config._attn_implementation == "eager"
-        width = dtype_of(config, dtype).itemsize
+        width = dtype_of(config, dtype, native=native).itemsize
         return cls(name, Geometry.of(config), shapes, width, eager, family(config.model_type))
 
     @cached_property

@@ -24,6 +24,7 @@ from orchestrator.costs import (
     recorded_bytes,
 )
 from orchestrator.errors import UserError
+from orchestrator.models.dtypes import workers_have_bfloat16
 from orchestrator.models.families import too_small
 from orchestrator.prepare import check_shapes
 from orchestrator.recipe import Sweep
@@ -64,8 +65,8 @@ class Forecast:
 def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
     """Every step of a sweep. UserError for models whose config can't be had."""
     recipe, cells = sweep.recipe, cells_of(sweep)
-    teacher = Anatomy.of(recipe.teacher, "teacher", recipe.measure.dtype)
-    student = Anatomy.of(recipe.student, "student", recipe.finetune.dtype)
+    teacher = Anatomy.of(recipe.teacher, "teacher", recipe.measure.dtype, native=hardware.native)
+    student = Anatomy.of(recipe.student, "student", recipe.finetune.dtype, native=hardware.native)
     scale = scale_of(recipe.measure, teacher.geometry, student.geometry)
     rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
     measure = _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, hardware), hardware.gpus)
@@ -142,7 +143,7 @@ def here(placement: Placement, memory: float | None) -> Hardware | None:
     import torch
 
     ranks, gpus = placement.ranks, torch.cuda.device_count()
-    found = Hardware(tokens=placement.tokens, offload=bool(placement.offload))
+    found = Hardware(tokens=placement.tokens, offload=bool(placement.offload), native=workers_have_bfloat16())
     remote = bool(os.environ.get("RAY_ADDRESS"))
     if memory:
         return replace(found, gpus=ranks or (None if remote else gpus or None), memory=memory)

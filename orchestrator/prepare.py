@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import UserError
+from orchestrator.models.dtypes import dtype_of, name_of, workers_have_bfloat16
 from orchestrator.models.families import FAMILIES, ORIGINS, Geometry, ModelFamily, pairs
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.recipe import Recipe, TaskChoice
@@ -38,6 +39,12 @@ class Ready:
     splits: dict[Split, list[Example]]
     fit: dict[Split, dict[str, int]] = field(default_factory=dict)  # by split: rows, and how many had too little room
 
+    native: bool = True  # whether bfloat16 is, to the machines that do the work
+
+    def dtype(self, who: Who, asked: str) -> str:
+        """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
+        return name_of(dtype_of(self.checkpoint(who).config, asked, native=self.native))
+
     def checkpoint(self, who: Who) -> Checkpoint:
         """The teacher's or the student's."""
         return self.teacher if who == "teacher" else self.student
@@ -51,7 +58,7 @@ def prepare(recipe: Recipe) -> Ready:
     if recipe.measure.seeds:
         splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
     teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
-    return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits))
+    return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits), workers_have_bfloat16())
 
 
 def _fit(

@@ -29,6 +29,7 @@ from orchestrator.steps.record import begun, write_record
 from orchestrator.steps.step import Step
 from orchestrator.steps.verdict import verdict_of
 from orchestrator.store import Store, fingerprint
+from orchestrator.tasks.template import TODAY
 from orchestrator.tracking import Tracker
 
 
@@ -138,6 +139,12 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "commit": commit(),
             "task": ready.task.name,
             "metric": f"{ready.task.metric.kind},{ready.task.metric.filter_name}",
+            "fit": ready.fit,
+            "computed_in": [
+                f"measure {ready.dtype('teacher', sweep.recipe.measure.dtype)}",
+                f"finetune {ready.dtype('student', sweep.recipe.finetune.dtype)}",
+            ],
+            "date": TODAY.isoformat() if sweep.recipe.task.template == "chat" else None,  # that templates are told
             "baseline": sweep.baseline,
             "gate": _gate(plan, rows, store),
             "sweep": sweep.model_dump(mode="json"),

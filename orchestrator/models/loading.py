@@ -25,6 +25,7 @@ from torch import Tensor
 
 from orchestrator.errors import UserError
 from orchestrator.models.aliases import ALIASES
+from orchestrator.models.dtypes import dtype_of, has_bfloat16
 from orchestrator.models.families import Geometry, ModelFamily, family
 from orchestrator.models.vocabulary import token_map
 
@@ -107,19 +108,13 @@ def read_config(folder: Path, field: str) -> Any:
         raise UserError(f"{field}: {folder / 'config.json'} can't be read ({reason})") from error
 
 
-def dtype_of(config: Any, dtype: str) -> torch.dtype:
-    """What "auto" means for a checkpoint: its own dtype, and bfloat16 for float16, whose gradients would vanish."""
-    chosen = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
-    return torch.bfloat16 if chosen == torch.float16 else chosen
-
-
 def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     """A causal language model in evaluation mode, from safetensors."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one line a tensor; our own progress says what is loaded
-    chosen = dtype_of(read_config(Path(folder), "model"), dtype)
+    chosen = dtype_of(read_config(Path(folder), "model"), dtype, native=has_bfloat16())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, use_safetensors=True)
     return model.to(device).eval()
 

@@ -39,6 +39,7 @@ class Result:
     lr: float | None = None
     lr_at_edge: bool = False
     validation: tuple[float, float] | None = None  # score and minus loss there, of the learning rate that was taken
+    cut: float = 0.0  # share of its answers that had not ended when they had as many tokens as they may have
     other: dict[str, Any] = field(default_factory=dict)
 
     def same(self, other: Result, *names: str) -> bool:
@@ -168,6 +169,7 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "control_delta": control.mean if control else None,
                 "control_ci95": list(control.limits()) if control else None,
                 "seeds": len(result.scores),
+                "cut": result.cut,
                 **({"other": result.other} if result.other else {}),
             }
         )

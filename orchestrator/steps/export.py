@@ -20,7 +20,8 @@ from torch.nn.functional import pad
 
 from orchestrator.errors import UserError
 from orchestrator.models import adapters
-from orchestrator.models.loading import Checkpoint, dtype_of, load, load_tokenizer, source_of
+from orchestrator.models.dtypes import dtype_of, name_of
+from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
 from orchestrator.models.merging import merged
 from orchestrator.steps import data
 from orchestrator.steps.card import write_card
@@ -92,7 +93,7 @@ def merge(source: Source, student: Checkpoint, target: Path) -> dict[str, Any]:
             ) from error
         model.to(dtype).save_pretrained(folder)
         AutoTokenizer.from_pretrained(student.folder).save_pretrained(folder)
-        facts = {"dtype": str(dtype).removeprefix("torch."), "embedding and head untied": "yes" if untied else "no"}
+        facts = {"dtype": name_of(dtype), "embedding and head untied": "yes" if untied else "no"}
         about = "The student with the adapter merged into its weights: a whole model, loaded without PEFT."
         about += "" if dtype == torch.float32 else f" The sum is rounded to {facts['dtype']}, which may change answers."
         write_card(folder, {**_public(source), **facts}, about=about, load=WHOLE)
@@ -158,7 +159,7 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
     if "generation_kwargs" in config:  # what a model's own settings would fill in, as the sweep leaves it out
         ends = stops(asked["template"], tokenizer)
         config["generation_kwargs"] |= {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": ends}
-    dtype = str(dtype_of(student.config, asked["dtype"])).removeprefix("torch.")
+    dtype = name_of(dtype_of(student.config, asked["dtype"]))
     more = f",dtype={dtype}" + (",softmax_dtype=float32" if metric.kind == "multiple_choice" else "")
     padding = [f"<|padding {place}|>" for place in range(len(tokenizer), student.config.vocab_size)]
 

@@ -111,6 +111,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
         folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
         if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
             recipe = row["recipe"]
+            lines = [read_examples(folder) for folder in finished.values()]
             found.append(
                 Result(
                     arm=row["label"],
@@ -121,8 +122,9 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     lr=recipe["lr"] if row["adapted"] else None,
                     lr_at_edge=row["lr_at_edge"],
                     validation=row["validation"] and tuple(row["validation"]),
-                    scores=np.array([read_scores(folder) for folder in finished.values()]),
+                    scores=np.array([[line["score"] for line in some] for some in lines]),
                     seeds=tuple(finished),
+                    cut=float(np.mean([line["cut"] for some in lines for line in some])),
                     other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
                 )
             )
@@ -137,4 +139,10 @@ def _field(recipe: dict[str, Any], path: str) -> Any:
 
 def read_scores(folder: Path) -> list[float]:
     """One trial's scores, in the order of the examples."""
-    return [json.loads(line)["score"] for line in (folder / "examples.jsonl").read_text().splitlines()]
+    return [line["score"] for line in read_examples(folder)]
+
+
+def read_examples(folder: Path) -> list[dict[str, Any]]:
+    """One trial's examples, in their order."""
+    lines = (folder / "examples.jsonl").read_text(encoding="utf-8").split("\n")  # texts may hold U+2028
+    return [json.loads(line) for line in lines if line]

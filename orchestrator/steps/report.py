@@ -17,7 +17,7 @@ from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.steps.evidence import Evidence, collect
 from orchestrator.steps.verdict import Verdict, verdict_of
-from orchestrator.steps.words import about_rows, gate_line, reach
+from orchestrator.steps.words import about_rows, gate_line, reach, room_lines
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
 
@@ -75,7 +75,9 @@ def asked(record: dict[str, Any], evidence: Evidence) -> list[list[str]]:
         "seed examples": seeds,
         "metric of sensitivity": _written(recipe["measure"]["metric"]),
         "fine-tuning": f"{part['examples']} examples, {part['epochs']:g} epochs, batches of {part['batch_size']},"
-        f" warm-up {part['warmup']:g}, dropout {part['dropout']:g}, {part['dtype']} dtype",
+        f" warm-up {part['warmup']:g}, dropout {part['dropout']:g}",
+        "computed in": _written(record.get("computed_in", "not recorded")),
+        "rows without room": " ".join(room_lines(record)) or "none",
         "gate": gate_line(record["gate"]),
         "versions": ", ".join(f"{name} {number}" for name, number in evidence.versions.items()) or "not known",
         "commit": record.get("commit") or "not recorded",

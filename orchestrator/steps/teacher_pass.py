@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement, RankDied, stream
 from orchestrator.errors import UserError
-from orchestrator.models.loading import dtype_of, load, read_config
+from orchestrator.models.dtypes import dtype_of, has_bfloat16
+from orchestrator.models.loading import load, read_config
 from orchestrator.steps.step import Track
 from orchestrator.tasks.template import Encoded, batches, collate, labelled
 from orchestrator.transfer.metrics import GradientMetric
@@ -138,7 +139,8 @@ def opened(job: Job, member: Member) -> Iterator[nn.Module]:
     from orchestrator.cluster.sharding import sharded
 
     config = read_config(Path(job.teacher), "teacher")
-    with sharded(job.teacher, member, dtype=dtype_of(config, job.dtype), offload=offload) as model:
+    dtype = dtype_of(config, job.dtype, native=has_bfloat16())
+    with sharded(job.teacher, member, dtype=dtype, offload=offload) as model:
         recompute(model)
         yield model
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 ABOUT = {kind: arm.starts_at for kind, arm in ARMS.items()}
 CONTROLS = {kind: ABOUT[kind] for kind, arm in ARMS.items() if arm.is_control}
+ROOM = {
+    "cut": "are cut at the end (max_tokens)",
+    "left_out": "are left out, since their question alone is too long",
+    "not_asked": "are counted as wrong, since they don't fit into the student's context",
+}
 REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
 
 
@@ -135,3 +140,20 @@ def sentence(one: Comparison, comparisons: int) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def room_lines(record: Mapping[str, Any]) -> list[str]:
+    """Rows that were cut, left out or not asked, split by split."""
+    lines = []
+    for split, fit in record.get("fit", {}).items():
+        told = [f"{fit[key]} {words}" for key, words in ROOM.items() if fit.get(key)]
+        if told:
+            lines.append(f"Of {fit['rows'] + fit.get('left_out', 0)} {split} rows {', '.join(told)}.")
+    return lines
+
+
+def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whose answers had not ended when they had as many tokens as they may have."""
+    names = [f"{row['arm']} r{row['rank']}" if row["rank"] else row["arm"] for row in rows]
+    told = [f"{name} {row['cut']:.1%}" for name, row in zip(names, rows, strict=True) if row["cut"]]
+    return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.tasks.template import Encoded, collate
+from orchestrator.transfer.sensitivity import widened
 
 TOKENS = 4096  # padded ones, at once
 LOGITS = 1 << 29  # bytes of them at once, or those of one row
@@ -29,7 +30,7 @@ def token_logs(
     tokens: int | None = TOKENS,
     device: torch.device | None = None,
 ) -> Iterator[list[tuple[int, Tensor]]]:
-    """Each batch's rows by their places in `rows`, with the log-probabilities (t,) of their labelled tokens, float32.
+    """Each batch's rows by their places in `rows`, with the log-probabilities (t,) of their labelled tokens.
 
     Rows whose tokens before the last are the same (choices of one token) go through the model once. `tokens` None: all
     in one pass, as ranks do that wait for each other. `device`: where a model computes whose parameters lie elsewhere.
@@ -78,7 +79,7 @@ def _groups(
 def _picked(logits: Tensor, row: Encoded, first: int) -> Tensor:
     """The log-probabilities of one row's labelled tokens; logits (places, vocabulary) from the place `first` on."""
     at = [place for place, label in enumerate(row.labels) if label != -100 and place]
-    wide = logits[at[0] - 1 - first : at[-1] - first].float()  # bfloat16 sums would make choices tie
+    wide = widened(logits[at[0] - 1 - first : at[-1] - first])
     chosen = torch.tensor([place - at[0] for place in at], device=logits.device)
     targets = torch.tensor([row.labels[place] for place in at], device=logits.device)
     return (wide[chosen].gather(-1, targets[:, None])[:, 0] - wide.logsumexp(-1)[chosen]).cpu()

@@ -36,8 +36,13 @@ def example_losses(logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"]) -
     Examples are never pooled over their tokens: S of a batch must be the sum of what each example gives alone.
     """
     labels = labels[:, 1:]
-    losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels, reduction="none", ignore_index=-100)
+    losses = F.cross_entropy(widened(logits[:, :-1]).transpose(1, 2), labels, reduction="none", ignore_index=-100)
     return losses.sum(1) / (labels != -100).sum(1)
+
+
+def widened(values: Tensor) -> Tensor:
+    """In float32 at least: sums over a vocabulary in bfloat16 make unlike tokens tie."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""In which numbers a model computes: the checkpoint's own where the machine is fast in them.
+
+    dtype_of(config, "auto", native=has_bfloat16())      # torch.bfloat16 on a GPU, torch.float32 on most laptops
+
+A CPU without bfloat16 units takes 34 s for a product of 512 x 8960 by 8960 x 1536 in bfloat16 and 0.10 s in float32
+(AMD Zen 3, torch 2.13). What a machine has is read from its flags and not timed: a busy machine would decide otherwise
+than an idle one, and a sweep that goes on would find none of what it has finished.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+
+AMPERE = 8  # the first major compute capability with bfloat16
+
+
+def dtype_of(config: Any, asked: str, *, native: bool = True) -> torch.dtype:
+    """What was asked for. "auto" is the checkpoint's own type, and bfloat16 for float16, whose gradients would vanish;
+    float32 in place of bfloat16 where that isn't `native` to the machine.
+    """
+    if asked != "auto":
+        return getattr(torch, asked)
+    stored = config.dtype or torch.float32
+    if stored.itemsize > 2:
+        return stored
+    return torch.bfloat16 if native else torch.float32
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As recipes write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def workers_have_bfloat16() -> bool:
+    """Whether those are fast in bfloat16 that do a sweep's work: a cluster's are taken to have such GPUs."""
+    return bool(os.environ.get("RAY_ADDRESS")) or has_bfloat16()
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this machine's GPUs, or else its CPU, multiply in bfloat16 at least as fast as in float32."""
+    if torch.cuda.is_available():
+        return _gpu_has()
+    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # what oneDNN may use, which is not yet what is fast
+    return supported and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _gpu_has() -> bool:
+    """By the driver's own tool: asking torch would open a context that stays."""
+    if not (tool := shutil.which("nvidia-smi")):
+        return True
+    asked = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    found = [float(line) for line in told.stdout.split() if line.replace(".", "").isdigit()]
+    return all(one >= AMPERE for one in found)
