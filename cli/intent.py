@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 from cli.options import amount
 from cli.plan import duration
-from orchestrator.cells import cells_of, fine_tunings, groups_of, share_of_a_try, whole_trainings
+from orchestrator.cells import cells_of, fine_tunings, groups_of, share_of_a_try
 from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
+from orchestrator.lengths import at_hand, lengths_of
 from orchestrator.plan import counts, forecast
 from orchestrator.prepare import find_task
 from orchestrator.recipe import Grid, Sweep
@@ -18,7 +18,6 @@ from orchestrator.steps.power import EXPECTED, Spread, smallest_effect
 from orchestrator.steps.record import asked_for, differences
 from orchestrator.steps.verdict import ENOUGH_SEEDS
 from orchestrator.store import Store
-from orchestrator.tasks import TASKS
 
 DEFAULT_MEMORY = "80GB"
 MOST_NAMES = 12  # of rows, on the screen
@@ -45,12 +44,13 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *gpu-?h(?:ours?)?", budget.strip())
     if not found or float(found[1]) <= 0:
         raise UserError(f"budget: {budget!r} is no amount; write it as 8gpu-hours")
-    steps = forecast(sweep, Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))).steps
-    finetune = max(steps["finetune"].gpu_hours, 1e-9)
-    own = counts(sweep, None)
-    teacher = steps["sweep"].gpu_hours - math.ceil(whole_trainings(sweep, own["fine_tunings"])) * finetune
-    whole, compared = (float(found[1]) - teacher) / finetune, own["compared"]
-    trials = int(compared + (whole - compared) / share_of_a_try(sweep) if whole > compared else whole)
+    one = Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))
+    told, own = forecast(sweep, one, lengths_of(sweep.recipe)), counts(sweep, None)
+    finetune, score = (told.steps[name].gpu_hours for name in ("finetune", "score"))
+    final, attempt = finetune + score, max(share_of_a_try(sweep) * finetune + told.choosing.gpu_hours, 1e-9)
+    compared, tries = own["compared"], own["fine_tunings"] - own["compared"]
+    left = float(found[1]) - told.steps["sweep"].gpu_hours + tries * attempt  # once all that are compared are paid
+    trials = int(compared + left / attempt if left >= 0 else compared + left / final)
     paid = f"budget: {budget} pays for {max(trials, 0)} fine-tunings"
     if isinstance(sweep.search, Grid):
         if trials < (needed := fine_tunings(sweep, cells_of(sweep))):
@@ -69,11 +69,9 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
 
 def rows_of(sweep: Sweep) -> tuple[int | None, int | None]:
     """How many rows the test and the validation split have; unknown where a hub would have to be asked."""
-    choice = sweep.recipe.task
-    known = TASKS.get(choice.name)
-    if known and known.source != "generated" and choice.data is None:
+    if not at_hand(sweep.recipe.task):
         return None, None
-    splits = find_task(choice)[1]
+    splits = find_task(sweep.recipe.task)[1]
     return len(splits["test"]), len(splits["validation"])
 
 
@@ -112,7 +110,7 @@ def intent(
         gpus = f"{_many(told['cost']['gpus'], 'GPU')} of {gpu_memory or DEFAULT_MEMORY}"
         lines.append(
             f"Cost by `pkt plan`, were it on {gpus}: {told['cost']['gpu_hours']:.2g} GPU-hours,"
-            f" {duration(told['cost']['seconds'])}; loading and scoring not counted, nor CPUs known."
+            f" {duration(told['cost']['seconds'])}; loading not counted, nor CPUs known."
         )
     return "\n".join([*lines, *power(sweep, told["comparisons"], *(rows or rows_of(sweep)))])
 

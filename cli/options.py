@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,21 +161,38 @@ def listed(text: str | None) -> list[Any] | None:
     return [_yaml(part, text) for part in parts]
 
 
-def check_memory(asked: Sweep | Recipe, steps: Sequence[str], run: Run, *, gpu_memory: str | None, force: bool) -> None:
-    """UserError where the plan says that one of `steps` can't fit: before anything is fetched."""
-    from orchestrator.plan import forecast, here, refuse_unless_fits
+def check_memory(
+    asked: Sweep | Recipe,
+    steps: Sequence[str],
+    run: Run,
+    say: Callable[[str], None],
+    *,
+    gpu_memory: str | None,
+    force: bool,
+) -> Run:
+    """The run, with no more at once than there is memory for; before a model is fetched.
+
+    UserError where the plan says that one of `steps` can't fit.
+    """
+    from orchestrator.lengths import lengths_of
+    from orchestrator.plan import forecast, here, refuse_unless_fits, within
     from orchestrator.recipe import Recipe, Sweep
-    from orchestrator.runner import placement_of
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
     memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None
-    hardware = None if force else here(placement_of(run), memory)
+    hardware = None if force else here(run, memory)
     if hardware is None:
-        return
-    told = forecast(sweep, hardware)
+        return run
+    lengths = lengths_of(sweep.recipe, fetch=True)
+    told, assumed = forecast(sweep, hardware, lengths), f"{lengths}: {lengths.unknown}" if lengths.unknown else ""
     for step in steps:
         if cost := told.steps.get(step):
-            refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})")
+            refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})", assumed)
+    found = within(run, told, hardware)
+    for field, value in found:
+        if value != getattr(run, field):
+            say(f"{field.replace('_', ' ')}: {value}, as many as there is memory for by `pkt plan`")
+    return found
 
 
 def where_of(context: typer.Context) -> str:

@@ -12,7 +12,13 @@ from cli import options as o
 if TYPE_CHECKING:
     from orchestrator.plan import Forecast
 
-STEPS = {"measure": "measure", "extract": "extract", "finetune": "fine-tune, a trial", "sweep": "the whole sweep"}
+STEPS = {
+    "measure": "measure",
+    "extract": "extract",
+    "finetune": "fine-tune, a trial",
+    "score": "score, a trial",
+    "sweep": "the whole sweep",
+}
 MEMORY = ("weights", "activations", "statistics", "factors")
 
 
@@ -21,6 +27,9 @@ def plan(
     teacher: o.Teacher = None,
     student: o.Student = None,
     task: o.Task = None,
+    data: o.Data = None,
+    template: o.Template = None,
+    seeds: o.Seeds = None,
     arms: o.Arms = None,
     rank: o.Rank = None,
     layers: o.Layers = None,
@@ -37,17 +46,22 @@ def plan(
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> int:
-    """Tell memory, network, time and GPU-hours of each step from the models' configs alone; nothing is loaded."""
-    flags = o.models_and_task(teacher, student, task) | {"repeats": repeats, "lr": o.listed(lr)}
+    """Tell memory, network, time and GPU-hours of each step from the models' configs and the rows' lengths.
+
+    Nothing is loaded or fetched. Rows that are here (--data) are as long as the models' tokenizers say, if those are
+    here too; otherwise every example is taken to be as long as it may be.
+    """
+    flags = o.models_and_task(teacher, student, task, data, template, seeds) | {"repeats": repeats, "lr": o.listed(lr)}
     sweep = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
     from orchestrator.cluster.ranks import Placement
     from orchestrator.costs import Hardware
+    from orchestrator.lengths import lengths_of
     from orchestrator.plan import forecast
 
     amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
-    hardware = Hardware(gpus, *amounts, tokens or Placement.tokens)
-    told = forecast(sweep, hardware)
+    hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None)
+    told = forecast(sweep, hardware, lengths_of(sweep.recipe))
     typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware))
     return 0
 
@@ -71,13 +85,15 @@ def text(told: Forecast, hardware: Any) -> str:
             )
     fitting = f"{sweep.smallest_cluster} GPU{'s'[: sweep.smallest_cluster - 1]}" if sweep.smallest_cluster else "none"
     lines += [f"can't be cut: {fault}" for fault in told.uncut]
+    if told.tokens < hardware.tokens:
+        lines.append(f"The teacher takes {told.tokens:,} tokens at once on a rank, as many as fit.")
     if told.recorded_bytes:
         lines.append(f"The second pass writes {size(told.recorded_bytes)}B to the store.")
     lines += [
         f"GPUs of {size(hardware.memory)}B, of which 92 % are used. Smallest cluster that fits: {fitting}.",
         f"Sent: to all GPUs together. Time: products at {size(hardware.flops)}FLOP/s a GPU, or sending at"
         f" {size(hardware.bandwidth)}B/s, whichever is longer;",
-        "every example as long as it may be; loading and scoring not counted.",
+        f"{told.lengths}; loading not counted. Scoring: at least 30 ms for each token of a batch's answers.",
         "Computed from the configs; memory is checked against CPU runs (benchmarks/plan.py), nothing against a GPU.",
     ]
     return "\n".join(lines)

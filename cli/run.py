@@ -61,11 +61,10 @@ def run(
     kept = Store(store)
     kept.check()
     steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
-    where = Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
-    o.check_memory(recipe, steps, where, gpu_memory=gpu_memory, force=force)
+    screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
+    where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
     ready = prepare(recipe)
     check(recipe, ready)
-    screen = Terminal()
     for line in room_lines({"fit": ready.fit}):
         screen.warn(line)
     step = pipeline.trial(recipe, ready, "test")

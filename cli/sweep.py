@@ -102,7 +102,8 @@ def sweep(
         ranks=ranks, offload=offload, tokens_at_once=tokens,
         system_metrics=system_metrics,
     )  # fmt: skip
-    o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
+    steps = ("measure", "extract", "finetune")
+    run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))

@@ -3,33 +3,34 @@
 Parameters are counted on the models' outlines (the meta device), so that biases, norms and tied matrices are exact.
 Activations are counted tensor by tensor as these steps keep them; `python -m benchmarks plan` holds the sum against
 measured peaks. Times are those of the matrix products at the stated FLOP/s, or of the gathers at the stated bandwidth,
-whichever takes longer: attention's own products, loading and evaluation are left out, and every example is taken to
-be as long as it may be.
+whichever takes longer: attention's own products, loading and evaluation are left out. Examples are as long as the rows
+are, or as they may be where nothing is known of the rows, and are batched as the steps batch them.
 """
 
 from __future__ import annotations
 
-import math
+import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
+from orchestrator.anatomy import Anatomy
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.sharding import GATHERED
-from orchestrator.models.dtypes import dtype_of
-from orchestrator.models.families import Geometry, ModelFamily, family, pairs
-from orchestrator.models.loading import config_of, outline
+from orchestrator.lengths import Lengths, Row
+from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
-from orchestrator.steps.finetune import TOKENS_AT_ONCE
+from orchestrator.steps.finetune import fitting
+from orchestrator.tasks import generation, likelihoods
+from orchestrator.tasks.template import alike
 from orchestrator.transfer.metrics import Magnitude, Wanda
 from orchestrator.transfer.scores import SLAB
 
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the kernels' and fragments
 GATHERS = 3  # of each parameter in a pass: forward, recomputed forward, backward
 FLOAT32 = 8  # times slower than bfloat16, on tensor cores
+STEP = 0.03  # seconds that a GPU takes for a batch's next token, however few: as others report of transformers
 KRYLOV = 5  # blocks of the factorisation's basis (transfer/lowrank.py)
 
 
@@ -43,8 +44,10 @@ class Hardware:
     bandwidth: float = 100e9  # bytes a second that each rank receives
     tokens: int = Placement.tokens
     native: bool = True  # fast in bfloat16
+    fewer: bool = False  # tokens at once, where so many don't fit
     cuda: bool = True  # a GPU recomputes activations even where it is alone
     offload: bool = False  # the ranks' shards wait elsewhere
+    trial: float | None = None  # bytes that a trial has, where that isn't a rank's memory
 
 
 @dataclass(frozen=True)
@@ -90,67 +93,12 @@ class Cost:
         return {"fits": self.fits, "ranks": self.ranks, "per_rank": memory, **found}
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """A model as its config tells it."""
-
-    name: str
-    geometry: Geometry
-    shapes: dict[str, torch.Size]  # of every parameter
-    width: int  # bytes of one
-    eager: bool  # attention keeps its probabilities, for want of a fused form
-    family: ModelFamily
-
-    @classmethod
-    def of(cls, name: str, field: str, dtype: str = "auto", *, native: bool = True) -> Anatomy:
-        """Where bfloat16 is `native` to the machine or isn't. UserError for a name whose config can't be had."""
-        config = config_of(name, field)
-        model = outline(config)
-        shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
-        eager = model.config._attn_implementation == "eager"
-        width = dtype_of(config, dtype, native=native).itemsize
-        return cls(name, Geometry.of(config), shapes, width, eager, family(config.model_type))
-
-    @cached_property
-    def parameters(self) -> int:
-        """All of them, tied ones once."""
-        return sum(shape.numel() for shape in self.shapes.values())
-
-    @property
-    def multiplied(self) -> int:
-        """Parameters that each token is multiplied by: all but a looked-up embedding."""
-        tables = sum(shape[0] == self.geometry.vocab for shape in self.shapes.values())
-        return self.parameters - (tables - 1) * self.geometry.vocab * self.geometry.hidden  # a tied one is the head
-
-    @cached_property
-    def matrices(self) -> list[tuple[int, int]]:
-        """Every parameter's shape; a vector counts as one row."""
-        return [(shape[0], shape[1]) if len(shape) == 2 else (1, shape[0]) for shape in self.shapes.values()]
-
-    def pass_bytes(self, tokens: int, length: int, *, recompute: bool, backward: bool = True) -> int:
-        """Activations of a pass over `tokens` in examples of `length`, at its fullest moment.
-
-        That is either at the loss, with the logits in float32 three times over, or in the backward pass of the last
-        layer, with the gradients of its widest part and what a score is made of in float32.
-        """
-        g, b = self.geometry, self.width
-        head = 3 * 4 * tokens * g.vocab if backward else (b + 8) * tokens * g.vocab
-        if not backward:
-            return head + tokens * g.hidden * b
-        query, key = g.size("query"), g.size("key")
-        attention = 3 * query + 2 * key + (2 * query if key < query else 0)  # q, k, v, repeated, and the output twice
-        if self.eager:
-            attention += 3 * g.heads * length
-        layer = tokens * b * (4 * g.hidden + attention + (4 if g.gated else 2) * g.ffn)
-        gradients = tokens * (b * (3 * g.ffn + g.hidden) + (0 if b == 4 else 4 * (g.ffn + g.hidden)))
-        if recompute:
-            return g.layers * tokens * g.hidden * b + max(head, layer + gradients)
-        return g.layers * layer + max(head, gradients)
-
-
-def measure_cost(teacher: Anatomy, recipe: Recipe, scale: Scale, ranks: int, hardware: Hardware) -> Cost:
+def measure_cost(
+    teacher: Anatomy, recipe: Recipe, scale: Scale, ranks: int, hardware: Hardware, lengths: Lengths | None = None
+) -> Cost:
     """The teacher's pass, or both passes where exact windows take two: shards, one micro-batch, statistics."""
     part, size = recipe.measure, teacher.parameters * teacher.width
+    seed = (lengths or Lengths.longest(recipe)).seed
     each = sum(-(-n // scale.granularity) * -(-m // scale.granularity) + n + m for n, m in teacher.matrices)
     statistics = 4 * each
     if isinstance(part.metric, Magnitude):
@@ -158,33 +106,49 @@ def measure_cost(teacher: Anatomy, recipe: Recipe, scale: Scale, ranks: int, har
         return Cost(1, PerRank(largest, 0, statistics), 0, 0.0, hardware.memory)
     recompute = hardware.cuda or ranks > 1
     points, forward = len(part.metric.points()), isinstance(part.metric, Wanda)
-    batch = max(1, min(hardware.tokens // points // part.max_tokens, -(-part.examples // ranks)))
-    rounds = math.ceil(part.examples / batch / ranks)
-    tokens = batch * points * part.max_tokens
+    groups = alike([row.tokens for row in seed], hardware.tokens // points, -(-len(seed) // ranks))
+    batches = [_batch([seed[place] for place in group]) for group in groups]
+    rounds = [max(count * points * longest for count, longest, _ in some) for some in _batched(batches, ranks)]
     weights = 0 if hardware.offload and hardware.cuda else size // ranks
     if ranks > 1 or hardware.offload:
         weights += min(teacher.parameters, GATHERED + max(n * m for n, m in teacher.matrices)) * teacher.width
-    activations = teacher.pass_bytes(tokens, part.max_tokens, recompute=recompute, backward=not forward)
+    activations = max(
+        teacher.pass_bytes(
+            count * points * longest,
+            longest,
+            count * points * (longest if forward else kept),
+            recompute=recompute,
+            backward=not forward,
+        )
+        for count, longest, kept in dict.fromkeys(batches)
+    )
     passes = 2 if scale.exact and not forward else 1
-    gathered = rounds * (1 if forward else GATHERS) * size * (ranks - 1) // ranks
-    flops = rounds * tokens * teacher.multiplied * (2 if forward else 8 if recompute else 6)
+    gathered = len(rounds) * (1 if forward else GATHERS) * size * (ranks - 1) // ranks
+    flops = sum(rounds) * teacher.multiplied * (2 if forward else 8 if recompute else 6)
     seconds = passes * max(flops / hardware.flops, gathered / hardware.bandwidth)
     network = ranks * passes * gathered + statistics * (ranks - 1)
     return Cost(ranks, PerRank(weights, activations, statistics), network, seconds, hardware.memory)
 
 
 def extract_cost(
-    teacher: Anatomy, student: Anatomy, recipe: Recipe, scale: Scale, ranks: int, hardware: Hardware
+    teacher: Anatomy,
+    student: Anatomy,
+    recipe: Recipe,
+    scale: Scale,
+    ranks: int,
+    hardware: Hardware,
+    lengths: Lengths | None = None,
 ) -> Cost:
     """Blocks and factors, a matrix at a time: no rank holds more of the teacher than one."""
     single = scale.exact or scale.granularity == 1
-    rank, tokens, fullest, flops = recipe.stored_rank, recipe.measure.examples * recipe.measure.max_tokens, PerRank(), 0
+    seed = (lengths or Lengths.longest(recipe)).seed
+    rank, tokens, fullest, flops = recipe.stored_rank, sum(row.tokens for row in seed), PerRank(), 0
     width = rank + rank // 2 + 8
     for pair in pairs(teacher.geometry, student.geometry, recipe.modules or ()):
         (n, m), (height, breadth) = pair.teacher, pair.student
         scored = 1 if single and pair.layer is not None else scale.granularity**2
         sliding = 3 * 8 * SLAB
-        recorded = teacher.width * (tokens // recipe.measure.examples) * (n + m) if scale.exact else 0
+        recorded = teacher.width * max(row.tokens for row in seed) * (n + m) if scale.exact else 0
         here = PerRank(
             n * m * teacher.width + 4 * height * breadth,
             sliding + recorded,
@@ -196,7 +160,7 @@ def extract_cost(
     return Cost(ranks, fullest, 0, flops / ranks / hardware.flops, hardware.memory)
 
 
-def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe) -> int:
+def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe, lengths: Lengths | None = None) -> int:
     """The second pass's: each token's input and output gradient of every matrix of the kept layers, once."""
     if isinstance(recipe.measure.metric, Magnitude | Wanda):
         return 0
@@ -204,18 +168,83 @@ def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe) -> int:
         role for origin in recipe.modules or () if origin != "embedding" for role in student.geometry.roles(origin)
     ]
     values = sum(sum(teacher.geometry.shape(role)) for role in roles) * student.geometry.layers
-    return values * teacher.width * recipe.measure.examples * recipe.measure.max_tokens
+    return values * teacher.width * sum(row.tokens for row in (lengths or Lengths.longest(recipe)).seed)
 
 
-def finetune_cost(student: Anatomy, recipe: Recipe, rank: int, hardware: Hardware) -> Cost:
+def finetune_cost(
+    student: Anatomy, recipe: Recipe, rank: int, hardware: Hardware, lengths: Lengths | None = None
+) -> Cost:
     """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation."""
-    part = recipe.finetune
-    at_once = part.micro_batch_size or max(1, min(part.batch_size, TOKENS_AT_ONCE // part.max_tokens))
-    tokens = at_once * part.max_tokens
-    adapted = [(n, m) for n, m in student.matrices if n > 1 and m > 1]
-    adapter = 16 * sum(2 * rank * (n + m) for n, m in adapted)  # float32: itself, its gradient, two moments
-    dropped = tokens * sum(9 * m + 8 * rank for _, m in adapted if m != student.geometry.vocab)
-    activations = student.pass_bytes(tokens, part.max_tokens, recompute=False) + dropped
-    seconds = 4 * student.multiplied * part.examples * part.max_tokens * part.epochs / hardware.flops
+    part, rows = recipe.finetune, (lengths or Lengths.longest(recipe)).train
+    longest = max(row.tokens for row in rows)
+    at_once = part.micro_batch_size or fitting(longest, part.batch_size)
+    fullest = _batch(sorted(rows, key=lambda row: row.asked - row.tokens)[:at_once])  # rows come in any order
+    tokens = fullest.size * longest
+    dropped = tokens * sum(9 * m + 8 * rank for _, m in _adapted(student) if m != student.geometry.vocab)
+    activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=False) + dropped
+    seconds = 4 * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
+    adapter = 16 * _adapter(student, rank)  # float32: itself, its gradient, two moments
     need = PerRank(student.parameters * student.width, activations, 0, adapter)
-    return Cost(1, need, 0, seconds, hardware.memory)
+    return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+
+
+def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: int, hardware: Hardware) -> Cost:
+    """A student with its adapter asked and scored on some rows: what `generate` keeps for next tokens, or logits.
+
+    On a GPU each token of an answer takes at least STEP: launching a layer's kernels takes longer than they do.
+    """
+    g, b, seconds, most = student.geometry, student.width, 0.0, 0
+    cache, fixed = 2 * g.layers * g.size("key") * b, student.parameters * b + 4 * _adapter(student, rank)
+    room = (hardware.trial or hardware.memory) - fixed
+    tokens = generation.affordable(room, cache) if hardware.cuda else generation.TOKENS
+    for group in alike([row.asked for row in rows], tokens, more=lengths.new) if not lengths.choices else ():
+        count, longest = len(group), rows[group[0]].asked
+        logits = count * g.vocab * (b + 8)
+        prefill = student.forward_bytes(count * longest, logits) + cache * count * longest
+        most = max(most, prefill, cache * count * (longest + lengths.new) + logits)
+        steps = lengths.new * max(STEP if hardware.cuda else 0.0, 2 * student.multiplied * count / hardware.flops)
+        seconds += 2 * student.multiplied * count * longest / hardware.flops + steps
+    asked = rows if not lengths.choices else [*rows, *(Row(row.asked + 1, row.asked) for row in rows)]
+    for group in alike([row.tokens for row in asked], likelihoods.TOKENS):
+        count, longest, kept = _batch([asked[place] for place in group])
+        wide = min(count * kept * g.vocab * b, max(likelihoods.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
+        most = max(most, student.forward_bytes(count * longest, wide))
+        seconds += 2 * student.multiplied * count * longest / hardware.flops
+    need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b)
+    return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+
+
+def _adapted(student: Anatomy) -> list[tuple[int, int]]:
+    """The matrices that get an adapter; a tied one gets two, as embedding and as head."""
+    g = student.geometry
+    tied = [(g.vocab, g.hidden)] * (2 - sum(shape == (g.vocab, g.hidden) for shape in student.matrices))
+    return [(n, m) for n, m in student.matrices if n > 1 and m > 1] + tied
+
+
+def _adapter(student: Anatomy, rank: int) -> int:
+    """Numbers of an adapter whose half is frozen."""
+    return sum(2 * rank * (n + m) for n, m in _adapted(student))
+
+
+class Batch(NamedTuple):
+    """Rows that go through a model together: how many, the longest's tokens, and at how many places logits are kept."""
+
+    size: int
+    longest: int
+    kept: int
+
+
+def _batch(rows: Sequence[Row]) -> Batch:
+    longest = max(row.tokens for row in rows)
+    return Batch(len(rows), longest, longest + 1 - max(1, min(row.asked for row in rows)))
+
+
+def _padded(rows: Sequence[Row], at_once: int) -> int:
+    """Tokens of an epoch, padding too: rows come in a random order, so many at once."""
+    order = random.Random(0).sample([row.tokens for row in rows], len(rows))
+    return sum(len(part) * max(part) for part in _batched(order, at_once))
+
+
+def _batched(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """So many at once, in their order."""
+    return [items[first : first + size] for first in range(0, len(items), size)]

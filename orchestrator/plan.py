@@ -11,29 +11,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.anatomy import Anatomy
 from orchestrator.cells import cells_of, fine_tunings, groups_of, rates_of, seeds_of, shared_by, whole_trainings
 from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.session import cores
 from orchestrator.costs import (
     USABLE,
-    Anatomy,
     Cost,
     Hardware,
     extract_cost,
     finetune_cost,
     measure_cost,
     recorded_bytes,
+    score_cost,
 )
 from orchestrator.errors import UserError
+from orchestrator.lengths import Lengths, lengths_of
 from orchestrator.models.dtypes import workers_have_bfloat16
 from orchestrator.models.families import too_small
 from orchestrator.prepare import check_shapes
-from orchestrator.recipe import Sweep
+from orchestrator.recipe import Run, Sweep
 from orchestrator.scale import Scale, scale_of
 from orchestrator.search import check_rungs
 from orchestrator.steps.compare import BOUNDS
 
 LARGEST_CLUSTER = 1024
-STEPS = ("measure", "extract", "finetune", "sweep")
+STEPS = ("measure", "extract", "finetune", "score", "sweep")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ class Forecast:
     trials: int
     uncut: tuple[str, ...]
     recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
-    steps: dict[str, Cost]  # by name: measure, extract where everything can be cut, finetune (one trial), sweep
+    steps: dict[str, Cost]  # by name: measure, extract where all can be cut, finetune and score (one trial), sweep
+    lengths: Lengths
+    tokens: int  # that a rank takes through the teacher at once
+    choosing: Cost  # a trial's score on the validation split, which chooses
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -58,37 +64,63 @@ class Forecast:
             "trials": self.trials,
             "uncut": list(self.uncut),
             "recorded_bytes": self.recorded_bytes,
+            "longest": {
+                "seed": max(row.tokens for row in self.lengths.seed),
+                "train": max(row.tokens for row in self.lengths.train),
+            },
+            "unknown": self.lengths.unknown or None,
+            "tokens_at_once": self.tokens,
+            "choosing_gpu_hours": self.choosing.gpu_hours,
             "steps": {name: self.steps[name].as_json() if name in self.steps else None for name in STEPS},
         }
 
 
-def forecast(sweep: Sweep, hardware: Hardware) -> Forecast:
-    """Every step of a sweep. UserError for models whose config can't be had."""
+def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -> Forecast:
+    """Every step of a sweep; without `lengths` every example is as long as it may be.
+
+    UserError for models whose config can't be had.
+    """
     recipe, cells = sweep.recipe, cells_of(sweep)
     teacher = Anatomy.of(recipe.teacher, "teacher", recipe.measure.dtype, native=hardware.native)
     student = Anatomy.of(recipe.student, "student", recipe.finetune.dtype, native=hardware.native)
     scale = scale_of(recipe.measure, teacher.geometry, student.geometry)
     rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
-    measure = _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, hardware), hardware.gpus)
+    lengths = lengths or Lengths.longest(recipe)
+
+    def measured(tokens: int) -> Cost:
+        room = replace(hardware, tokens=tokens)
+        return _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, room, lengths), hardware.gpus)
+
+    tokens = hardware.tokens
+    if hardware.fewer and hardware.gpus:
+        halves = [tokens >> times for times in range(tokens.bit_length())]
+        tokens = next((some for some in halves if measured(some).fits), tokens)
+    measure = measured(tokens)
     gpus = hardware.gpus or measure.ranks
-    steps = {"measure": measure, "finetune": _alone(finetune_cost(student, recipe, rank, hardware))}
+    steps = {"measure": measure, "finetune": _alone(finetune_cost(student, recipe, rank, hardware, lengths))}
+    steps["score"], choosing = (
+        _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
+    )
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:
-        steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware))
+        steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
     needs = [cost.smallest_cluster for cost in steps.values()]
     smallest = None if None in needs else max(need for need in needs if need)
     shared = shared_by(sweep, cells)
+    compared = sum(len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells))
     times = {
         "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
         "extract": shared["extractions"],
         "finetune": math.ceil(whole_trainings(sweep, trials) / gpus),
+        "score": math.ceil((compared + 2) / gpus),  # and both models as they are
     }
     seconds = sum(times[name] * cost.seconds for name, cost in steps.items())
+    seconds += math.ceil((trials - compared) / gpus) * choosing.seconds
     fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
-    recorded = recorded_bytes(teacher, student, recipe) if scale.exact else 0
-    return Forecast(teacher, student, scale, trials, uncut, recorded, steps)
+    recorded = recorded_bytes(teacher, student, recipe, lengths) if scale.exact else 0
+    return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, tokens, choosing)
 
 
 def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
@@ -113,7 +145,7 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
     }
     if memory:
-        plan = forecast(sweep, Hardware(memory=memory))
+        plan = forecast(sweep, Hardware(memory=memory), lengths_of(sweep.recipe))
         for cell in cells:
             if cell.who == "student":
                 check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
@@ -134,7 +166,7 @@ def _alone(cost: Cost) -> Cost:
     return replace(cost, smallest_cluster=1 if cost.fits else None)
 
 
-def here(placement: Placement, memory: float | None) -> Hardware | None:
+def here(run: Run, memory: float | None) -> Hardware | None:
     """What this machine has for its ranks; None where they are on a cluster whose devices it can't see.
 
     `memory` is what each GPU has, where that is said.
@@ -142,21 +174,37 @@ def here(placement: Placement, memory: float | None) -> Hardware | None:
     import psutil
     import torch
 
-    ranks, gpus = placement.ranks, torch.cuda.device_count()
-    found = Hardware(tokens=placement.tokens, offload=bool(placement.offload), native=workers_have_bfloat16())
+    ranks, gpus = run.ranks, torch.cuda.device_count()
+    found = Hardware(
+        tokens=run.tokens_at_once or Placement.tokens, fewer=run.tokens_at_once is None, offload=bool(run.offload),
+        native=workers_have_bfloat16(),
+    )  # fmt: skip
     remote = bool(os.environ.get("RAY_ADDRESS"))
-    if memory:
-        return replace(found, gpus=ranks or (None if remote else gpus or None), memory=memory)
+    if memory or (gpus and not remote):
+        own = memory or torch.cuda.get_device_properties(0).total_memory
+        share = min(1.0, run.gpus_per_trial or 1.0)  # of a GPU
+        return replace(found, gpus=ranks or (None if remote else gpus or None), memory=own, trial=own * share)
     if remote:
         return None
-    if gpus:
-        return replace(found, gpus=ranks or gpus, memory=torch.cuda.get_device_properties(0).total_memory)
-    ranks = ranks or 1
-    return replace(found, gpus=ranks, memory=psutil.virtual_memory().total / ranks, cuda=False)
+    own = psutil.virtual_memory().total
+    return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=own / (run.trials_at_once or 1))
 
 
-def refuse_unless_fits(cost: Cost, what: str) -> None:
-    """UserError with the figures where a step would run out of memory."""
+def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
+    """With as many tokens and, without GPUs, as many trials at once as there is memory for, where that wasn't said."""
+    fewer: dict[str, int] = {}
+    if told.tokens < hardware.tokens:
+        fewer["tokens_at_once"] = told.tokens
+    if not hardware.cuda and run.trials_at_once is None:
+        room = USABLE * (hardware.trial or hardware.memory)
+        trial = max(told.steps[name].per_rank.peak_bytes for name in ("finetune", "score"))
+        if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial):
+            fewer["trials_at_once"] = fitting
+    return run.model_copy(update=fewer)
+
+
+def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:
+    """UserError with the figures, and with what was `assumed`, where a step would run out of memory."""
     if cost.fits:
         return
     need, room = cost.per_rank.peak_bytes, USABLE * cost.memory
@@ -165,6 +213,6 @@ def refuse_unless_fits(cost: Cost, what: str) -> None:
     if cost.smallest_cluster:
         remedy = f"{cost.smallest_cluster} ranks with as much memory each would do (see `pkt plan`)"
     raise UserError(
-        f"plan: {what} takes {need / 1e9:.1f} GB {where}, of which {room / 1e9:.1f} GB are usable; {remedy}, and"
-        " --force goes on all the same"
+        f"plan: {what} takes {need / 1e9:.1f} GB {where}, of which {room / 1e9:.1f} GB are usable"
+        f"{f' ({assumed})' if assumed else ''}; {remedy}, and --force goes on all the same"
     )

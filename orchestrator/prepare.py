@@ -54,9 +54,7 @@ def prepare(recipe: Recipe) -> Ready:
     """Find models and rows and check all that can be checked before work starts. UserError for the first fault."""
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
-    task, splits = find_task(recipe.task)
-    if recipe.measure.seeds:
-        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
+    task, splits = find_rows(recipe)
     teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
     return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits), workers_have_bfloat16())
 
@@ -88,6 +86,14 @@ def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Spli
     """The rows of a split that a trial takes: to measure, to train on or to be scored by."""
     most = {"seed": recipe.measure.examples, "train": recipe.finetune.examples}.get(split, recipe.evaluate.examples)
     return draw(splits[split], most) if most else splits[split]
+
+
+def find_rows(recipe: Recipe) -> tuple[Task, dict[Split, list[Example]]]:
+    """A recipe's task and all of its rows."""
+    task, splits = find_task(recipe.task)
+    if recipe.measure.seeds:
+        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
+    return task, splits
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:

@@ -185,6 +185,19 @@ def load_tokenizer(folder: str, field: str = "model") -> Any:
     return tokenizer
 
 
+def tokenizer_here(name: str, field: str) -> Any | None:
+    """A model's tokenizer, where no hub has to be asked for it; None where one would."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    source = source_of(name, field)
+    try:
+        here = Path(source).is_absolute()
+        return load_tokenizer(source if here else snapshot_download(source, local_files_only=True), field)
+    except (LocalEntryNotFoundError, UserError):  # a folder without one plans, and is refused by whoever reads it
+        return None
+
+
 @functools.cache  # each trial of a sweep is checked
 def tokens_of(teacher: Path, student: Path) -> Tensor:
     """The teacher's embedding row of each of the student's, -1 where it has none (see `token_map`)."""

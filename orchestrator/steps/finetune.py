@@ -68,7 +68,7 @@ def finetune(
     tokenizer = load_tokenizer(student)
     fit = fitted(data.read(rows), template, tokenizer, max_tokens)
     encoded = fit.rows
-    micro = micro_batch_size or fitting(encoded, batch_size)
+    micro = micro_batch_size or fitting(max(len(example.ids) for example in encoded), batch_size)
     model = load(student, dtype=dtype, device=device)
     chosen = TypeAdapter[Any](Arm).validate_python(arm)
     first = encoded[:batch_size] if chosen.initialiser else []  # what a start may look at
@@ -133,9 +133,8 @@ def adapted(
     )
 
 
-def fitting(encoded: list[Encoded], batch: int) -> int:
+def fitting(longest: int, batch: int) -> int:
     """The largest part of a batch with at most TOKENS_AT_ONCE padded tokens: gradients add up to the same."""
-    longest = max(len(example.ids) for example in encoded)
     return max(
         part for part in range(1, batch + 1) if batch % part == 0 and (part == 1 or part * longest <= TOKENS_AT_ONCE)
     )

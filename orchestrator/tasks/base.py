@@ -70,6 +70,7 @@ class Task:
     adapt: Callable[[Example], Example] = lambda example: example
     choices: tuple[str, ...] = ()
     validation_rows: int = 200
+    test_rows: int = 1000  # as published: for a plan before they are fetched
     seed_rows: int = 32
 
     def splits(self, data: str | None) -> dict[Split, list[Example]]:

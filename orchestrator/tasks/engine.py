@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
 from orchestrator.tasks import generation, likelihoods
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Item, Said, Scored, judge, room
-from orchestrator.tasks.template import Encoded
+from orchestrator.tasks.template import Encoded, alike
 
 Some = list[tuple[int, Said]]  # an item's place, and what was said to it
 
@@ -34,7 +36,7 @@ def said(
     Batches are the same however many are known, so that rounding is. `together`: all in one, as ranks do that wait for
     each other. What doesn't fit into the model's context is told first, and not asked.
     """
-    device, known = device or model.device, known or {}
+    device, known = torch.device(device or model.device), known or {}
     context = model.config.max_position_embeddings
     fit = [place for place, item in enumerate(items) if room(item, metric) <= context]
     if len(fit) < len(items):
@@ -74,7 +76,10 @@ def _generated(
     together: bool,
     device: Any,
 ) -> Iterator[Some]:
-    groups = [list(range(len(items)))] if together else generation.grouped([len(item.ids) for item in items], new)
+    lengths = [len(item.ids) for item in items]
+    groups = (
+        [list(range(len(items)))] if together else alike(lengths, generation.tokens_at_once(model, device), more=new)
+    )
     for group in groups:
         asked = [items[place] for place in group]
         if all(item.id in known for item in asked):

@@ -39,6 +39,7 @@ TASK = Task(
     about="grade-school word problems, zero-shot chain of thought",
     source="openai/gsm8k",
     load=load,
+    test_rows=1319,
     metric=Metric(
         "exact_match",
         filter_name="strict-match",

@@ -51,6 +51,7 @@ TASK = Task(
     about="multiple choice over 57 subjects, zero-shot",
     source="cais/mmlu",
     load=load,
+    test_rows=14_042,
     adapt=letter_only,
     choices=LETTERS,
     loss_covers="the answer letter and the end-of-sequence token",

@@ -198,13 +198,19 @@ def _turn(text: str, example: Example, place: int, template: TemplateName, token
 
 def batches(encoded: Sequence[Encoded], tokens: int, at_most: int | None = None) -> list[list[Encoded]]:
     """Examples of like length together, at most that many padded tokens at once: nothing computed depends on it."""
-    groups: list[list[Encoded]] = []
-    for example in sorted(encoded, key=lambda example: -len(example.ids)):
+    groups = alike([len(example.ids) for example in encoded], tokens, at_most)
+    return [[encoded[place] for place in group] for group in groups]
+
+
+def alike(lengths: Sequence[int], tokens: int, at_most: int | None = None, more: int = 0) -> list[list[int]]:
+    """The places of these lengths in batches, longest first; each is to have room for `more` tokens."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         last = groups[-1] if groups else []
-        if last and len(last[0].ids) * (len(last) + 1) <= tokens and len(last) != at_most:
-            last.append(example)
+        if last and (lengths[last[0]] + more) * (len(last) + 1) <= tokens and len(last) != at_most:
+            last.append(place)
         else:
-            groups.append([example])
+            groups.append([place])
     return groups
 
 
