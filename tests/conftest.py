@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def demo_models() -> dict[str, Path]:
     from orchestrator.models.loading import cache_home
 
     return {name: ensure(name, cache_home()) for name in ("demo-teacher", "demo-student")}  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[None]:
+    """Four CPUs for any Ray that a module starts, whatever the machine has: its processes are small, and take turns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')  # Ray's own variable
+        yield
 
 
 @pytest.fixture(autouse=True)
