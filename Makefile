@@ -1,5 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both make .venv when it is missing.
-PYTHON ?= python3.11
+# The newest Python that works: a name on the path may be a shim that fails, or lack venv
+RIGHT := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for one in python3.13 python3.12 python3.11 python3; do $$one -c '$(RIGHT)' 2>/dev/null && echo $$one && break; done)
 # A host without a GPU can take torch from an index of CPU builds: make demo TORCH_INDEX=<url of that index>
 TORCH_INDEX ?=
 VENV := .venv
@@ -11,6 +13,7 @@ export TOKENIZERS_PARALLELISM = false
 
 # torch first and pinned: asked for by another package, it would come in its newest CUDA build
 $(VENV)/.installed: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 to 3.13 with venv is on the path; name one: make PYTHON=<its path>"; exit 1; }
 	@echo "Installing into $(VENV): once, a few minutes."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
@@ -42,7 +45,7 @@ lock:  ## after a change of dependencies: resolve anew, and write down what was 
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable . --group dev
-	$(BIN)/pip freeze --exclude-editable --exclude torch > requirements.lock
+	$(BIN)/pip freeze --exclude-editable --exclude torch | sed 's/^triton==.*/&; sys_platform == "linux"/' > requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

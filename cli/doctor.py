@@ -46,7 +46,7 @@ def report(store: Any) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "ok": not problems,
-        "system": f"{platform.system()} {platform.machine()}, {cores()} cores",
+        "system": f"{platform.system()} {platform.machine()}, {cores()} cores{_untried()}",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "devices": ", ".join(gpus) or "no GPU: everything runs on the CPU",
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
@@ -55,6 +55,16 @@ def report(store: Any) -> dict[str, Any]:
         "ray": f"{ray.__version__}, "
         + (f"cluster {os.environ['RAY_ADDRESS']}" if "RAY_ADDRESS" in os.environ else "this machine"),
     }
+
+
+def _untried() -> str:
+    """What differs elsewhere than on Linux, the one system on which all of this runs in tests."""
+    if platform.system() == "Linux":
+        return ""
+    return (
+        " (tested on Linux alone: elsewhere a limit on a process's cores isn't known, its memory counts mapped files,"
+        " and --offload to a disk isn't supported, nor are GPUs without CUDA)"
+    )
 
 
 def _existing(path: Any) -> Any:

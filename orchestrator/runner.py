@@ -163,7 +163,7 @@ class Runner:
 
     @property
     def _at_once(self) -> int | None:
-        """As many trials as this process has cores for: Ray counts all of a machine's. A cluster bounds itself."""
+        """As many trials as this process has cores for. A cluster bounds itself."""
         here = None if "RAY_ADDRESS" in os.environ else max(1, cores() // self.run.cpus_per_trial)
         return self.run.trials_at_once or here
 

@@ -9,6 +9,7 @@ leaves is small files that are written once.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -153,6 +154,16 @@ def appearing(path: Path) -> Iterator[Path]:
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def link(file: Path, second: Path) -> None:
+    """The same file under a second name; a copy where the file system has no such names (exFAT, some shares)."""
+    try:
+        os.link(file, second)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        shutil.copyfile(file, second)
 
 
 def _flush(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def demo_models() -> dict[str, Path]:
     from orchestrator.models.loading import source_of
 
     return {name: Path(source_of(name, name)) for name in ("demo-teacher", "demo-student")}
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[None]:
+    """Four CPUs for any Ray that a module starts, whatever the machine has: its processes are small, and take turns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')  # Ray's own variable
+        yield
 
 
 @pytest.fixture(autouse=True)

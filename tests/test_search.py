@@ -51,7 +51,7 @@ def test_what_asha_is_expected_to_take_is_that_of_its_rungs() -> None:
 
 def test_no_more_trials_at_once_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 6})
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 6}, raising=False)
     runs = Run(store=tmp_path), Run(store=tmp_path, cpus_per_trial=2), Run(store=tmp_path, trials_at_once=9)
     assert [Runner(Store(tmp_path), run, "key", Terminal(), tmp_path)._at_once for run in runs] == [3, 1, 9]
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import UserError
 from orchestrator.steps.data import data_step, light
 from orchestrator.steps.step import Step, materialise
-from orchestrator.store import Store, fingerprint, placing
+from orchestrator.store import Store, fingerprint, link, placing
 from orchestrator.tasks.base import Example
 
 JSON = st.recursive(
@@ -181,3 +182,22 @@ def test_a_folder_outside_of_any_store_is_whole_or_absent_too(tmp_path: Path) ->
         (folder / "other").write_text("x")
     assert [path.name for path in target.rglob("*")] == ["in", "file"]
     assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_second_name_is_a_copy_where_there_can_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on exFAT; any other fault stays one."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "one").write_bytes(b"1")
+    link(tmp_path / "one", tmp_path / "same")
+    assert (tmp_path / "same").samefile(tmp_path / "one")
+    monkeypatch.setattr(os, "link", refuse)
+    for code in (errno.EPERM, errno.ENOTSUP):
+        link(tmp_path / "one", tmp_path / str(code))
+        assert (tmp_path / str(code)).read_bytes() == b"1"
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="No space"):
+        link(tmp_path / "one", tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -17,6 +17,8 @@ from orchestrator.errors import UserError
 def connected() -> Iterator[None]:
     """Ray on this machine, or the cluster whose job this process is (RAY_ADDRESS); a session already open is used.
 
+    On this machine Ray would promise cores that this process may not use (taskset, a scheduler's share), too: where
+    there are such, it is told how many. RAY_OVERRIDE_RESOURCES='{"CPU": 4}', which is Ray's own, has the last word.
     UserError where the cluster doesn't answer.
     """
     import ray
@@ -32,6 +34,7 @@ def connected() -> Iterator[None]:
     try:
         ray.init(
             address=address,
+            num_cpus=mine if address == "local" and (mine := cores()) < (os.cpu_count() or 1) else None,
             include_dashboard=False if address == "local" else None,
             configure_logging=True,
             logging_level=logging.ERROR,
@@ -51,8 +54,8 @@ def connected() -> Iterator[None]:
 
 
 def cores() -> int:
-    """Of this machine, those that this process may use: Ray counts the others, too."""
-    return len(os.sched_getaffinity(0))
+    """Of this machine, those that this process may use; all, where the system can't tell (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def nodes() -> list[dict[str, float]]:

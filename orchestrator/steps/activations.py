@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.scores import LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, follow, opened, passes, progress
+from orchestrator.store import link
 from orchestrator.tasks.template import Encoded, TemplateName, fitted
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.record import record
@@ -72,7 +72,7 @@ def activations(
     for name in names:
         (folder / name).mkdir()
         for path in (partial / name).iterdir():
-            os.link(path, folder / name / path.name)  # not moved: should the step end before it is kept, they stay
+            link(path, folder / name / path.name)  # not moved: should the step end before it is kept, they stay
     return {"matrices": len(names)}
 
 

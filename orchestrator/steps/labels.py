@@ -7,7 +7,6 @@ Distillation libraries keep the teacher beside the student in every training; a 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from orchestrator.steps import data
 from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, inputs, opened, passes, progress
-from orchestrator.store import appearing
+from orchestrator.store import appearing, link
 from orchestrator.tasks.template import Encoded, TemplateName, fitted
 
 KEPT = 128  # likeliest tokens of each position; the rest of the probability is one more outcome
@@ -71,7 +70,7 @@ def labels(
         )  # fmt: skip
         follow(labelling, job, track, "asking the teacher")
     for example in encoded:
-        os.link(partial / file_of(example.id), folder / file_of(example.id))
+        link(partial / file_of(example.id), folder / file_of(example.id))
     return {"rows": len(encoded), "tokens": sum(len(example.ids) for example in encoded)}
 
 

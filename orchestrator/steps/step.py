@@ -112,4 +112,5 @@ def versions() -> dict[str, str]:
 
 def peak_memory() -> int:
     """The process's largest resident size so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

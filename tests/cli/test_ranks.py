@@ -15,7 +15,7 @@ from test_bad_input import chat, chats
 from tiny import saved
 from transformers import AutoModelForCausalLM
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("room")]
 PKT = [sys.executable, "-c", "from cli.main import main; main()"]
 MINI_70B = {"hidden_size": 128, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
 MINI_70B |= {"intermediate_size": 224, "head_dim": 2, "vocab_size": 104}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +49,16 @@ def test_doctor_finds_this_machine(pkt: Call) -> None:  # noqa: F811
     assert found["ok"] is True
     assert "torch 2." in found["versions"]
     assert set(found) == {"ok", "system", "versions", "devices", "memory", "store", "hub", "ray"}
+
+
+def test_doctor_elsewhere_than_on_linux(pkt: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """As on macOS: no affinities, and said what is not supported."""
+    assert "tested" not in pkt("doctor")[1]
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    code, out, _ = pkt("doctor")
+    assert code == 0
+    assert re.search(rf"^system +Darwin \w+, {os.cpu_count()} cores \(tested on Linux alone", out, re.MULTILINE)
 
 
 def test_extract_leaves_a_folder_that_peft_loads(

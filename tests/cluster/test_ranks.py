@@ -35,12 +35,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ra
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """One session of four CPUs whatever the machine has: the ranks are small."""
+def ray_here(room: None) -> Iterator[None]:
+    """One session for all: its processes find what they run beside this file."""
     import ray
 
     here = {"env_vars": {"PYTHONPATH": str(Path(rank_side.__file__).parent)}}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=here)
     with connected():
         yield
     ray.shutdown()

@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("tr
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
+def ray_session(room: None) -> Iterator[None]:
+    """With room for two at once, which some wait for."""
     with session(cpus=1, gpus=0):
         yield
 

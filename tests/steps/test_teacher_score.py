@@ -25,7 +25,7 @@ from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Scored
 
 PAIR = {"teacher": "demo-teacher", "student": "demo-student", "task": {"name": "demo"}}
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("room")]
 
 
 def letters(count: int) -> list[Example]:
