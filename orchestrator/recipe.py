@@ -62,6 +62,7 @@ class Finetune(Section):
     batch_size: int = Field(64, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # what fits on the device at once; same result, less memory
     warmup: float = Field(0.03, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, ge=0)  # longer gradients are cut down to this length; 0: none is
     dropout: float = Field(0.05, ge=0, lt=1)
     alpha: float | None = Field(None, gt=0)  # None: the rank, so that the scale is 1 at every rank of a sweep
     max_tokens: int = Field(2048, ge=2)

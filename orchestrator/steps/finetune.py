@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.initialisers import initialised
@@ -42,6 +42,7 @@ def finetune(
     batch_size: int,
     micro_batch_size: int | None,
     warmup: float,
+    max_grad_norm: float,
     max_tokens: int,
     dtype: str,
     seed: int,
@@ -56,7 +57,7 @@ def finetune(
     """Write the portable adapter, its card and the training curve (history.json).
 
     With `until` < 1 the training stops after that share of its steps and leaves its state, which a step with more of
-    them takes as `before`. UserError where the loss stops being finite.
+    them takes as `before`. `max_grad_norm` 0 clips nothing. UserError at the step at which the loss isn't finite.
     """
     from transformers import set_seed
 
@@ -73,25 +74,29 @@ def finetune(
     batches = [collate(first[at : at + micro], tokenizer.pad_token_id) for at in range(0, len(first), micro)]
     peft_model = adapted(model, chosen, rank, alpha, dropout, seed, start, batches)
     distillation = labels and training.Distillation(read_labels(labels), chosen.weight, chosen.temperature)
-    args = training.arguments(partial or folder, len(encoded), lr, epochs, batch_size, micro, warmup, seed)
     steps = steps_of(len(encoded), batch_size, epochs)
+    args = training.arguments(
+        partial or folder, steps=steps, lr=lr, epochs=epochs, batch=batch_size, micro=micro, warmup=warmup,
+        max_grad_norm=max_grad_norm, seed=seed,
+    )  # fmt: skip
     last = None if until == 1.0 else max(1, round(steps * until))
     trainer = training.Training(
         distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
         callbacks=[training.Watch(last)],
     )  # fmt: skip
     history = training.run(trainer, last, partial, before)
-    for point in history:
-        if not math.isfinite(point["loss"]):
-            raise UserError(f"lr: the loss is {point['loss']} at step {point['step']}; take a smaller one than {lr:g}")
     (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
     adapters.save(peft_model, folder, names["student"])
     if last is not None:
-        shutil.copytree(Path(args.output_dir), folder / training.RUNG, ignore=shutil.ignore_patterns("lock"))
+        name = f"checkpoint-{last}"
+        shutil.copytree(Path(args.output_dir) / name, folder / training.RUNG / name)
     write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
+    norms = [norm for point in history for norm in point["grad_norms"]]
     return {
         "steps": trainer.state.global_step,
         "loss": history[-1]["loss"],
+        "clipped": sum(norm > max_grad_norm > 0 for norm in norms) / len(norms),  # of all steps
+        "grad_norm": statistics.median(norms),  # before clipping
         "tokens": _tokens(encoded, epochs * until),
         "training_seconds": trainer.state.log_history[-1]["train_runtime"],  # a process's first step imports much
     }

@@ -1,29 +1,35 @@
 """transformers' Trainer as a trial needs it: one device, nothing reported, and checkpoints only where time is at stake.
 
-A training that is killed goes on from its last checkpoint and ends in the same adapter, bit for bit. One that is to
-stop early, as a rung of a search, leaves what the next rung goes on from.
+A training that is killed goes on from its last whole checkpoint and ends in the same adapter, bit for bit. One that is
+to stop early, as a rung of a search, leaves what the next rung goes on from.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
+from orchestrator.errors import UserError
 from orchestrator.steps.labels import divergence, file_of
 from orchestrator.tasks.template import Encoded, collate
 
 LOGGED_POINTS = 50  # of the training curve
 CHECKPOINT_SECONDS = 300.0
 RUNG = "rung"  # the folder in which a training that stopped early left its state
+ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
+ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # as torch.save writes
 
 Labels = Mapping[str, tuple[Tensor, Tensor]]  # by a row's file: the teacher's likeliest tokens and their logs
 
@@ -38,10 +44,21 @@ class Distillation:
 
 
 def arguments(
-    folder: Path, examples: int, lr: float, epochs: float, batch: int, micro: int, warmup: float, seed: int
+    folder: Path,
+    *,
+    steps: int,
+    lr: float,
+    epochs: float,
+    batch: int,
+    micro: int,
+    warmup: float,
+    max_grad_norm: float,
+    seed: int,
 ) -> TrainingArguments:
-    """The Trainer's arguments: AdamW without weight decay, linear decay after warm-up, nothing reported."""
-    steps = math.ceil(examples / batch) * epochs
+    """The Trainer's arguments: AdamW without weight decay, linear decay after warm-up, nothing reported.
+
+    `steps` are those of the optimizer that `epochs` come to.
+    """
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
@@ -51,10 +68,11 @@ def arguments(
         weight_decay=0.0,  # decay would also move the half of the adapter that has to stay
         warmup_steps=math.ceil(warmup * steps),
         lr_scheduler_type="linear",
+        max_grad_norm=max_grad_norm,
         logging_steps=max(1, round(steps / LOGGED_POINTS)),
         logging_nan_inf_filter=False,
         save_strategy="no",
-        save_total_limit=1,
+        save_total_limit=2,  # it writes in place: while the last one isn't whole, the one before is
         report_to=[],
         disable_tqdm=True,
         seed=seed,
@@ -71,6 +89,7 @@ class Training(Trainer):
 
     def __init__(self, distillation: Distillation | None, pad: int, **options: Any) -> None:
         self._distillation = distillation
+        self._norms: list[Any] = []  # of the gradients since the last point of the curve
         super().__init__(data_collator=lambda rows: self._collated(rows, pad), **options)
         self.loss_is_scaled_for_ga = True  # by the answer tokens of the whole batch, ours as the model's own
         self.remove_callback(PrinterCallback)  # without a progress bar it prints each log line; the curve is kept
@@ -84,6 +103,24 @@ class Training(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint's adapter, without the base's embeddings, which PEFT would add."""
         self.model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Of each optimizer step, before it is made: its norm is kept; UserError where the loss isn't finite.
+
+        The sum of losses since the last point was finite a step ago, so that it is this step's that isn't.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._norms.append(norm)
+        if not math.isfinite(loss := float(self._tr_loss)):
+            step, lr = self.state.global_step + 1, self.args.learning_rate
+            raise UserError(f"lr: the loss is {loss} at step {step}; take a smaller one than {lr:g}")
+        return norm
+
+    def log(self, logs: dict[str, Any], *args: Any, **options: Any) -> None:
+        """A point of the curve has the norms, before clipping, of all steps since the last one."""
+        if "loss" in logs:
+            logs["grad_norms"], self._norms = [float(norm) for norm in self._norms], []
+        super().log(logs, *args, **options)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """The usual loss; of rows that the teacher has seen, a share is that of its predictions."""
@@ -108,7 +145,7 @@ class Training(Trainer):
 
 @dataclass
 class Watch(TrainerCallback):
-    """Saves a checkpoint now and then, and ends the training at a step."""
+    """Saves a checkpoint now and then, ends the training at a step, and its curve with its last step."""
 
     last: int | None = None  # the step to stop after
     every: float = CHECKPOINT_SECONDS
@@ -119,20 +156,50 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Of every optimizer step."""
         control.should_training_stop = control.should_training_stop or state.global_step == self.last
+        control.should_log = control.should_log or state.global_step == state.max_steps
         if state.global_step == self.last or time.monotonic() - self._saved >= self.every:
             control.should_save = control.should_log = True
             self._saved = time.monotonic()
 
 
-def run(trainer: Training, last: int | None, partial: Path | None, before: Path | None) -> list[dict[str, float]]:
-    """Train from the last checkpoint of this training, or of the rung before it; returns the training curve.
+def run(trainer: Training, last: int | None, partial: Path | None, before: Path | None) -> list[dict[str, Any]]:
+    """Train from the last whole checkpoint of this training, or of the rung before it; returns the training curve.
 
-    A checkpoint at the step to stop after is of no use: the Trainer would go on beyond it.
+    One at the step to stop after is of no use: the Trainer would go on beyond it.
     """
-    checkpoint = get_last_checkpoint(str(partial)) if partial else None
-    if checkpoint and int(checkpoint.rsplit("-", 1)[1]) == last:
-        checkpoint = None
-    if checkpoint is None and before is not None:
-        checkpoint = get_last_checkpoint(str(before / RUNG))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    for torn in [path for path in saved(partial) if not whole(path)]:
+        shutil.rmtree(torn)  # else the Trainer would count it among those that it keeps
+    own = [path for path in saved(partial) if step_of(path) != last]
+    earlier = [path for path in saved(before and before / RUNG) if whole(path)]
+    checkpoint = max(own or earlier, key=step_of, default=None)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return [point for point in trainer.state.log_history if "loss" in point]
+
+
+def saved(folder: Path | None) -> list[Path]:
+    """The checkpoints in a folder, torn ones too."""
+    return list(folder.glob("checkpoint-*")) if folder else []
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that were made until a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's save came to its end, and nothing was cut off since, as by a machine that lost power.
+
+    The state is written last. A safetensors file says how long it is; torch's are zip archives, which end in their
+    table of contents and have a checksum of each part.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text())
+        with safe_open(checkpoint / ADAPTER, framework="pt"):
+            pass
+        for name in ZIPPED:
+            with zipfile.ZipFile(checkpoint / name) as parts:
+                if parts.testzip():
+                    return False
+    except (FileNotFoundError, ValueError, SafetensorError, zipfile.BadZipFile):
+        return False
+    return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)

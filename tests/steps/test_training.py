@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from trainings import recipe, weights
 
 from orchestrator import pipeline
 from orchestrator.models.loading import load
 from orchestrator.prepare import prepare
-from orchestrator.presets import complete
-from orchestrator.recipe import Recipe, Sweep
 from orchestrator.steps import training
 from orchestrator.steps.labels import affordable, divergence, file_of, likeliest, read_labels
 from orchestrator.steps.step import materialise
@@ -21,18 +19,9 @@ from orchestrator.store import Store
 from orchestrator.tasks.template import Encoded, collate
 
 
-def recipe(arm: Any = "transfer", **fields: Any) -> Recipe:
-    short = {"examples": 144, "epochs": 2, "batch_size": 16, "dropout": 0.1}
-    document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "arm": arm, "layers": "last", **fields}}
-    return Sweep.model_validate(complete(document)).recipe.settled()
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    torch.set_num_threads(1)  # sums over several threads have other last bits, and a test has one
     return Store(tmp_path_factory.mktemp("store"))
 
 
@@ -174,7 +163,8 @@ def test_the_loss_mixes_answers_and_predictions(demo_models: dict[str, Path], tm
     ]
     targets = {file_of(one.id): likeliest(torch.randn(len(one.ids) - 4, 101, generator=draw), 2.0) for one in rows[:2]}
     labels = {name: (kept["tokens"], kept["logs"]) for name, kept in targets.items()}
-    args = training.arguments(tmp_path, 3, 1e-3, 1, 3, 3, 0.0, 0)
+    how: dict[str, Any] = {"lr": 1e-3, "epochs": 1, "batch": 3, "micro": 3, "warmup": 0.0, "max_grad_norm": 1.0}
+    args = training.arguments(tmp_path, steps=1, **how, seed=0)
     trainer = training.Training(training.Distillation(labels, 0.3, 2.0), 0, model=model, args=args, train_dataset=rows)
     inputs = trainer.data_collator(rows)
     count = sum(len(one.ids) - 4 for one in rows)

@@ -1,0 +1,22 @@
+"""A short training of the demo pair, and what it came to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from orchestrator.presets import complete
+from orchestrator.recipe import Recipe, Sweep
+
+
+def recipe(arm: Any = "transfer", **fields: Any) -> Recipe:
+    short = {"examples": 144, "epochs": 2, "batch_size": 16, "dropout": 0.1}
+    document = {"recipe": {"rank": 4, "lr": 1e-2, "finetune": short, "arm": arm, "layers": "last", **fields}}
+    return Sweep.model_validate(complete(document)).recipe.settled()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
