@@ -65,10 +65,11 @@ def extract(
     ready = prepare(recipe)
     check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
-    folder = materialise(step, kept, screen.track, placement_of(run))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=out.parent))
-    shutil.copytree(folder, aside, dirs_exist_ok=True)
+    with kept.in_use():
+        folder = materialise(step, kept, screen.track, placement_of(run))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=out.parent))
+        shutil.copytree(folder, aside, dirs_exist_ok=True)
     aside.chmod(0o755)
     aside.rename(out)
     typer.echo(

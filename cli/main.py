@@ -27,12 +27,28 @@ app = typer.Typer(
 
 def _register() -> None:
     """One verb a file; each imports what is heavy when it is called."""
-    from cli import compare, doctor, export, extract, jobs, models, plan, report, run, strategies, sweep, tasks, ui
+    from cli import (
+        compare,
+        doctor,
+        export,
+        extract,
+        jobs,
+        models,
+        plan,
+        report,
+        run,
+        store,
+        strategies,
+        sweep,
+        tasks,
+        ui,
+    )
 
     for module in (sweep, run, extract, plan, compare, report, export, ui, models, tasks, strategies, doctor):
         name = module.__name__.rsplit(".", 1)[-1]
         app.command(name)(_stoppable(getattr(module, name)))
     app.add_typer(jobs.app, name="jobs")
+    app.add_typer(store.app, name="store")
 
 
 class Stopped(Exception):

@@ -86,7 +86,7 @@ GpuMemory = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Go on where the plan says that memory won't do.")]
 STORE = Path("pkt-store")
 WHERE = (
-    "store", "tracking", "cpus_per_trial", "gpus_per_trial", "trials_at_once", "system_metrics",
+    "store", "tracking", "cpus_per_trial", "gpus_per_trial", "trials_at_once", "keep_tuned", "system_metrics",
     "ranks", "offload", "tokens", "gpu_memory", "force",
 )  # fmt: skip
 SHORT = {"task": "name", "search": "kind"}  # fields for which a name stands in

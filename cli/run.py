@@ -68,11 +68,12 @@ def run(
     for line in room_lines({"fit": ready.fit}):
         screen.warn(line)
     step = pipeline.trial(recipe, ready, "test")
-    for part in step.ancestors():
-        if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
-            screen.say(f"{part.name} ...")
-            materialise(part, kept, screen.track, placement_of(where))
-    folder = materialise(step, kept)
+    with kept.in_use():
+        for part in step.ancestors():
+            if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
+                screen.say(f"{part.name} ...")
+                materialise(part, kept, screen.track, placement_of(where))
+        folder = materialise(step, kept)
     adapter = step.inputs["adapter"]
     result = {
         **read_metrics(folder),

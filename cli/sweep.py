@@ -41,6 +41,9 @@ def sweep(
     cpus_per_trial: Annotated[int, typer.Option(min=1)] = 1,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Fractions share a GPU; by default 1.")] = None,
     trials_at_once: Annotated[int | None, typer.Option(min=1)] = None,
+    keep_tuned: Annotated[
+        bool, typer.Option("--keep-tuned", help="Keep the weights of settings that were only tried, too.")
+    ] = False,
     system_metrics: Annotated[bool, typer.Option("--system-metrics", help="Sample each trial's machine.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Run more trials than the limit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and stop.")] = False,
@@ -100,7 +103,7 @@ def sweep(
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
         ranks=ranks, offload=offload, tokens_at_once=tokens,
-        system_metrics=system_metrics,
+        keep_tuned=keep_tuned, system_metrics=system_metrics,
     )  # fmt: skip
     steps = ("measure", "extract", "finetune")
     run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)

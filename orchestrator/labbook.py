@@ -69,8 +69,10 @@ def _cell(value: Any) -> Any:
     return " to ".join(f"{one:.3f}" for one in value) if isinstance(value, list) else value
 
 
-def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], step: Step) -> Record:
-    """A finished trial's: parameters, figures, training curves, every example, adapter and model card."""
+def trial_record(
+    store: Store, sweep: str, label: str, params: dict[str, Any], step: Step, *, weights: bool = True
+) -> Record:
+    """A finished trial's: parameters, figures, training curves, every example; with its `weights`, adapter and card."""
     folder = store.find(step.name, step.fingerprint)
     assert folder is not None
     figures = read_metrics(folder)
@@ -79,7 +81,7 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     examples = {"columns": list(COLUMNS), "data": [[line.get(name) for name in COLUMNS] for line in lines]}
     if adapter := step.inputs.get("adapter"):
-        trained = store.find(adapter.name, adapter.fingerprint)
+        trained = store.find(adapter.name, adapter.fingerprint, bare=True)
         assert trained is not None
         history = json.loads((trained / "history.json").read_text())
         for name in CURVES:
@@ -88,7 +90,10 @@ def trial_record(store: Store, sweep: str, label: str, params: dict[str, Any], s
         metrics["finetune_seconds"] = _seconds(trained)
         facts = json.loads((trained / MANIFEST).read_text())["facts"]
         metrics["training_seconds"], steps = facts["training_seconds"], facts["steps"]
-        if params["share"] == 1.0:  # that of an early rung is no adapter to use, and has its optimizer with it
+        metrics["clipped"], metrics["grad_norm_median"] = facts["clipped"], facts["grad_norm"]
+        if (
+            weights and params["share"] == 1.0
+        ):  # that of an early rung is no adapter to use, and has its optimizer with it
             artifacts.append((str(trained), "adapter"))
     curves |= {"score": [(steps, figures["score"])], "gold_loss": [(steps, figures["loss"])]}
     used = {str(params.get("split", "")): step, "train": adapter}

@@ -13,9 +13,10 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Runs:
         self._uri, self._artifacts = uri, artifacts
         self._client: Any = None
         self._experiment = ""
+        self._place: Path | None = None  # of the experiment's files, where they are beside the store
         self._families: dict[str, dict[str, Known]] = {}  # a sweep's runs, listed once
         self._silent: set[str] = set()  # sweeps whose runs could not be listed for `finished`
         self._unsure: set[str] = set()  # asked to be created, without an answer
@@ -64,6 +66,7 @@ class Runs:
                 return self._client
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
+            from mlflow.utils.file_utils import local_file_uri_to_path
 
             with _one_at_a_time(self._uri):
                 client = MlflowClient(tracking_uri=self._uri)
@@ -79,6 +82,8 @@ class Runs:
             if found.lifecycle_stage != "active":
                 raise MlflowException(f"the experiment {EXPERIMENT!r} was deleted there; restore it with its client")
             self._client, self._experiment = client, found.experiment_id
+            if self._artifacts and found.artifact_location.startswith("file:"):
+                self._place = Path(local_file_uri_to_path(found.artifact_location))
             return client
 
     def forget(self) -> None:
@@ -132,7 +137,11 @@ class Runs:
         for file, table in record.tables.items():
             client.log_text(run.id, json.dumps(table), file)
         for folder, under in record.artifacts:
-            client.log_artifacts(run.id, folder, under)
+            if self._place:
+                place = self._place / run.id / "artifacts" / under
+                shutil.copytree(folder, place, copy_function=_linked, dirs_exist_ok=True)
+            else:
+                client.log_artifacts(run.id, folder, under)
         if record.status == "RUNNING":
             if run.status != "RUNNING":
                 client.update_run(run.id, status="RUNNING")
@@ -209,6 +218,16 @@ def _inputs(record: Record) -> list[Any]:
         return Dataset(one["name"], one["digest"][:36], "local", json.dumps({"uri": one["source"]}))
 
     return [DatasetInput(source(one), [InputTag("mlflow.data.context", one["context"])]) for one in record.datasets]
+
+
+def _linked(source: str, target: str) -> None:
+    """A copy; of weights, which are large and never change, another name for the same bytes where the disk has such."""
+    Path(target).unlink(missing_ok=True)  # of a record that is sent again
+    if source.endswith(".safetensors"):
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -208,6 +208,7 @@ class Run(BaseModel):
     trials_at_once: int | None = Field(None, ge=1)
     ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
     offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
+    keep_tuned: bool = False  # the weights of settings that were only tried, too
     system_metrics: bool = False  # sample CPU, memory, disk, network and GPUs while trials train
     tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
 

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.searches import FAILED, Halving, Proposals, judged
+from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
 from orchestrator.cluster.session import cores, session
-from orchestrator.cluster.trials import Rungs, run_trials
-from orchestrator.errors import disk_is_full
+from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
+from orchestrator.errors import disk_is_full, passes
 from orchestrator.labbook import trial_record
 from orchestrator.recipe import Run
-from orchestrator.run_record import Record, Status
+from orchestrator.run_record import Record, Status, one_line
 from orchestrator.steps.data import light
 from orchestrator.steps.evaluate import read_metrics
+from orchestrator.steps.kept import LARGE, note, noted
 from orchestrator.steps.step import Step, materialise
-from orchestrator.store import Store
+from orchestrator.store import LATE, Store
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.work import Work
 
@@ -64,10 +65,12 @@ class Runner:
     tracker: Tracker = field(default_factory=NullTracker)
     told: Record | None = None  # the sweep's own record, once it is under way
     failed: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprint → label and reason
+    late: float = LATE  # seconds for which a worker's result may not be seen here
 
     def __enter__(self) -> Runner:
         self._stack = ExitStack()
         self._gpus: float | None = None
+        self._needs = noted(self.folder)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
@@ -98,9 +101,18 @@ class Runner:
             return not settled.here
 
     def share(self, steps: Sequence[Step]) -> None:
-        """Make what many trials build on, over as many ranks as were asked for."""
+        """Make what many trials build on, over as many ranks as were asked for; what passes by itself is waited out."""
         for step in steps:
-            materialise(step, self.store, self.screen.track, placement_of(self.run))
+            self._need(step, weights=True)
+            for left in reversed(range(RETRIES + 1)):
+                try:
+                    materialise(step, self.store, self.screen.track, placement_of(self.run))
+                    break
+                except Exception as error:
+                    if not (left and passes(error)):
+                        raise
+                    self.screen.warn(f"{step.name}: {one_line(error)}; it is tried again")
+                    time.sleep(PATIENCE)
 
     def go(
         self, what: str, trials: Sequence[Trial], total: int, then: Callable[[Trial], Sequence[Trial]] = lambda _: ()
@@ -120,7 +132,9 @@ class Runner:
                 if trial.step.fingerprint in asked:
                     continue
                 asked.add(trial.step.fingerprint)
+                self._note(trial)
                 if self._folder(trial):
+                    self._let_go(trial)
                     self.tell(trial)
                     tick(trial.label)
                     looked.extend(then(trial))
@@ -149,8 +163,13 @@ class Runner:
             told(*result)
             return ()
 
+        trials = [trial for rungs in settings for rung in rungs for trial in rung]
+        for trial in trials:
+            self._note(trial)
         with self.screen.trials("searching", sum(one.count for one in searches)) as tick:
             self._run(settings, tick, after, searches=searches)
+        for trial in trials:
+            self._let_go(trial)
 
     def metrics(self, trial: Trial) -> dict[str, Any] | None:
         """The finished trial's figures, None where it failed."""
@@ -192,6 +211,9 @@ class Runner:
             scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
             whole = len(scores) == len(outcomes)
             score = sum(scores) / len(scores) if whole else FAILED if judged(outcomes) else None
+            spent = items[index][rung - 1] if rung > 0 else ()  # the next rung has gone on from them
+            for trial in (*spent, *(items[index][rung] if rung == len(items[index]) - 1 else ())):
+                self._let_go(trial)
             if rung <= 0:
                 name = items[index][0][0].label
                 tick(f"{score:.3f} {name}" if whole else name)
@@ -211,7 +233,8 @@ class Runner:
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
         """Tell what came of it, and return it: a score whose evidence isn't here is none."""
-        if "error" not in outcome and self._folder(trial) is None:
+        if "error" not in outcome and not self.store.awaited(trial.step.name, trial.step.fingerprint, self.late):
+            self.late = 0.0  # the store isn't shared, and nothing is gained by waiting for others
             outcome = {"error": (unseen := self.store.not_shared()), "traceback": unseen}
         reason = outcome.get("error")
         if reason and disk_is_full(reason):  # a setting would lose by it, and nothing more can be kept
@@ -233,7 +256,30 @@ class Runner:
         """Record a finished trial, once."""
         if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
             return
-        self.tracker.put(trial_record(self.store, self.key, trial.label, trial.params, trial.step))
+        weights = self._needs.get(trial.step.fingerprint, True)
+        record = trial_record(self.store, self.key, trial.label, trial.params, trial.step, weights=weights)
+        self.tracker.put(record)
+
+    def _note(self, trial: Trial) -> None:
+        """A trial that is only to choose needs its weights until it has its score; those that others made stay."""
+        adapter = trial.step.inputs.get("adapter")
+        others = (
+            adapter and trial.step.fingerprint not in self._needs and self.store.find("finetune", adapter.fingerprint)
+        )
+        self._need(trial.step, weights=bool(trial.params.get("stage") != "tune" or self.run.keep_tuned or others))
+
+    def _need(self, step: Step, *, weights: bool) -> None:
+        """Write down what the sweep builds on, before any of it is made: nothing of that is cleared away."""
+        weights = weights or self._needs.get(step.fingerprint, False)
+        if self._needs.get(step.fingerprint) != weights:
+            note(self.folder, step, weights=weights)
+            self._needs[step.fingerprint] = weights
+
+    def _let_go(self, trial: Trial) -> None:
+        """Of a trial that has its score and isn't compared, that is enough."""
+        adapter = trial.step.inputs.get("adapter")
+        if adapter and not self._needs[trial.step.fingerprint] and self._folder(trial):
+            self.store.let_go(adapter.name, adapter.fingerprint, LARGE)
 
 
 def placement_of(run: Run) -> Placement:

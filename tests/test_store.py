@@ -113,6 +113,66 @@ def test_a_step_runs_once_and_its_name_is_what_determines_it(tmp_path: Path) -> 
     assert len({step.fingerprint for step in (first, *changes)}) == 5
 
 
+def test_what_was_let_go_is_made_again_for_whoever_needs_it(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def train(folder: Path, *, partial: Path) -> dict[str, int]:
+        made.append("train")
+        (folder / "large").write_text("x" * 1000)
+        (folder / "state").mkdir()
+        (folder / "state" / "more").write_text("y")
+        (folder / "history").write_text(f"{len(made)}")
+        return {"steps": len(made)}
+
+    def score(folder: Path, *, adapter: Path, split: str) -> None:
+        made.append(split)
+        assert (adapter / "large").is_file()
+
+    store, trained = Store(tmp_path), Step("finetune", train)
+    first, second = (Step("evaluate", score, {"split": split}, {"adapter": trained}) for split in ("tune", "test"))
+    materialise(first, store)
+    folder = store.find("finetune", trained.fingerprint)
+    assert folder
+    before = (folder / "manifest.json").read_text()
+    store.let_go("finetune", trained.fingerprint, ["large", "state", "never there"])
+    assert store.find("finetune", trained.fingerprint) is None
+    assert store.find("finetune", trained.fingerprint, bare=True) == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["history", "let-go.json", "manifest.json"]
+    assert (folder / "manifest.json").read_text() == before
+    store.let_go("finetune", trained.fingerprint, ["large", "state"])
+    store.let_go("finetune", "never there", ["large"])
+    materialise(first, store)
+    assert made == ["train", "tune"]  # its score is there
+    materialise(second, store)
+    assert made == ["train", "tune", "train", "test"]
+    assert sorted(path.name for path in folder.iterdir()) == ["history", "large", "manifest.json", "state"]
+    assert (folder / "history").read_text() == "3"  # of one training, all of it
+    assert [path.name for path in (tmp_path / "finetune").iterdir()] == [trained.fingerprint]
+
+
+def test_what_another_sweep_lets_go_of_in_the_middle_is_made_again(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def train(folder: Path, *, partial: Path) -> None:
+        made.append("train")
+        (folder / "large").touch()
+
+    def score(folder: Path, *, adapter: Path, faulty: bool) -> None:
+        made.append("score")
+        if len(made) == 2:
+            store.let_go("finetune", trained.fingerprint, ["large"])
+        (adapter / "large").read_text()
+        if faulty:
+            raise RuntimeError("of its own")
+
+    store, trained = Store(tmp_path), Step("finetune", train)
+    materialise(Step("evaluate", score, {"faulty": False}, {"adapter": trained}), store)
+    assert made == ["train", "score"] * 2
+    with pytest.raises(RuntimeError, match="of its own"):
+        materialise(Step("evaluate", score, {"faulty": True}, {"adapter": trained}), store)
+    assert made == ["train", "score"] * 2 + ["score"]
+
+
 def test_two_at_one_resumable_step_run_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The second waits until the first is done, and takes what it made."""
     began, go_on, calls = threading.Event(), threading.Event(), []

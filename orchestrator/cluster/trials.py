@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ import ray
 from ray import tune
 
 from orchestrator.cluster.searches import FAILED, RETRIES, Apart, Halving, Proposals, Queue
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, passes
 
 T = TypeVar("T")
 Rungs = Sequence[Sequence[T]]  # an item's works: those of a rung together make its score, and the next goes further
 # Index, rung and what each work of the rung returned → items that this one makes possible
 Done = Callable[[int, int, list[dict[str, Any]]], Sequence[Rungs[T]]]
 TIE = 1e-6  # of the loss, off the score: it decides among equal scores alone
+PATIENCE = 15.0  # seconds before what may have passed by then is tried again
 MANY = 200  # items at once where the cluster alone decides: as for Tune, enough to make one grow
 
 
@@ -38,13 +40,15 @@ def run_trials(
     gpus: float,
     at_once: int | None = None,
     searches: Sequence[Halving | Proposals] = (),
+    patience: float = PATIENCE,
 ) -> None:
     """Call `work` on every item's rungs in worker processes that are reused; `done(index, rung, results)` as each ends.
 
     What `done` returns joins the queue, so that the workers of one stage are those of the next. `searches` run side by
     side, and the score of a result decides for its own alone. An exception in `work` ends its item alone: the result is
     {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies is
-    begun again; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
+    begun again, and so, by another process and after `patience` seconds, is one that met a disk or a network at a bad
+    moment; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
     raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
@@ -57,7 +61,7 @@ def run_trials(
     queue = Queue(items, halved, [one for one in searches if isinstance(one, Proposals)])
     told = _Done(done, queue)
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
-    trainable = tune.with_parameters(_trainable, work=work)
+    trainable = tune.with_parameters(_trainable, work=work, patience=patience)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(
@@ -104,22 +108,36 @@ class _Done(tune.Callback):
     ) -> None:
         self._tell(result["index"], result["rung"], result["outcomes"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if (last := _last_words(trial)) and (reason := last.partition(f"{_Passing.__name__}: ")[2]):
+            logging.getLogger("pkt").warning("%s; it is tried again", reason)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.num_failures <= RETRIES and self._queue.again(trial.config["index"]):
             return
-        text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
-        last = text.strip().splitlines()[-1]
-        last = "killed, or out of memory" if "actor is dead" in last else last  # Ray goes on for six lines
-        self._tell(
-            trial.config["index"],
-            -1,
-            [{"error": f"its process died {RETRIES + 1} times: {last}", "traceback": text}],
-        )
+        last = _last_words(trial) or "the worker died"
+        if reason := last.partition(f"{_Passing.__name__}: ")[2]:
+            reason = f"{RETRIES + 1} times: {reason}"
+        else:
+            last = "killed, or out of memory" if "actor is dead" in last else last  # Ray goes on for six lines
+            reason = f"its process died {RETRIES + 1} times: {last}"
+        text = Path(trial.error_file).read_text() if trial.error_file else last
+        self._tell(trial.config["index"], -1, [{"error": reason, "traceback": text}])
 
 
-def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]]) -> None:
+def _last_words(trial: Any) -> str:
+    """The last line of what Tune wrote down of a trial's failures."""
+    text = Path(trial.error_file).read_text().strip() if trial.error_file else ""
+    return text.splitlines()[-1] if text else ""
+
+
+class _Passing(Exception):
+    """What went wrong may have passed when the item is begun again."""
+
+
+def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], patience: float) -> None:
     for rung, works in enumerate(ray.get(config["item"])):
-        outcomes = [_guarded(work, one) for one in works]
+        outcomes = [_guarded(work, one, patience) for one in works]
         failed = any("error" in outcome for outcome in outcomes)
         values = [outcome.get("score", 0.0) - TIE * outcome.get("loss", 0.0) for outcome in outcomes]
         score = FAILED if failed else sum(values) / len(values)
@@ -129,10 +147,14 @@ def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]]) ->
             return
 
 
-def _guarded(work: Callable[[Any], dict[str, Any]], item: Any) -> dict[str, Any]:
+def _guarded(work: Callable[[Any], dict[str, Any]], item: Any, patience: float) -> dict[str, Any]:
     try:
         return work(item)
     except Exception as error:  # whatever it is, it is this item's result and not the sweep's end
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        line = f"{kind}{error}".splitlines()[0]
+        if passes(error):
+            time.sleep(patience)
+            raise _Passing(line) from error
         judged = isinstance(error, UserError)  # what was asked for can't be done, however often it is begun
-        return {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc(), "judged": judged}
+        return {"error": line, "traceback": traceback.format_exc(), "judged": judged}

@@ -82,12 +82,18 @@ def materialise(
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
-    if not (step.of_teacher or step.name in ("finetune", "evaluate")):
-        return _run(step, store, inputs)
-    extra = {"track": track, "placement": placement} if step.of_teacher else {}
-    with store.resumable(step.name, step.fingerprint) as partial:
-        found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
-        return found or _run(step, store, inputs, partial=partial, **extra)
+    try:
+        if not (step.of_teacher or step.name in ("finetune", "evaluate")):
+            return _run(step, store, inputs)
+        extra: dict[str, Any] = {"track": track} if step.of_teacher or step.name == "evaluate" else {}
+        extra |= {"placement": placement} if step.of_teacher else {}
+        with store.resumable(step.name, step.fingerprint) as partial:
+            found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
+            return found or _run(step, store, inputs, partial=partial, **extra)
+    except Exception:
+        if all(store.find(before.name, before.fingerprint) for before in step.inputs.values()):
+            raise
+        return materialise(step, store, track, placement)  # another sweep has let go of what this one was reading
 
 
 def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> Path:

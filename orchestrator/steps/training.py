@@ -145,7 +145,7 @@ class Training(Trainer):
 
 @dataclass
 class Watch(TrainerCallback):
-    """Saves a checkpoint now and then, and ends the training at a step."""
+    """Saves a checkpoint now and then, ends the training at a step, and its curve with its last step."""
 
     last: int | None = None  # the step to stop after
     every: float = CHECKPOINT_SECONDS
@@ -156,6 +156,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Of every optimizer step."""
         control.should_training_stop = control.should_training_stop or state.global_step == self.last
+        control.should_log = control.should_log or state.global_step == state.max_steps
         if state.global_step == self.last or time.monotonic() - self._saved >= self.every:
             control.should_save = control.should_log = True
             self._saved = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -141,6 +142,47 @@ def test_one_that_dies_time_and_again_fails_and_the_others_end() -> None:
     assert told[0][0] == -1
     assert told[0][1][0]["error"].startswith("its process died 4 times")
     assert told[1][1] == told[2][1] == [{"score": 1.0}]
+
+
+def test_what_passes_by_itself_is_tried_again_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By another process, after some time; what doesn't pass is told at once, as is a full disk."""
+
+    def work(item: int) -> dict[str, Any]:
+        tries = len(list(tmp_path.glob(f"{item}-*")))
+        (tmp_path / f"{item}-{tries}").write_text(f"{time.time()} {os.getpid()}")
+        if item == 0 and tries == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "/shared/rows.jsonl")
+        if item == 0 and tries == 1:
+            try:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            except OSError as error:
+                raise UserError("student: its tokenizer can't be read") from error
+        if item == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if item == 2:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/rows")
+        if item == 3:
+            raise TimeoutError("of the hub")
+        return {"score": 1.0}
+
+    told = {index: (rung, outcome) for index, rung, (outcome,) in went(work, single(4), patience=1.0)}
+    tries = {item: sorted(tmp_path.glob(f"{item}-*")) for item in range(4)}
+    assert {item: len(marks) for item, marks in tries.items()} == {0: 3, 1: 1, 2: 1, 3: 4}
+    assert told[0] == (0, {"score": 1.0})
+    when, who = zip(*(mark.read_text().split() for mark in tries[0]), strict=True)
+    assert float(when[1]) - float(when[0]) >= 1
+    assert len(set(who)) == 3
+    assert told[1][1]["error"] == "OSError: [Errno 28] No space left on device"
+    assert told[2][1]["error"] == "FileNotFoundError: [Errno 2] No such file or directory: '/rows'"
+    assert told[3][0] == -1
+    assert told[3][1]["error"] == "4 times: TimeoutError: of the hub"
+    assert not told[3][1].get("judged")
+    said = [record.getMessage() for record in caplog.records if record.name == "pkt"]
+    assert sorted(said) == [
+        "OSError: [Errno 5] Input/output error: '/shared/rows.jsonl'; it is tried again",
+        *["TimeoutError: of the hub; it is tried again"] * 3,
+        "student: its tokenizer can't be read; it is tried again",
+    ]
 
 
 def test_asha_ends_the_worse_ones_early_and_gives_their_room_back(tmp_path: Path) -> None:
