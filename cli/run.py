@@ -60,7 +60,7 @@ def run(
 
     kept = Store(store)
     kept.check()
-    steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
+    steps = ("measure", "extract", "finetune", "score") if recipe.arm.extracts else ("finetune", "score")
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
     ready = prepare(recipe)

@@ -105,7 +105,7 @@ def sweep(
         ranks=ranks, offload=offload, tokens_at_once=tokens,
         keep_tuned=keep_tuned, system_metrics=system_metrics,
     )  # fmt: skip
-    steps = ("measure", "extract", "finetune")
+    steps = ("measure", "extract", "finetune", "score")
     run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
     plan = Plan.of(asked)
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
