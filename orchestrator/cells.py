@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from orchestrator import pipeline
 from orchestrator.errors import UserError
 from orchestrator.prepare import Ready, Who
-from orchestrator.recipe import RATES, Asha, Grid, Recipe, Sweep, label, one_line
+from orchestrator.recipe import RATES, Asha, Grid, Recipe, Sweep, one_line
 from orchestrator.runner import Trial
+from orchestrator.steps.words import label
 from orchestrator.tasks.base import Split
 from orchestrator.transfer.arms import Distil, Lora
 

@@ -8,8 +8,6 @@ on, so that trials that agree on a section share that step. Where and how things
 
 from __future__ import annotations
 
-import json
-import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -211,19 +209,6 @@ class Run(BaseModel):
     keep_tuned: bool = False  # the weights of settings that were only tried, too
     system_metrics: bool = False  # sample CPU, memory, disk, network and GPUs while trials train
     tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
-
-
-def label(strategy: dict[str, Any]) -> str:
-    """A dumped strategy's name for people, with those of its fields that are set: `random(seed=1)`, `0,2,5`.
-
-    Given indices are too many to show: four digits of their checksum keep two choices of one sweep apart.
-    """
-    if strategy["kind"] == "explicit":
-        return ",".join(map(str, strategy["layers"]))
-    if strategy["kind"] == "given":
-        return f"given({zlib.crc32(json.dumps(strategy, sort_keys=True).encode()) % 0x10000:04x})"
-    fields = ",".join(f"{key}={value}" for key, value in strategy.items() if key != "kind" and value)
-    return f"{strategy['kind']}({fields})" if fields else str(strategy["kind"])
 
 
 def one_line(error: ValidationError) -> str:

@@ -24,6 +24,7 @@ from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.search import Choice, choose, rungs_of, table_of
 from orchestrator.steps.compare import leaderboard
 from orchestrator.steps.data import data_step
+from orchestrator.steps.drawn import write_pictures
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.record import begun, write_record
 from orchestrator.steps.step import Step
@@ -153,7 +154,9 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "tried": tried,
             "failed": runner.failed,
         }
-        if found := write_record(store, record):
+        found = write_record(store, record)
+        write_pictures(store, record, found)
+        if found:
             board, told = leaderboard(found, sweep.baseline), verdict_of(record, found)
             assert runner.told
             runner.told = with_verdict(runner.told, board, told.lines(), len(runner.failed))

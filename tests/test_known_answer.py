@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def recipe(teacher: Path, given: dict[str, list[int]], **fields: Any) -> Recipe:
     document = {"teacher": str(teacher), "student": "demo-student", "task": "demo", "layers": "0,1,2,3", "rank": 8}
-    document |= {"structure": {"kind": "given", **given}, "finetune": SHORT, "evaluate": {"batch_size": 200}}
+    document |= {"structure": {"kind": "given", **given}, "finetune": SHORT}
     return Recipe.model_validate(document | fields)
 
 

@@ -27,7 +27,7 @@ def train(folder: Path, *, number: int, partial: Path, before: Path | None = Non
     (folder / "history.json").write_text("[]")
 
 
-def score(folder: Path, *, adapter: Path) -> None:
+def score(folder: Path, *, adapter: Path, **_: Any) -> None:
     (folder / "metrics.json").write_text('{"score": 0.5, "loss": 1.0}')
 
 

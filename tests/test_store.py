@@ -9,6 +9,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -124,7 +125,7 @@ def test_what_was_let_go_is_made_again_for_whoever_needs_it(tmp_path: Path) -> N
         (folder / "history").write_text(f"{len(made)}")
         return {"steps": len(made)}
 
-    def score(folder: Path, *, adapter: Path, split: str) -> None:
+    def score(folder: Path, *, adapter: Path, split: str, **_: Any) -> None:
         made.append(split)
         assert (adapter / "large").is_file()
 
@@ -157,7 +158,7 @@ def test_what_another_sweep_lets_go_of_in_the_middle_is_made_again(tmp_path: Pat
         made.append("train")
         (folder / "large").touch()
 
-    def score(folder: Path, *, adapter: Path, faulty: bool) -> None:
+    def score(folder: Path, *, adapter: Path, faulty: bool, **_: Any) -> None:
         made.append("score")
         if len(made) == 2:
             store.let_go("finetune", trained.fingerprint, ["large"])
@@ -199,7 +200,9 @@ def test_two_at_one_resumable_step_run_it_once(tmp_path: Path, caplog: pytest.Lo
 
 def test_rows_stay_in_the_store_and_a_worker_without_it_says_so(tmp_path: Path) -> None:
     rows = data_step([Example.model_validate({"id": "a", "messages": [{"role": "user", "content": "x" * 10_000}]})])
-    step = Step("evaluate", lambda folder, *, rows: {"there": (rows / "rows.jsonl").is_file()}, inputs={"rows": rows})
+    step = Step(
+        "evaluate", lambda folder, *, rows, **_: {"there": (rows / "rows.jsonl").is_file()}, inputs={"rows": rows}
+    )
     sent = light(step, Store(tmp_path / "shared"))
     assert sent.fingerprint == step.fingerprint
     assert "x" * 100 not in repr(sent)

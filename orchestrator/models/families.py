@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.errors import UserError
 
@@ -91,13 +90,13 @@ class ModelFamily:
         """Whether some roles share a matrix."""
         return len(set(self.roles.values())) < len(self.roles)
 
-    def rows(self, role: str, geometry: Geometry, granularity: int = 1) -> slice | Int[Tensor, " n"]:
+    def rows(self, role: str, geometry: Geometry, granularity: int = 1) -> slice | NDArray[np.int64]:
         """Where a role's rows are in the matrix that holds it, or its rows of tiles."""
         sharers = self.sharers(role)
         sizes = [-(-geometry.shape(other)[0] // granularity) for other in sharers]
         place = sharers.index(role)
         if self.by_head and len(sharers) > 1:
-            return torch.arange(sum(sizes)).view(geometry.heads, len(sharers), -1)[:, place].flatten()
+            return np.arange(sum(sizes)).reshape(geometry.heads, len(sharers), -1)[:, place].ravel()
         return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
     @property

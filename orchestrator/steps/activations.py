@@ -22,7 +22,7 @@ from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.checkpoints import agreed
-from orchestrator.steps.scores import LAYERS
+from orchestrator.steps.files import LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, backward, follow, opened, passes, progress
 from orchestrator.store import link

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.steps.evidence import Evidence
+from orchestrator.steps import style
+from orchestrator.steps.compare import Result
+from orchestrator.steps.evidence import Evidence, collect
 from orchestrator.steps.map_picture import maps_picture
 from orchestrator.steps.pictures import cost_picture, curves_picture, heat_picture, layers_picture, leaderboard_picture
+from orchestrator.store import Store
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,13 @@ def drawn(evidence: Evidence, title: str = "") -> list[Picture]:
     if evidence.costs:
         found.append(Picture("cost", "cost", READ["cost"], cost_picture(evidence.costs)))
     return found
+
+
+def write_pictures(store: Store, record: dict[str, Any], found: list[Result]) -> None:
+    """Put the report's pictures beside the sweep's record, which MLflow keeps."""
+    folder = store.root / "sweeps" / record["name"]
+    for picture in drawn(collect(record, found, store), f"{record['name']}: {record['task']}, {record['metric']}"):
+        style.png(picture.figure, folder / f"{picture.name}.png")
 
 
 SECTIONS = {

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from orchestrator.recipe import label
 from orchestrator.steps.compare import Result, leaderboard
+from orchestrator.steps.files import LAYERS
 from orchestrator.steps.maps import Map, maps_of
-from orchestrator.steps.scores import LAYERS
+from orchestrator.steps.words import label
 from orchestrator.store import MANIFEST, Store
 
 Numbers = NDArray[np.float64]

@@ -18,7 +18,7 @@ from orchestrator.models.adapters import write_start
 from orchestrator.models.families import AXES, FAMILIES, Geometry, ModelFamily, Pair, pairs
 from orchestrator.models.loading import read_config, tokens_of
 from orchestrator.steps.exact import Exact
-from orchestrator.steps.scores import FILE, LAYERS
+from orchestrator.steps.files import FILE, LAYERS
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher import Teacher
 from orchestrator.steps.teacher_pass import device

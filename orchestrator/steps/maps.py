@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from orchestrator.models.families import FAMILIES, ModelFamily
-from orchestrator.steps.scores import FILE, read_scores
+from orchestrator.steps.files import FILE
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 CELLS = 64  # a side: more can't be told apart in print
@@ -42,7 +42,7 @@ class Map:
 
 def maps_of(extracted: Path, transfer: dict[str, Any], measured: Path) -> list[Map]:
     """The maps of one extraction. OSError or KeyError where a file or a matrix is gone."""
-    with safe_open(measured / FILE, framework="pt") as tensors:
+    with safe_open(measured / FILE, framework="numpy") as tensors:
         names = list(tensors.keys())
     places = transfer.get("windows") or transfer.get("indices", {})
     teacher, student = _family(names), _family(places)
@@ -55,16 +55,24 @@ def maps_of(extracted: Path, transfer: dict[str, Any], measured: Path) -> list[M
             name, layer = student.parameter(role, own), transfer["layers"][own]
             if name not in places:
                 continue
-            scores = read_scores(measured / FILE, teacher.parameter(role, layer))
-            shape = tuple(map(len, (scores.rows, scores.cols))) if len(scores.rows) else tuple(scores.tiles.shape)
-            cells, factors = summed(scores.tiles.double().numpy())
-            g = scores.granularity
+            tiles, shape, g = _tiles(measured / FILE, teacher.parameter(role, layer))
+            cells, factors = summed(tiles)
             step = factors[0] * g, factors[1] * g
             shared = len(teacher.sharers(role)) > 1 or len(student.sharers(role)) > 1
             place = None if shared else places[name]
             taken = _taken(place, shape, extracted, student.module(role, own))
-            found.append(Map(role, layer, own, (shape[0], shape[1]), cells, step, **taken))
+            found.append(Map(role, layer, own, shape, cells, step, **taken))
     return found
+
+
+def _tiles(path: Path, name: str) -> tuple[NDArray[np.float64], tuple[int, int], int]:
+    """One matrix's sums over tiles, its own shape, and the tiles' side."""
+    with safe_open(path, framework="numpy") as tensors:
+        tiles = tensors.get_tensor(name).astype(np.float64)
+        g = int((tensors.metadata() or {}).get(name, 1))
+        sides = [tensors.get_slice(f"{name}:{side}").get_shape()[0] for side in ("rows", "cols")] if g > 1 else []
+    rows, columns = sides or tiles.shape
+    return tiles, (rows, columns), g
 
 
 def summed(tiles: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:
@@ -90,7 +98,7 @@ def _taken(place: Any, shape: tuple[int, ...], extracted: Path, module: str) -> 
         return {"rows": place["rows"], "columns": place["columns"]}
     if isinstance(place, dict):
         return {"note": "single weights from everywhere"}
-    with safe_open(extracted / START, framework="pt") as tensors:
+    with safe_open(extracted / START, framework="numpy") as tensors:
         height, width = (
             tensors.get_slice(f"base_model.model.{module}.lora_{side}.weight").get_shape()[axis]
             for side, axis in (("B", 0), ("A", 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from orchestrator.steps.compare import Estimate
 
@@ -40,5 +40,5 @@ def smallest_effect(found: Estimate, comparisons: int = 1) -> float:
     if (freedom := found.freedom[0]) < 1:
         return float("inf")
     needed = found.needed(LEVEL / comparisons)
-    shift = optimize.brentq(lambda by: stats.nct.sf(needed, freedom, by) - POWER, 0, needed * 4 + 10)
+    shift = optimize.brentq(lambda by: 1 - special.nctdtr(freedom, by, needed) - POWER, 0, needed * 4 + 10)
     return float(shift * found.error)

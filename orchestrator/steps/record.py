@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import UserError
-from orchestrator.recipe import label
-from orchestrator.steps import style
 from orchestrator.steps.compare import Result
-from orchestrator.steps.drawn import drawn
-from orchestrator.steps.evidence import collect
+from orchestrator.steps.words import label
 from orchestrator.store import Store, appearing, held
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
@@ -23,14 +20,11 @@ COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every l
 
 
 def write_record(store: Store, record: dict[str, Any]) -> list[Result]:
-    """Put the record in place and the report's pictures beside it, which MLflow keeps; returns its evidence."""
+    """Put the record in place; returns its evidence."""
     folder = store.root / "sweeps" / record["name"]
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / RECORD, record)
-    found = results(record, store)
-    for picture in drawn(collect(record, found, store), f"{record['name']}: {record['task']}, {record['metric']}"):
-        style.png(picture.figure, folder / f"{picture.name}.png")
-    return found
+    return results(record, store)
 
 
 def _write(path: Path, value: Any) -> None:
@@ -124,7 +118,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     validation=row["validation"] and tuple(row["validation"]),
                     scores=np.array([[line["score"] for line in some] for some in lines]),
                     seeds=tuple(finished),
-                    cut=float(np.mean([line["cut"] for some in lines for line in some])),
+                    cut=float(np.mean([line.get("cut", False) for some in lines for line in some])),
                     other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
                 )
             )

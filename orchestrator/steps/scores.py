@@ -11,10 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from orchestrator.errors import UserError
+from orchestrator.steps.files import FILE, LAYERS
 from orchestrator.transfer.scores import Scores
-
-FILE = "sensitivities.safetensors"
-LAYERS = "layers.json"
 
 
 def write_scores(scores: dict[str, Scores], folder: Path, prefix: str, layers: int) -> None:

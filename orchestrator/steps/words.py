@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -157,3 +159,16 @@ def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
     names = [f"{row['arm']} r{row['rank']}" if row["rank"] else row["arm"] for row in rows]
     told = [f"{name} {row['cut']:.1%}" for name, row in zip(names, rows, strict=True) if row["cut"]]
     return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""
+
+
+def label(strategy: dict[str, Any]) -> str:
+    """A dumped strategy's name for people, with those of its fields that are set: `random(seed=1)`, `0,2,5`.
+
+    Given indices are too many to show: four digits of their checksum keep two choices of one sweep apart.
+    """
+    if strategy["kind"] == "explicit":
+        return ",".join(map(str, strategy["layers"]))
+    if strategy["kind"] == "given":
+        return f"given({zlib.crc32(json.dumps(strategy, sort_keys=True).encode()) % 0x10000:04x})"
+    fields = ",".join(f"{key}={value}" for key, value in strategy.items() if key != "kind" and value)
+    return f"{strategy['kind']}({fields})" if fields else str(strategy["kind"])

@@ -9,16 +9,18 @@ W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-import torch
-from jaxtyping import Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from torch import Tensor
 
-from orchestrator.transfer.lowrank import Factors, random_directions
+if TYPE_CHECKING:  # an arm's name and what it starts at are read without torch
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
 
-Start = tuple[Float[Tensor, "n r"], Float[Tensor, "r m"]]
+    from orchestrator.transfer.lowrank import Factors
+
+    Start = tuple[Float[Tensor, "n r"], Float[Tensor, "r m"]]
 
 
 class _Arm(BaseModel):
@@ -126,7 +128,7 @@ class SpectrumControl(_FromTeacher):
 
     def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
         """As the transfer arm, on directions drawn anew in each trial."""
-        return super().start(random_directions(factors.truncate(rank), generator), rank, generator)
+        return super().start(factors.truncate(rank).random_directions(generator), rank, generator)
 
 
 class RandomWindow(_FromTeacher):

@@ -34,6 +34,16 @@ class Factors:
         """The factors of the best approximation of a smaller rank."""
         return Factors(self.u[:, :rank], self.s[:rank], self.vh[:rank])
 
+    def random_directions(self, generator: torch.Generator) -> Factors:
+        """Random orthonormal directions with these singular values: what is left of a block without its content.
+
+        The control that decides whether the teacher's directions matter, or only the scale of the start.
+        """
+        n, r, m = *self.u.shape, self.vh.shape[1]
+        u = torch.linalg.qr(torch.randn(n, r, generator=generator)).Q
+        v = torch.linalg.qr(torch.randn(m, r, generator=generator)).Q
+        return Factors(u, self.s, v.t().contiguous())
+
 
 def truncated_svd(matrix: Float[Tensor, "n m"], rank: int, *, depth: int = 4) -> Factors:
     """The `rank` leading singular triplets, by randomised block Krylov iteration (Musco & Musco, arXiv 1504.05477).
@@ -73,17 +83,6 @@ def product_svd(b: Float[Tensor, "n k"], a: Float[Tensor, "k m"]) -> Factors:
     rounding = torch.finfo(s.dtype).eps * rb.shape[1] * rb.norm() * ra.norm()
     factors = _signed(qb @ u, torch.where(s > rounding, s, 0), vh @ qa.t())
     return Factors(factors.u.float(), factors.s.float(), factors.vh.float())
-
-
-def random_directions(factors: Factors, generator: torch.Generator) -> Factors:
-    """Random orthonormal directions with these singular values: what is left of a block when its content is taken.
-
-    The control that decides whether the teacher's directions matter, or only the scale of the start.
-    """
-    n, r, m = *factors.u.shape, factors.vh.shape[1]
-    u = torch.linalg.qr(torch.randn(n, r, generator=generator)).Q
-    v = torch.linalg.qr(torch.randn(m, r, generator=generator)).Q
-    return Factors(u, factors.s, v.t().contiguous())
 
 
 def _signed(u: Tensor, s: Tensor, vh: Tensor) -> Factors:

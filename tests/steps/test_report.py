@@ -19,6 +19,7 @@ from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
 from orchestrator.search import Choice, Setting
 from orchestrator.steps.compare import leaderboard
+from orchestrator.steps.drawn import write_pictures
 from orchestrator.steps.evidence import Evidence, collect
 from orchestrator.steps.maps import CELLS
 from orchestrator.steps.record import read_record, results, write_record
@@ -65,7 +66,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
         "gate": {"set": True, "least": 0.8, "score": 0.0, "passed": False}, "sweep": plan.sweep.model_dump(mode="json"),
         "rows": rows, "failed": {"t": {"label": "transfer r4 & more", "reason": "<script>alert(1)</script>"}},
     }  # fmt: skip
-    write_record(store, record)
+    write_pictures(store, record, write_record(store, record))
     return root
 
 

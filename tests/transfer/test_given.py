@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from orchestrator.recipe import label
+from orchestrator.steps.words import label
 from orchestrator.transfer.blocks import BlockSelection
 from orchestrator.transfer.place import Place, Structure
 from orchestrator.transfer.scores import Scores

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.transfer.lowrank import product_svd, random_directions, truncated_svd
+from orchestrator.transfer.lowrank import product_svd, truncated_svd
 
 
 def slow_spectrum(n: int, m: int) -> Tensor:
@@ -53,10 +53,10 @@ def test_a_rank_that_no_matrix_has(rank: int) -> None:
 
 def test_the_spectrum_control_keeps_the_values_and_nothing_else() -> None:
     factors = truncated_svd(slow_spectrum(80, 60), 8)
-    control = random_directions(factors, torch.Generator().manual_seed(0))
+    control = factors.random_directions(torch.Generator().manual_seed(0))
     assert torch.allclose(torch.linalg.svdvals(control.u * control.s @ control.vh)[:8], factors.s, atol=1e-5)
     assert float((control.u.T @ factors.u).abs().max()) < 0.5
-    other = random_directions(factors, torch.Generator().manual_seed(1))
+    other = factors.random_directions(torch.Generator().manual_seed(1))
     assert not torch.allclose(control.u, other.u)
 
 
