@@ -66,6 +66,7 @@ class Cell:
         recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed}).settled()
         adapter = pipeline.finetune_step(recipe, ready, self.who, shares) if self.adapted else None
         step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter)
+        said = recipe.arm.model_dump(mode="json", exclude_defaults=True) if self.label == recipe.arm.kind else {}
         params = {
             "stage": stage,
             "split": split,
@@ -73,7 +74,7 @@ class Cell:
             **flat(recipe.model_dump(mode="json")),
             "measure.dtype": ready.dtype("teacher", recipe.measure.dtype),
             "finetune.dtype": ready.dtype(self.who, recipe.finetune.dtype),
-            **({} if self.adapted and self.who == "student" else {"arm": self.label}),
+            "arm": label({"kind": self.label, **said}),
             **({} if self.adapted else dict.fromkeys(("rank", "lr", "seed", "share"), None)),
         }
         more = {"lr": lr, "seed": seed} if self.adapted else {}

@@ -104,12 +104,24 @@ class LoraGa(_Arm):
 
 
 class _FromTeacher(_Arm):
+    """Starts at a block's singular values and directions, balanced: B0 = U·√S, A0 = √S·Vᵀ.
+
+    Adam's steps have one size whatever a gradient's is, so that how the size of B0·A0 is shared between the halves is
+    a learning rate for each. PEFT 0.21.2 shares it evenly in PiSSA; leaves all of it to A0 in OLoRA, whose B0 has unit
+    columns; and all of it, of a gradient's and not of the matrix's, to B0 in LoRA-GA, whose A0 has unit rows. With the
+    split that PiSSA has, a comparison with it is one of directions, and a teacher that is the student starts there.
+    """
+
     extracts: ClassVar[bool] = True
+    split: Literal["balanced", "left"] = "balanced"  # left: B0 = U·S, A0 = Vᵀ, the form of Seeking Neural Nuggets
 
     def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
-        """B0 = U·S, A0 = Vᵀ of the teacher's block."""
+        """B0 and A0 of the teacher's block."""
         kept = factors.truncate(rank)
-        return kept.u * kept.s, kept.vh
+        if self.split == "left":
+            return kept.u * kept.s, kept.vh
+        root = kept.s.sqrt()
+        return kept.u * root, root[:, None] * kept.vh
 
 
 class Transfer(_FromTeacher):
