@@ -39,6 +39,8 @@ class Result:
     lr: float | None = None
     lr_at_edge: bool = False
     validation: tuple[float, float] | None = None  # score and minus loss there, of the learning rate that was taken
+    clipped: float | None = None  # share of its optimizer steps whose gradient was cut down, a mean over its trainings
+    grad_norm: float | None = None  # their median before that, likewise
     other: dict[str, Any] = field(default_factory=dict)
 
     def same(self, other: Result, *names: str) -> bool:
@@ -168,6 +170,8 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "control_delta": control.mean if control else None,
                 "control_ci95": list(control.limits()) if control else None,
                 "seeds": len(result.scores),
+                "clipped": result.clipped,
+                "grad_norm": result.grad_norm,
                 **({"other": result.other} if result.other else {}),
             }
         )

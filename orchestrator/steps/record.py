@@ -15,7 +15,7 @@ from orchestrator.recipe import label
 from orchestrator.steps import style
 from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import drawn
-from orchestrator.steps.evidence import collect
+from orchestrator.steps.evidence import collect, manifest
 from orchestrator.store import Store, appearing, held
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
@@ -111,6 +111,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
         folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
         if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
             recipe = row["recipe"]
+            clipped, grad_norm = _gradients(store, list(finished.values()))
             found.append(
                 Result(
                     arm=row["label"],
@@ -123,10 +124,24 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     validation=row["validation"] and tuple(row["validation"]),
                     scores=np.array([read_scores(folder) for folder in finished.values()]),
                     seeds=tuple(finished),
+                    clipped=clipped,
+                    grad_norm=grad_norm,
                     other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
                 )
             )
     return found
+
+
+def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:
+    """Of the trainings behind some scores: share of clipped steps, and median norm. None where none is known."""
+    facts = []
+    for folder in evaluated:
+        key = manifest(folder)["lineage"]["inputs"].get("adapter")
+        if trained := key and store.find("finetune", key, bare=True):
+            facts.append(manifest(trained)["facts"])
+    if not facts or any("clipped" not in one for one in facts):
+        return None, None
+    return float(np.mean([one["clipped"] for one in facts])), float(np.mean([one["grad_norm"] for one in facts]))
 
 
 def _field(recipe: dict[str, Any], path: str) -> Any:
