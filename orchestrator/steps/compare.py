@@ -40,6 +40,8 @@ class Result:
     lr_at_edge: bool = False
     validation: tuple[float, float] | None = None  # score and minus loss there, of the learning rate that was taken
     cut: float = 0.0  # share of its answers that had not ended when they had as many tokens as they may have
+    clipped: float | None = None  # share of its optimizer steps whose gradient was cut down, a mean over its trainings
+    grad_norm: float | None = None  # their median before that, likewise
     other: dict[str, Any] = field(default_factory=dict)
 
     def same(self, other: Result, *names: str) -> bool:
@@ -170,6 +172,8 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "control_ci95": list(control.limits()) if control else None,
                 "seeds": len(result.scores),
                 "cut": result.cut,
+                "clipped": result.clipped,
+                "grad_norm": result.grad_norm,
                 **({"other": result.other} if result.other else {}),
             }
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from orchestrator.errors import UserError
 from orchestrator.steps.compare import Result
+from orchestrator.steps.evidence import manifest
 from orchestrator.steps.words import label
 from orchestrator.store import Store, appearing, held
 
@@ -106,6 +107,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
         if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
             recipe = row["recipe"]
             lines = [read_examples(folder) for folder in finished.values()]
+            clipped, grad_norm = _gradients(store, list(finished.values()))
             found.append(
                 Result(
                     arm=row["label"],
@@ -119,10 +121,24 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     scores=np.array([[line["score"] for line in some] for some in lines]),
                     seeds=tuple(finished),
                     cut=float(np.mean([line.get("cut", False) for some in lines for line in some])),
+                    clipped=clipped,
+                    grad_norm=grad_norm,
                     other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
                 )
             )
     return found
+
+
+def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:
+    """Of the trainings behind some scores: share of clipped steps, and median norm. None where none is known."""
+    facts = []
+    for folder in evaluated:
+        key = manifest(folder)["lineage"]["inputs"].get("adapter")
+        if trained := key and store.find("finetune", key, bare=True):
+            facts.append(manifest(trained)["facts"])
+    if not facts or any("clipped" not in one for one in facts):
+        return None, None
+    return float(np.mean([one["clipped"] for one in facts])), float(np.mean([one["grad_norm"] for one in facts]))
 
 
 def _field(recipe: dict[str, Any], path: str) -> Any:

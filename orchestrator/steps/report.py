@@ -17,7 +17,7 @@ from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.steps.evidence import Evidence, collect
 from orchestrator.steps.verdict import Verdict, verdict_of
-from orchestrator.steps.words import about_rows, gate_line, reach, room_lines
+from orchestrator.steps.words import about_rows, clipped_line, gate_line, reach, room_lines
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
 
@@ -75,7 +75,8 @@ def asked(record: dict[str, Any], evidence: Evidence) -> list[list[str]]:
         "seed examples": seeds,
         "metric of sensitivity": _written(recipe["measure"]["metric"]),
         "fine-tuning": f"{part['examples']} examples, {part['epochs']:g} epochs, batches of {part['batch_size']},"
-        f" warm-up {part['warmup']:g}, dropout {part['dropout']:g}",
+        f" warm-up {part['warmup']:g}, dropout {part['dropout']:g},"
+        f" gradients clipped at norm {part.get('max_grad_norm', 1.0):g}",  # before it was a field it was Trainer's own
         "computed in": _written(record.get("computed_in", "not recorded")),
         "rows without room": " ".join(room_lines(record)) or "none",
         "gate": gate_line(record["gate"]),
@@ -125,7 +126,7 @@ def _rows(evidence: Evidence, baseline: str) -> str:
     further = list(dict.fromkeys(key for row in evidence.rows for key in row.get("other", {})))
     modules = ["modules"] if len({row["modules"] for row in evidence.rows} - {None}) > 1 else []
     head = ["arm", "layers", "structure", *modules, "rank", "lr", *further, "mean", "95 %"]
-    head += [f"vs {baseline}", "95 %", "seeds"]
+    head += [f"vs {baseline}", "95 %", "seeds", "clipped"]
     rows = [
         [
             row["arm"],
@@ -137,11 +138,13 @@ def _rows(evidence: Evidence, baseline: str) -> str:
             "-" if row["delta"] is None else f"{row['delta']:+.3f}",
             _span(row["delta_ci95"], "+"),
             row["seeds"],
+            "-" if row["clipped"] is None else f"{row['clipped']:.0%}",
         ]
         for row in evidence.rows
     ]
     edge = ["* on the edge of its grid."] if any(row["lr_at_edge"] for row in evidence.rows) else []
-    return _table(head, rows, "rows") + _list([*about_rows([row["arm"] for row in evidence.rows], baseline), *edge])
+    about = about_rows([row["arm"] for row in evidence.rows], baseline)
+    return _table(head, rows, "rows") + _list([*about, *clipped_line(evidence.rows), *edge])
 
 
 def _rests(told: Verdict) -> str:

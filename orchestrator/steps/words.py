@@ -112,6 +112,19 @@ def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
     return lines
 
 
+def clipped_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where most steps of an arm were clipped, how often each arm's were: then lengths of gradients hardly counted."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if row["clipped"] is not None:
+            shares.setdefault(row["arm"], []).append(100 * row["clipped"])
+    if max((share for some in shares.values() for share in some), default=0) <= 50:
+        return []
+    spans = {arm: dict.fromkeys((f"{min(some):.0f}", f"{max(some):.0f}")) for arm, some in shares.items()}
+    told = ", ".join(f"{arm} {' to '.join(span)} %" for arm, span in spans.items())
+    return [f"Steps whose gradient was clipped (finetune.max_grad_norm): {told}."]
+
+
 def gate_line(gate: Mapping[str, Any]) -> str:
     """Whether the teacher knows the task, which of its rows tells, and what was asked for."""
     asked = f"at least {gate['least']:g} is" if gate["set"] else f"more than the student's {gate['least']:.3f} is"

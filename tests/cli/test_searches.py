@@ -46,9 +46,13 @@ def test_every_arm_tries_as_much_and_the_same_command_again_nothing(
     for run in every:
         whole = run.data.params["share"] == "1.0"
         names = {Path(one.path).name for one in client.list_artifacts(run.info.run_id)}
-        assert ("adapter" in names) == whole
+        assert "adapter" not in names  # its score is all that is kept of it
         (scored,) = client.get_metric_history(run.info.run_id, "score")
         assert scored.step == (4 if whole else 2)
+    trained = (tmp_path / "pkt-store/finetune").glob("*/manifest.json")
+    weights = [path.with_name("adapter_model.safetensors").exists() for path in trained]
+    assert (sum(weights), len(weights)) == (2 * 2, 2 * 2 + len(every))
+    assert not list((tmp_path / "pkt-store/finetune").glob("*/rung"))
     again = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "2")
     assert again.stdout == done.stdout
     assert "searching" not in again.stderr

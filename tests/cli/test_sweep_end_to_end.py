@@ -186,6 +186,31 @@ def test_the_artifact_is_a_portable_adapter(
     assert PeftModel.from_pretrained(stock, adapter).peft_config["default"].r == 8  # 2r: the start rides along
 
 
+def test_what_was_only_tried_keeps_its_score_and_curve_and_not_its_weights(swept: tuple[Path, Any]) -> None:
+    folder, _ = swept
+    client, experiment = mlflow_of(folder)
+    tuned = client.search_runs([experiment], "params.stage = 'tune'")
+    assert len(tuned) == 3 * 2
+    for run in tuned:
+        assert {one.path for one in client.list_artifacts(run.info.run_id)} == {"evaluation", "examples.json"}
+        assert len(client.get_metric_history(run.info.run_id, "train_loss")) == 40
+        assert 0 <= run.data.metrics["clipped"] <= 1 and run.data.metrics["grad_norm_median"] > 0
+    whole = {True: 0, False: 0}
+    for manifest in (folder / "pkt-store/finetune").glob("*/manifest.json"):
+        files = json.loads(manifest.read_text())["files"]
+        there = {path.name for path in manifest.parent.iterdir()} - {"manifest.json", "let-go.json"}
+        compared = json.loads(manifest.read_text())["lineage"]["config"]["seed"] < 1000
+        assert there == set(files) - (set() if compared else {"adapter_model.safetensors"})
+        whole[compared] += 1
+    assert whole == {True: 3 * 2, False: 3 * 2}
+    run = client.search_runs([experiment], "params.stage = 'trial' and params.arm = 'lora'")[0]
+    lies = Path(run.info.artifact_uri.removeprefix("file://")) / "adapter/adapter_model.safetensors"
+    assert lies.stat().st_nlink == 2  # the store's own
+    shown = json.loads(pkt(folder, "store", "gc", "--json").stdout)
+    assert shown == {"removed": False, "bytes": 0, "clutter": []}
+    assert json.loads(pkt(folder, "store", "du", "--json").stdout)["of_no_sweep"] == 0
+
+
 def test_the_same_command_again_runs_nothing_and_adds_no_run(swept: tuple[Path, Any]) -> None:
     folder, first = swept
     client, experiment = mlflow_of(folder)

@@ -115,6 +115,7 @@ def test_its_numbers_are_those_of_compare(store: Store) -> None:
         assert by_name["vs lora"] == ("-" if row["delta"] is None else f"{row['delta']:+.3f}")
         assert by_name["95 %"] == ("-" if row["delta"] is None else "[{:+.3f}, {:+.3f}]".format(*row["delta_ci95"]))
         assert by_name["seeds"] == str(row["seeds"])
+        assert by_name["clipped"] == ("-" if row["clipped"] is None else f"{row['clipped']:.0%}")
     asked = dict(parsed.tables["asked"])
     assert asked["test examples"] == "10"
     assert "torch 2." in asked["versions"]

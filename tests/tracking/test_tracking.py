@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from mlflow_runs import SWEEP, Nobody, points_of, runs_of, soon, tracker_at
 from orchestrator.mlflow_runs import Runs
 from orchestrator.outbox import Outbox
 from orchestrator.run_record import Record
+from orchestrator.tracking import MlflowTracker
 
 
 def test_every_field_arrives(
@@ -55,6 +58,30 @@ def test_a_record_twice_is_one_run_without_a_point_more(uri: str, tmp_path: Path
     assert set(runs_of(uri)) == {"sweep", "sweep/trial"}
     assert points_of(uri, "sweep/trial") == {"score": 1, "gold_loss": 1, "train_loss": 1199}
     assert len(runs_of(uri)["sweep/trial"].inputs.dataset_inputs) == 1
+
+
+def test_weights_have_one_place_on_disk_and_all_else_is_copied(tmp_path: Path, uri: str, trial: Record) -> None:
+    """Beside the store; elsewhere, as without room for a second name, they are copied."""
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no other disk here")
+    kept, elsewhere = tmp_path / "adapter", Path(tempfile.mkdtemp(dir="/dev/shm"))
+    (kept / "inner" / "adapter_model.safetensors").write_bytes(b"weights")
+    try:
+        for place in (tmp_path / "artifacts", elsewhere):
+            own = f"{uri}-{place.name}"
+            tracker = MlflowTracker(own, place / "outbox", place)
+            for record in (SWEEP, trial, trial):  # twice
+                tracker.put(record)
+            assert tracker.close(60).records == 0
+            run = runs_of(own)["sweep/trial"]
+            loaded = Path(MlflowClient(own).download_artifacts(run.info.run_id, "adapter"))
+            lies = Path(run.info.artifact_uri.removeprefix("file://")) / "adapter"
+            for name in ("file.txt", "inner/file.txt", "inner/adapter_model.safetensors"):
+                assert (loaded / name).read_bytes() == (kept / name).read_bytes()
+                shared = name.endswith("safetensors") and place != elsewhere
+                assert (lies / name).samefile(kept / name) is shared
+    finally:
+        shutil.rmtree(elsewhere)
 
 
 def test_finished_is_what_is_there_or_on_its_way(uri: str, tmp_path: Path, trial: Record) -> None:
