@@ -23,8 +23,8 @@ from orchestrator.models.families import AXES, FAMILIES, Geometry, pairs
 from orchestrator.prepare import prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
-from orchestrator.steps.words import label
 from orchestrator.steps.step import materialise
+from orchestrator.steps.words import label
 from orchestrator.store import Store
 
 CALLED = {"residual": "residual", "query": "heads", "key": "K/V heads", "ffn": "neurons"}

@@ -32,7 +32,9 @@ def swept(tmp_path: Path) -> Path:
     for rank in (2, 4):
         trials = [f"{rank}{seed}" * 32 for seed in range(2)]
         for place, key in enumerate(trials):
-            with store.writing("evaluate", key, {"versions": {}, "lineage": {"identity": {"model": "0"}, "inputs": {}}}) as folder:
+            with store.writing(
+                "evaluate", key, {"versions": {}, "lineage": {"identity": {"model": "0"}, "inputs": {}}}
+            ) as folder:
                 scores = (rank == 4, place == 1, True)
                 lines = (f'{{"id": "{at}", "score": {float(score)}}}\n' for at, score in enumerate(scores))
                 (folder / "examples.jsonl").write_text("".join(lines))
