@@ -62,9 +62,9 @@ def run(
     steps = ("measure", "extract", "finetune") if recipe.arm.extracts else ("finetune",)
     where = Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     o.check_memory(recipe, steps, where, gpu_memory=gpu_memory, force=force)
-    ready = prepare(recipe)
-    check(recipe, ready)
     screen = Terminal()
+    ready = prepare(recipe, screen.doing)
+    check(recipe, ready)
     step = pipeline.trial(recipe, ready, "test")
     for part in step.ancestors():
         if part.name != "data" and kept.find(part.name, part.fingerprint) is None:

@@ -102,7 +102,7 @@ def sweep(
         system_metrics=system_metrics,
     )  # fmt: skip
     o.check_memory(asked, ("measure", "extract", "finetune"), run, gpu_memory=gpu_memory, force=force)
-    plan = Plan.of(asked)
+    plan = Plan.of(asked, screen.doing)
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
     screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")

@@ -77,14 +77,15 @@ def materialise(
 ) -> Path:
     """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
 
-    The teacher's steps show their progress with `track` and are done where `placement` says.
+    The teacher's steps and scoring show their progress with `track`; the teacher's are done where `placement` says.
     """
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
     if not (step.of_teacher or step.name in ("finetune", "evaluate")):
         return _run(step, store, inputs)
-    extra = {"track": track, "placement": placement} if step.of_teacher else {}
+    extra: dict[str, Any] = {"track": track} if step.of_teacher or step.name == "evaluate" else {}
+    extra |= {"placement": placement} if step.of_teacher else {}
     with store.resumable(step.name, step.fingerprint) as partial:
         found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
         return found or _run(step, store, inputs, partial=partial, **extra)
