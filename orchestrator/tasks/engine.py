@@ -96,15 +96,16 @@ def _likeliest(
     """Each item once the last of its choices has gone through the model."""
     if told := [(place, known[item.id]) for place, item in enumerate(items) if item.id in known]:
         yield told
-    asked = [(place, choice) for place, item in enumerate(items) if item.id not in known for choice in item.choice_ids]
+    asked = [(place, choice) for place, item in enumerate(items) for choice in item.choice_ids]
     rows = [
         Encoded("", [*items[place].ids, *choice], [-100] * len(items[place].ids) + [*choice]) for place, choice in asked
     ]
+    done = {at for at, (place, _) in enumerate(asked) if items[place].id in known}
     logs: dict[int, dict[int, float]] = {}
     tokens = None if together else likelihoods.TOKENS
-    for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device):
+    for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device, known=done):
         whole: Some = []
-        for at, found in batch:
+        for at, found in ((at, found) for at, found in batch if at not in done):
             place = asked[at][0]
             mine = logs.setdefault(place, {})
             mine[at] = float(found.sum())

@@ -8,7 +8,7 @@ at labelled places alone, a few rows at a time, and nothing is cached for a next
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,11 +29,13 @@ def token_logs(
     pad: int,
     tokens: int | None = TOKENS,
     device: torch.device | None = None,
+    known: Container[int] = (),
 ) -> Iterator[list[tuple[int, Tensor]]]:
     """Each batch's rows by their places in `rows`, with the log-probabilities (t,) of their labelled tokens.
 
     Rows whose tokens before the last are the same (choices of one token) go through the model once. `tokens` None: all
     in one pass, as ranks do that wait for each other. `device`: where a model computes whose parameters lie elsewhere.
+    Batches of which all rows are at `known` places are left out; the others are as they would be with them.
     """
     device = device or model.device
     places: dict[tuple[int, ...], list[int]] = {}
@@ -43,6 +45,8 @@ def token_logs(
     kept = {ids: _kept([rows[place] for place in places[ids]]) for ids in inputs}
     width = model.config.vocab_size * next(model.parameters()).element_size()
     for group in _groups(inputs, kept, tokens, LOGITS // width):
+        if all(place in known for ids in group for place in places[ids]):
+            continue
         batch = collate([Encoded("", list(ids), []) for ids in group], pad)
         asked = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         first = min(kept[ids].start for ids in group)

@@ -153,3 +153,23 @@ def test_a_template_that_asks_for_the_date_gets_a_fixed_one() -> None:
     text = render((Message(role="user", content="Who?"),), "chat", tokenizer, ask=True)
     assert text.startswith(TODAY.strftime("%d %b %Y"))
     assert TODAY.isoformat() == "2024-07-26"
+
+
+def test_what_is_known_is_not_asked_again_and_changes_no_bit_of_the_rest(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of batches that a killed process had finished nothing is computed; the others are as they were with them."""
+    tokenizer, model = ended_by("<end_of_turn>", GEMMA), tiny("llama", vocab_size=512, max_position_embeddings=4096)
+    monkeypatch.setattr("orchestrator.tasks.likelihoods.TOKENS", 1500)
+    task = TASKS["mmlu"]
+    items, metric = questions(rows(shared, "mmlu")[:12], "chat", tokenizer, task.metric, task.choices)
+    whole = [dict(some) for some in said(model, tokenizer, items, metric, stops=[1])]
+    assert len(whole) > 2
+    known = {items[place].id: one for some in whole[:2] for place, one in some.items()}
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    again = {
+        place: one for some in said(model, tokenizer, items, metric, stops=[1], known=known) for place, one in some
+    }
+    assert again == {place: one for some in whole for place, one in some.items()}
+    assert len(passes) == len(whole) - 2
