@@ -20,7 +20,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._silent = time.monotonic() + SOON - LOG_SECONDS  # since when; the first line comes after SOON
+        self._tell: float | None = None  # when `doing` is next to be told; nothing is being done yet
 
     def track(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         """Progress through the items of one long step."""
@@ -71,8 +71,11 @@ class Terminal:
 
     def doing(self, line: str) -> None:
         """How far something is that has no count: of all such lines one now and then, none of what is soon done."""
-        if (now := time.monotonic()) - self._silent >= LOG_SECONDS:
-            self._silent = now
+        now = time.monotonic()
+        if self._tell is None:
+            self._tell = now + SOON
+        elif now >= self._tell:
+            self._tell = now + LOG_SECONDS
             self.say(line)
 
     def say(self, line: str) -> None:

@@ -40,5 +40,12 @@ def smallest_effect(found: Estimate, comparisons: int = 1) -> float:
     if (freedom := found.freedom[0]) < 1:
         return float("inf")
     needed = found.needed(LEVEL / comparisons)
-    shift = optimize.brentq(lambda by: 1 - special.nctdtr(freedom, by, needed) - POWER, 0, needed * 4 + 10)
+
+    def power(shift: float) -> float:
+        return float(1 - special.nctdtr(freedom, shift, needed))
+
+    high = needed
+    while power(high) < POWER:  # in small steps: far beyond, the distribution's value is NaN
+        high *= 1.25
+    shift = optimize.brentq(lambda by: power(by) - POWER, 0, high)
     return float(shift * found.error)
