@@ -13,7 +13,7 @@ from orchestrator.steps.power import LEVEL, POWER, smallest_effect
 @pytest.mark.parametrize("comparisons", [1, 3, 10, 55])
 @pytest.mark.parametrize("examples", [1, 9, 1000])
 def test_the_smallest_effect_is_claimed_four_times_of_five(freedom: int, comparisons: int, examples: int) -> None:
-    """With two test rows, many comparisons and millions of seeds, too, where the distribution's far end has no value."""
+    """With two test rows and millions of seeds, too, where the distribution's far end has no value."""
     found = Estimate(0.0, 0.02, 0.5, (freedom, examples))
     level = LEVEL / comparisons
     needed = float(stats.t.isf(level / 2, freedom) + stats.t.isf(level / 2, examples)) / 2
