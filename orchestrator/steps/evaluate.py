@@ -78,7 +78,8 @@ def read_said(path: Path) -> dict[str, Said]:
             fields = json.loads(line)
         except ValueError:
             continue
-        found[fields.pop("id")] = Said(**fields | {"logs": tuple(fields["logs"])})
+        id = fields.pop("id")
+        found[id] = Said(**fields | {"logs": tuple(fields["logs"])})
     return found
 
 
