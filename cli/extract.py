@@ -62,7 +62,7 @@ def extract(
     Store(out).check()
     screen, run = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     run = o.check_memory(recipe, ("measure", "extract"), run, screen.say, gpu_memory=gpu_memory, force=force)
-    ready = prepare(recipe)
+    ready = prepare(recipe, screen.doing)
     check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
     with kept.in_use():

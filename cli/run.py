@@ -63,7 +63,7 @@ def run(
     steps = ("measure", "extract", "finetune", "score") if recipe.arm.extracts else ("finetune", "score")
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
-    ready = prepare(recipe)
+    ready = prepare(recipe, screen.doing)
     check(recipe, ready)
     for line in room_lines({"fit": ready.fit}):
         screen.warn(line)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 LOG_SECONDS = 10.0
+SOON = 1.0  # seconds without a word: what takes less needs none
 
 
 class Terminal:
@@ -19,6 +20,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
+        self._silent = time.monotonic() + SOON - LOG_SECONDS  # since when; the first line comes after SOON
 
     def track(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
         """Progress through the items of one long step."""
@@ -66,6 +68,12 @@ class Terminal:
     def warn(self, line: str) -> None:
         """Something to know, now."""
         self._console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
+
+    def doing(self, line: str) -> None:
+        """How far something is that has no count: of all such lines one now and then, none of what is soon done."""
+        if (now := time.monotonic()) - self._silent >= LOG_SECONDS:
+            self._silent = now
+            self.say(line)
 
     def say(self, line: str) -> None:
         """A line of what is going on."""

@@ -107,7 +107,7 @@ def sweep(
     )  # fmt: skip
     steps = ("measure", "extract", "finetune", "score")
     run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
-    plan = Plan.of(asked)
+    plan = Plan.of(asked, screen.doing)
     ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
     screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")

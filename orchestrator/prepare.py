@@ -6,7 +6,7 @@ check(recipe, ready)          # whether this trial can be done with them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,12 +50,15 @@ class Ready:
         return self.teacher if who == "teacher" else self.student
 
 
-def prepare(recipe: Recipe) -> Ready:
-    """Find models and rows and check all that can be checked before work starts. UserError for the first fault."""
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> Ready:
+    """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
+
+    UserError for the first fault.
+    """
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
     task, splits = find_rows(recipe)
-    teacher, student = resolve(recipe.teacher, "teacher"), resolve(recipe.student, "student")
+    teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
     return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits), workers_have_bfloat16())
 
 

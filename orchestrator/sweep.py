@@ -43,10 +43,10 @@ class Plan:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, sweep: Sweep) -> Plan:
-        """UserError for an axis, a value or a combination that can't be."""
+    def of(cls, sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> Plan:
+        """UserError for an axis, a value or a combination that can't be; `say` hears how far finding the models is."""
         cells = cells_of(sweep)
-        ready = prepare(sweep.recipe)
+        ready = prepare(sweep.recipe, say)
         for cell in cells:
             if cell.who == "student":
                 check(cell.recipe, ready)

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator.errors import UserError
+from orchestrator.models import hub
 from orchestrator.models.aliases import ALIASES
 from orchestrator.models.dtypes import dtype_of, has_bfloat16
 from orchestrator.models.families import Geometry, ModelFamily, family
@@ -32,6 +33,7 @@ from orchestrator.models.vocabulary import token_map
 if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+INDEX = "model.safetensors.index.json"
 SHIPPED = Path(str(files("orchestrator"))) / "models" / "demo"
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, its settings and templates too
 
@@ -39,6 +41,20 @@ SMALL = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, its s
 def cache_home() -> Path:
     """The user's cache: hashes of checkpoints seen before."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pkt"
+
+
+@dataclass
+class Read:
+    """How much of a checkpoint was read, in the words of a line; several threads add to it."""
+
+    total: int
+    say: Callable[[str], None]
+    done: int = 0
+
+    def add(self, size: int) -> None:
+        """So many bytes more."""
+        self.done += size
+        self.say(f"{self.done / 1e9:.1f}/{self.total / 1e9:.1f} GB")
 
 
 @dataclass(frozen=True)
@@ -79,8 +95,8 @@ def source_of(name: str, field: str) -> str:
     return name
 
 
-def resolve(name: str, field: str) -> Checkpoint:
-    """Find, check and identify a checkpoint. `field` names the recipe's field in the message.
+def resolve(name: str, field: str, say: Callable[[str], None] = lambda line: None) -> Checkpoint:
+    """Find, check and identify a checkpoint. `field` names the recipe's field in messages; `say` hears how far it is.
 
     UserError for a name that stands for nothing, for an unknown family, for weights that are missing, pickled,
     truncated or not finite, and for weights that a hub would have to provide and can't.
@@ -89,10 +105,11 @@ def resolve(name: str, field: str) -> Checkpoint:
     if Path(source).is_absolute():
         folder = Path(source)
     else:
-        family(read_config(_from_hub(source, field, ["config.json"]), field).model_type)  # before the weights
-        folder = _from_hub(source, field, ["*.safetensors", *SMALL])
+        folder = hub.fetch(source, field, ["config.json", INDEX])
+        family(read_config(folder, field).model_type)  # before the weights
+        folder = hub.fetch(source, field, [*_named(folder), *SMALL], say)
     family(read_config(folder, field).model_type)
-    return Checkpoint(name, str(folder), _identify(folder, field))
+    return Checkpoint(name, str(folder), _identify(folder, field, lambda done: say(f"reading {name} {done}")))
 
 
 def read_config(folder: Path, field: str) -> Any:
@@ -132,7 +149,7 @@ def config_of(name: str, field: str) -> Any:
     if Path(source).is_absolute():
         found = read_config(Path(source), field)
     else:
-        found = read_config(_from_hub(source, field, ["config.json"]), field)
+        found = read_config(hub.fetch(source, field, ["config.json"]), field)
     family(found.model_type)
     return found
 
@@ -150,15 +167,10 @@ class Weights:
 
     def __init__(self, folder: Path) -> None:
         self._stored = family(read_config(folder, "model").model_type).stored
-        index = folder / "model.safetensors.index.json"
         self._files: dict[str, Path] = {}
-        if index.is_file():
-            for name, file in json.loads(index.read_text())["weight_map"].items():
-                self._files[name] = folder / file
-        else:
-            for path in folder.glob("*.safetensors"):
-                with safe_open(path, framework="pt") as tensors:
-                    self._files |= dict.fromkeys(tensors.keys(), path)
+        for path in (folder / name for name in _named(folder)):
+            with safe_open(path, framework="pt") as tensors:
+                self._files |= dict.fromkeys(tensors.keys(), path)
 
     def __contains__(self, name: str) -> bool:
         return self._stored.get(name, name) in self._files
@@ -206,40 +218,24 @@ def tokens_of(teacher: Path, student: Path) -> Tensor:
     return token_map(own, theirs, *rows)
 
 
-def _from_hub(hub_id: str, field: str, patterns: Sequence[str]) -> Path:
-    """Some of the hub's files in the hub's own cache. UserError with what is missing: network, token or licence."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except GatedRepoError as error:
-        missing = "its licence has to be accepted on its page, and a token of that account set in HF_TOKEN"
-        raise UserError(f"{field}: {hub_id} is gated: {missing}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{field}: {hub_id} is not on the hub, or is private: set HF_TOKEN to a token that may read it"
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{field}: {hub_id} is not in the local cache and the hub can't be reached (no network?);"
-            " give a local folder, or connect and set HF_TOKEN if the model asks for one"
-        ) from error
+def _named(folder: Path) -> list[str]:
+    """The files that hold a checkpoint's weights, as its index names them: others beside them are other formats."""
+    index = folder / INDEX
+    if index.is_file():
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return ["model.safetensors"]
 
 
-def _identify(folder: Path, field: str) -> str:
+def _identify(folder: Path, field: str, say: Callable[[str], None]) -> str:
     """Hash of the weights and of what shapes them, tokenizer included, with every weight checked to be finite.
 
     Large checkpoints take a minute, so each file's hash is kept in the user's cache under its path, size and time.
     """
-    shards = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if missing := [name for name in named if not (folder / name).is_file()]:
-            raise UserError(f"{field}: {folder / missing[0]} is missing, though the index names it; download it again")
-        shards = [folder / name for name in named]
-    if not shards:
+    shards = [folder / name for name in _named(folder)]
+    missing = [path for path in shards if not path.is_file()]
+    if missing and (folder / INDEX).is_file():
+        raise UserError(f"{field}: {missing[0]} is missing, though the index names it; download it again")
+    if missing:
         pickled = next((path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end)), None)
         why = f"only pickled ones ({pickled}), which are never opened" if pickled else "none"
         raise UserError(f"{field}: {folder} has no safetensors weights ({why}); save it with save_pretrained")
@@ -247,15 +243,16 @@ def _identify(folder: Path, field: str) -> str:
         path
         for pattern in SMALL
         for path in sorted(folder.glob(pattern))
-        if path.name not in ("generation_config.json", index.name)  # our own settings; the place of weights
+        if path.name not in ("generation_config.json", INDEX)  # our own settings; the place of weights
     ]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        sums = list(pool.map(lambda path: _known_sum(path, field), shards))
+        read = Read(sum(path.stat().st_size for path in shards), say)
+        sums = list(pool.map(lambda path: _known_sum(path, field, read), shards))
     sums += [path.name + hashlib.sha256(path.read_bytes()).hexdigest() for path in small]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
-def _known_sum(path: Path, field: str) -> str:
+def _known_sum(path: Path, field: str, read: Read) -> str:
     stat = path.stat()
     key = hashlib.sha256(
         f"{path.resolve()}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}".encode()
@@ -263,7 +260,7 @@ def _known_sum(path: Path, field: str) -> str:
     note = cache_home() / "sums" / key
     if note.is_file():
         return note.read_text()
-    digest = _checked_sum(path, field)
+    digest = _checked_sum(path, field, read)
     note.parent.mkdir(parents=True, exist_ok=True)
     aside = note.with_suffix(f".{os.getpid()}")
     aside.write_text(digest)
@@ -271,13 +268,14 @@ def _known_sum(path: Path, field: str) -> str:
     return digest
 
 
-def _checked_sum(path: Path, field: str) -> str:
+def _checked_sum(path: Path, field: str, read: Read) -> str:
     try:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise UserError(f"{field}: {name} in {path} has NaN or infinite weights; take another checkpoint")
+                read.add(tensor.nbytes)
     except SafetensorError as error:
         raise UserError(f"{field}: {path} is corrupt or no safetensors file ({error}); download it again") from error
     with path.open("rb") as file:

@@ -77,7 +77,7 @@ def materialise(
 ) -> Path:
     """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
 
-    The teacher's steps show their progress with `track` and are done where `placement` says.
+    The teacher's steps and scoring show their progress with `track`; the teacher's are done where `placement` says.
     """
     if folder := store.find(step.name, step.fingerprint):
         return folder
