@@ -7,6 +7,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.card import write_card
 from orchestrator.steps.labels import read_labels
+from orchestrator.steps.step import Track, silent
 from orchestrator.tasks.template import Encoded, TemplateName, collate, fitted
 from orchestrator.transfer.arms import Arm
 from orchestrator.transfer.lowrank import Factors
@@ -53,6 +55,7 @@ def finetune(
     labels: Path | None = None,
     before: Path | None = None,
     partial: Path | None = None,
+    track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write the portable adapter, its card and the training curve (history.json).
 
@@ -85,7 +88,7 @@ def finetune(
         distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
         callbacks=[training.Watch(last)],
     )  # fmt: skip
-    history = training.run(trainer, last, partial, before)
+    history = training.run(trainer, last, partial, before, track(repeat(None), "training", last or steps))
     (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
     adapters.save(peft_model, folder, names["student"])
     if last is not None:
