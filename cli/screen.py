@@ -99,6 +99,18 @@ class Terminal:
             self._silent = now
             self.say(line)
 
+    @contextmanager
+    def lasting(self, line: str) -> Iterator[None]:
+        """What is going on, soon, if the block isn't done by then and says nothing itself: imports take seconds."""
+        timer = threading.Timer(SOON, self.doing, (line,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
     def say(self, line: str) -> None:
         """A line of what is going on."""
         self._console.print(line, soft_wrap=True, markup=False)

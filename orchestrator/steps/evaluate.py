@@ -18,8 +18,9 @@ from orchestrator.models.loading import load, load_tokenizer, read_config
 from orchestrator.steps import data
 from orchestrator.steps.step import Track, silent
 from orchestrator.tasks.base import Example
+from orchestrator.tasks.budgets import TOKENS
 from orchestrator.tasks.engine import evaluating, said
-from orchestrator.tasks.likelihoods import TOKENS, token_logs
+from orchestrator.tasks.likelihoods import token_logs
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import NOT_ASKED, Item, Said, Scored, judge
 from orchestrator.tasks.template import Encoded, TemplateName, choice_ids, fitted, question, stops

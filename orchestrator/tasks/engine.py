@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.tasks import generation, likelihoods
+from orchestrator.tasks import budgets, generation, likelihoods
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Item, Said, Scored, judge, room
 from orchestrator.tasks.template import Encoded, alike
@@ -101,7 +101,7 @@ def _likeliest(
         Encoded("", [*items[place].ids, *choice], [-100] * len(items[place].ids) + [*choice]) for place, choice in asked
     ]
     logs: dict[int, dict[int, float]] = {}
-    tokens = None if together else likelihoods.TOKENS
+    tokens = None if together else budgets.TOKENS
     for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device):
         whole: Some = []
         for at, found in batch:

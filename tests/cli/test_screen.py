@@ -44,3 +44,17 @@ def test_a_line_that_is_sent_back_is_the_items_own(capsys: pytest.CaptureFixture
     bar.send("loss 1")
     bar.close()
     assert capsys.readouterr().err == "training: 2/2 after 0 s  loss 1\n"
+
+
+def test_what_lasts_without_a_word_is_named_and_what_is_soon_done_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cli.screen.SOON", 0.2)
+    screen = Terminal()
+    with screen.lasting("finding a ..."):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "finding a ...\n"
+    with Terminal().lasting("finding b ..."):
+        pass
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
