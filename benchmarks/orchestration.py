@@ -41,7 +41,7 @@ class Silent:
     def track(self, items: Any, what: str, total: int) -> Any:
         return items
 
-    def trials(self, what: str, total: int) -> Any:
+    def trials(self, what: str, total: int, running: Any) -> Any:
         from contextlib import nullcontext
 
         return nullcontext(lambda line: None)

@@ -50,20 +50,22 @@ def extract(
     recipe = o.sweep_of(None, flags, {}, set_ or []).recipe
 
     from cli.screen import Terminal
-    from orchestrator import pipeline
-    from orchestrator.prepare import check, prepare
     from orchestrator.recipe import Run
-    from orchestrator.runner import placement_of
-    from orchestrator.steps.step import materialise
     from orchestrator.store import Store
 
     kept = Store(store)
     kept.check()
     Store(out).check()
     screen, run = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
-    run = o.check_memory(recipe, ("measure", "extract"), run, screen.say, gpu_memory=gpu_memory, force=force)
-    ready = prepare(recipe, screen.doing)
-    check(recipe, ready)
+    with screen.lasting(o.finding(recipe)):
+        from orchestrator import pipeline
+        from orchestrator.prepare import check, prepare
+        from orchestrator.runner import placement_of
+        from orchestrator.steps.step import materialise
+
+        run = o.check_memory(recipe, ("measure", "extract"), run, screen.say, gpu_memory=gpu_memory, force=force)
+        ready = prepare(recipe, screen.doing)
+        check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
     with kept.in_use():
         folder = materialise(step, kept, screen.track, placement_of(run))

@@ -12,8 +12,8 @@ from orchestrator.costs import Hardware
 from orchestrator.errors import UserError
 from orchestrator.lengths import at_hand, lengths_of
 from orchestrator.plan import counts, forecast
-from orchestrator.prepare import find_task
 from orchestrator.recipe import Grid, Sweep
+from orchestrator.rows import find_task
 from orchestrator.steps.power import EXPECTED, Spread, smallest_effect
 from orchestrator.steps.record import asked_for, differences
 from orchestrator.steps.verdict import ENOUGH_SEEDS

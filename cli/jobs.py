@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -78,12 +79,12 @@ def forward(address: str) -> int:
     """Run this process's own command line on the cluster, show its log, and return its exit status.
 
     Files that it names and that are here go with it. Models don't: a folder of --teacher or --student, like --store
-    and --out, is a path on the cluster's shared file system. HF_TOKEN and MLFLOW_TRACKING_URI go as its environment.
+    and --out, is a path on the cluster's shared file system. Secrets go as its environment, and no other way.
     """
     from orchestrator.cluster import jobs
 
-    here = os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", "."))
-    names = ("HF_TOKEN",) if here else ("HF_TOKEN", "MLFLOW_TRACKING_URI")
+    env = environment()
+    refuse_passwords([*sys.argv[1:], env.get("MLFLOW_TRACKING_URI", "")])
     with tempfile.TemporaryDirectory(prefix="pkt-job-") as place:
         words = pack(without_address(sys.argv[1:]), Path(place))
         job, found = jobs.submit(
@@ -91,11 +92,32 @@ def forward(address: str) -> int:
             f"{STORE} {shlex.join(['pkt', *words])}",
             name=f"pkt-{words[0]}",
             folder=Path(place) if os.listdir(place) else None,
-            env={name: os.environ[name] for name in names if os.environ.get(name)},
+            env=env,
             gpu=words[0] != "sweep",  # a sweep places its own work; the others do theirs where they run
         )
     typer.echo(f"pkt: job {job} on {address}{' runs already; here is its log' if found else ''}", err=True)
     return watch(address, job)
+
+
+def environment() -> dict[str, str]:
+    """What the job needs of this user's environment: MLflow's address and account, and the hub's token."""
+    from huggingface_hub import get_token
+
+    account = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    here = os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite", "file", "/", "."))
+    names = account if here else ("MLFLOW_TRACKING_URI", *account)
+    found = {"HF_TOKEN": get_token() or "", **{name: os.environ.get(name, "") for name in names}}
+    return {name: value for name, value in found.items() if value}
+
+
+def refuse_passwords(words: list[str]) -> None:
+    """UserError for an address that holds one: the cluster shows a job's command line to all who may look."""
+    if found := next(filter(None, (re.search(r"(\w+://)([^/\s:@]*):[^/\s]+@([^/\s]*)", word) for word in words)), None):
+        scheme, user, host = found.groups()
+        raise UserError(
+            f"tracking: {scheme}{user}:***@{host} holds a password, which a job's command line would show; write"
+            f" {scheme}{host} and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which go with the job"
+        )
 
 
 def watch(address: str, job: str) -> int:

@@ -161,6 +161,11 @@ def listed(text: str | None) -> list[Any] | None:
     return [_yaml(part, text) for part in parts]
 
 
+def finding(recipe: Recipe) -> str:
+    """What comes before any work, for people."""
+    return f"finding {recipe.teacher} and {recipe.student} ..."
+
+
 def check_memory(
     asked: Sweep | Recipe,
     steps: Sequence[str],

@@ -54,6 +54,7 @@ def plan(
     flags = o.models_and_task(teacher, student, task, data, template, seeds) | {"repeats": repeats, "lr": o.listed(lr)}
     sweep = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
+    from cli.screen import Terminal
     from orchestrator.cluster.ranks import Placement
     from orchestrator.costs import Hardware
     from orchestrator.lengths import lengths_of
@@ -61,7 +62,8 @@ def plan(
 
     amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
     hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None)
-    told = forecast(sweep, hardware, lengths_of(sweep.recipe))
+    with Terminal().lasting("reading the rows and what cuts them into tokens ..."):
+        told = forecast(sweep, hardware, lengths_of(sweep.recipe))
     typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware))
     return 0
 

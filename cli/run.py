@@ -49,12 +49,7 @@ def run(
     recipe = o.sweep_of(file, flags, {}, set_ or []).recipe.settled()
 
     from cli.screen import Terminal
-    from orchestrator import pipeline
-    from orchestrator.prepare import check, prepare
     from orchestrator.recipe import Run
-    from orchestrator.runner import placement_of
-    from orchestrator.steps.evaluate import read_metrics
-    from orchestrator.steps.step import materialise
     from orchestrator.steps.words import room_lines
     from orchestrator.store import Store
 
@@ -62,9 +57,16 @@ def run(
     kept.check()
     steps = ("measure", "extract", "finetune", "score") if recipe.arm.extracts else ("finetune", "score")
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
-    where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
-    ready = prepare(recipe, screen.doing)
-    check(recipe, ready)
+    with screen.lasting(o.finding(recipe)):
+        from orchestrator import pipeline
+        from orchestrator.prepare import check, prepare
+        from orchestrator.runner import placement_of
+        from orchestrator.steps.evaluate import read_metrics
+        from orchestrator.steps.step import materialise
+
+        where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
+        ready = prepare(recipe, screen.doing)
+        check(recipe, ready)
     for line in room_lines({"fit": ready.fit}):
         screen.warn(line)
     step = pipeline.trial(recipe, ready, "test")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,37 +23,22 @@ class Terminal:
         self._console = Console(stderr=True, highlight=False)
         self._tell: float | None = None  # when `doing` is next to be told; nothing is being done yet
 
-    def track(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
-        """Progress through the items of one long step."""
+    def track(self, items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
+        """Progress through the items of one long step; a line that is sent back is the item's own."""
         with self.trials(what, total) as tick:
             for item in items:
-                yield item
-                tick(item if isinstance(item, str) else "")
+                line = yield item
+                tick(line or (item if isinstance(item, str) else ""))
 
     @contextmanager
-    def trials(self, what: str, total: int) -> Iterator[Callable[[str], None]]:
-        """Progress through trials; what it yields takes each finished one's line."""
-        began = last = time.monotonic()
-        count = 0
-        if not self._console.is_terminal:
-            unsaid = ""
+    def trials(self, what: str, total: int, running: Callable[[], str] = lambda: "") -> Iterator[Callable[[str], None]]:
+        """Progress through trials; what it yields takes each finished one's line. `running` tells of the others."""
+        show = self._bar if self._console.is_terminal else self._log
+        with show(what, total, running) as tick:
+            yield tick
 
-            def say() -> None:
-                nonlocal last, unsaid
-                last = time.monotonic()
-                self._console.print(f"{what}: {count}/{total} after {last - began:.0f} s  {unsaid}", soft_wrap=True)
-                unsaid = ""
-
-            def log(line: str) -> None:
-                nonlocal count, unsaid
-                count, unsaid = count + 1, line
-                if count == total or time.monotonic() - last > LOG_SECONDS:
-                    say()
-
-            yield log
-            if unsaid:  # fewer than were counted on: where every setting failed, nothing is compared
-                say()
-            return
+    @contextmanager
+    def _bar(self, what: str, total: int, running: Callable[[], str]) -> Iterator[Callable[[str], None]]:
         columns = (TextColumn("{task.description:<24}"), BarColumn(10), MofNCompleteColumn(), TimeElapsedColumn())
         rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what a narrow screen has no room for is cut here
         with Progress(
@@ -62,8 +48,46 @@ class Terminal:
             console=self._console,
             expand=True,
         ) as bar:
-            task = bar.add_task(what, total=total, line="")
-            yield lambda line: bar.update(task, advance=1, line=line)
+            task, last = bar.add_task(what, total=total, line=""), ""
+
+            def look() -> None:
+                bar.update(task, line="   ".join(filter(None, (last, running()))))
+
+            def tick(line: str) -> None:
+                nonlocal last
+                last = line
+                bar.advance(task)
+                look()
+
+            with _every(SOON, look):
+                yield tick
+
+    @contextmanager
+    def _log(self, what: str, total: int, running: Callable[[], str]) -> Iterator[Callable[[str], None]]:
+        began = last = time.monotonic()
+        count, unsaid = 0, ""
+
+        def say(more: str = "") -> None:
+            nonlocal last, unsaid
+            last = time.monotonic()
+            line = "   ".join(filter(None, (unsaid, more)))
+            self._console.print(f"{what}: {count}/{total} after {last - began:.0f} s  {line}", soft_wrap=True)
+            unsaid = ""
+
+        def look() -> None:
+            if time.monotonic() - last > (SOON if last == began else LOG_SECONDS):
+                say(running())
+
+        def tick(line: str) -> None:
+            nonlocal count, unsaid
+            count, unsaid = count + 1, line
+            if count == total or time.monotonic() - last > LOG_SECONDS:
+                say()
+
+        with _every(SOON, look):
+            yield tick
+        if unsaid:  # fewer than were counted on: where every setting failed, nothing is compared
+            say()
 
     def warn(self, line: str) -> None:
         """Something to know, now."""
@@ -78,6 +102,36 @@ class Terminal:
             self._tell = now + LOG_SECONDS
             self.say(line)
 
+    @contextmanager
+    def lasting(self, line: str) -> Iterator[None]:
+        """What is going on, soon, if the block isn't done by then and says nothing itself: imports take seconds."""
+        timer = threading.Timer(SOON, self.doing, (line,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
     def say(self, line: str) -> None:
         """A line of what is going on."""
         self._console.print(line, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call it again and again until the block ends, however long that is at something else."""
+    over = threading.Event()
+
+    def again() -> None:
+        while not over.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=again, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -77,8 +77,10 @@ def sweep(
     from cli.screen import Terminal
     from orchestrator.plan import counts
     from orchestrator.recipe import Run
+    from orchestrator.steps.words import room_lines
     from orchestrator.store import Store
 
+    screen = Terminal()
     kept = Store(store)
     begun = as_begun(kept, resume) if resume is not None else None
     asked = o.sweep_of(file, flags, axes, set_ or [], begun)
@@ -88,17 +90,15 @@ def sweep(
     too_many = too_many_of(asked) if not (yes or resume) else None  # what was begun was wanted
     if dry_run:
         memory = o.amount(gpu_memory or DEFAULT_MEMORY, "gpu-memory")
-        typer.echo(json.dumps(counts(asked, memory)) if as_json else intent(asked, gpu_memory))
+        with screen.lasting("counting ..."):
+            told = json.dumps(counts(asked, memory)) if as_json else intent(asked, gpu_memory)
+        typer.echo(told)
         if too_many:
             typer.echo(f"warning: {too_many}", err=True)
         return 0
     if too_many:
         raise UserError(too_many)
 
-    from orchestrator.steps.words import room_lines
-    from orchestrator.sweep import Plan, run_sweep
-
-    screen = Terminal()
     kept.check()
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
@@ -106,9 +106,12 @@ def sweep(
         keep_tuned=keep_tuned, system_metrics=system_metrics,
     )  # fmt: skip
     steps = ("measure", "extract", "finetune", "score")
-    run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
-    plan = Plan.of(asked, screen.doing)
-    ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
+    with screen.lasting(o.finding(asked.recipe)):
+        from orchestrator.sweep import Plan, run_sweep
+
+        run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
+        plan = Plan.of(asked, screen.doing)
+        ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
     screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")
     for line in room_lines({"fit": plan.ready.fit}):

@@ -10,18 +10,20 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from orchestrator import pipeline
 from orchestrator.errors import UserError
-from orchestrator.prepare import Ready, Who
 from orchestrator.recipe import RATES, Asha, Grid, Recipe, Sweep, one_line
-from orchestrator.runner import Trial
+from orchestrator.steps.batches import steps_of
 from orchestrator.steps.words import label
 from orchestrator.tasks.base import Split
 from orchestrator.transfer.arms import Distil, Lora
+
+if TYPE_CHECKING:  # to count a sweep takes none of what runs it
+    from orchestrator.prepare import Ready, Who
+    from orchestrator.runner import Trial
 
 TUNING_SEED = 1000  # from here on; no trial has them: a choice is made without a look at the trials that it is for
 MOST_CELLS = 10_000  # beyond, even listing them takes too long
@@ -63,6 +65,9 @@ class Cell:
         self, ready: Ready, split: Split, *, lr: float, seed: int, stage: str, shares: Sequence[float] = (1.0,)
     ) -> Trial:
         """This cell at a learning rate and a random seed, scored on a split after the last of these training shares."""
+        from orchestrator import pipeline
+        from orchestrator.runner import Trial
+
         recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed}).settled()
         adapter = pipeline.finetune_step(recipe, ready, self.who, shares) if self.adapted else None
         step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter)
@@ -93,6 +98,17 @@ def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
         largest = max(recipes, key=lambda recipe: recipe.rank)
         cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
     return tuple(cells)
+
+
+def check_rungs(sweep: Sweep, cell: Cell, rows: int | None = None) -> None:
+    """UserError where a training has too few steps to end after ASHA's first rung. `rows`: once they are known."""
+    part, search = cell.recipe.finetune, sweep.search
+    if not isinstance(search, Asha):
+        return
+    count = steps_of(min(part.examples, rows or part.examples), part.batch_size, part.epochs)
+    if count < (least := search.reduction ** (search.rungs - 1)):
+        fewer = f", or --set search.rungs={search.rungs - 1}" if search.rungs > 2 else ""
+        raise UserError(f"search: {count} training steps can't end after a {least}th of them; give more{fewer}")
 
 
 def expand(sweep: Sweep) -> list[Recipe]:

@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.anatomy import Anatomy
-from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.sharding import GATHERED
+from orchestrator.cluster.ranks import GATHERED, Placement
 from orchestrator.lengths import Lengths, Row
 from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
-from orchestrator.steps.finetune import fitting
-from orchestrator.tasks import generation, likelihoods
+from orchestrator.steps.batches import fitting
+from orchestrator.tasks import budgets
 from orchestrator.tasks.template import alike
 from orchestrator.transfer.metrics import Magnitude, Wanda
 from orchestrator.transfer.scores import SLAB
@@ -196,7 +195,7 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     g, b, seconds, most = student.geometry, student.width, 0.0, 0
     cache, fixed = 2 * g.layers * g.size("key") * b, student.parameters * b + 4 * _adapter(student, rank)
     room = (hardware.trial or hardware.memory) - fixed
-    tokens = generation.affordable(room, cache) if hardware.cuda else generation.TOKENS
+    tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.ANSWERS
     for group in alike([row.asked for row in rows], tokens, more=lengths.new) if not lengths.choices else ():
         count, longest = len(group), rows[group[0]].asked
         logits = count * g.vocab * (b + 8)
@@ -205,9 +204,9 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
         steps = lengths.new * max(STEP if hardware.cuda else 0.0, 2 * student.multiplied * count / hardware.flops)
         seconds += 2 * student.multiplied * count * longest / hardware.flops + steps
     asked = rows if not lengths.choices else [*rows, *(Row(row.asked + 1, row.asked) for row in rows)]
-    for group in alike([row.tokens for row in asked], likelihoods.TOKENS):
+    for group in alike([row.tokens for row in asked], budgets.TOKENS):
         count, longest, kept = _batch([asked[place] for place in group])
-        wide = min(count * kept * g.vocab * b, max(likelihoods.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
+        wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
         most = max(most, student.forward_bytes(count * longest, wide))
         seconds += 2 * student.multiplied * count * longest / hardware.flops
     need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b)

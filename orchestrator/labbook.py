@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import system_metrics
-from orchestrator.prepare import Ready, used_rows
+from orchestrator.prepare import Ready
 from orchestrator.recipe import Recipe
+from orchestrator.rows import used_rows
 from orchestrator.run_record import Record
 from orchestrator.steps.compare import BOUNDS
 from orchestrator.steps.data import data_step

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.models.loading import tokenizer_here
-from orchestrator.prepare import find_rows, used_rows
 from orchestrator.recipe import Recipe, TaskChoice
+from orchestrator.rows import find_rows, used_rows
 from orchestrator.tasks import TASKS, Task
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import TemplateName, fitted
@@ -73,6 +72,8 @@ def lengths_of(recipe: Recipe, fetch: bool = False) -> Lengths:
 
 @functools.cache  # a command asks for its cost, its budget and its memory
 def _counted_rows(recipe: Recipe) -> Lengths:
+    from orchestrator.models.loading import tokenizer_here  # torch comes with it
+
     tokenizers = []
     for field, name in (("teacher", recipe.teacher), ("student", recipe.student)):
         tokenizers.append(found := tokenizer_here(name, field))

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.models.families import FAMILIES, pairs
-from orchestrator.prepare import Ready, Who, used_rows
+from orchestrator.prepare import Ready, Who
 from orchestrator.recipe import Recipe
+from orchestrator.rows import used_rows
 from orchestrator.scale import Scale, scale_of
 from orchestrator.steps.activations import activations
 from orchestrator.steps.data import data_step

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.anatomy import Anatomy
-from orchestrator.cells import cells_of, fine_tunings, groups_of, rates_of, seeds_of, shared_by, whole_trainings
+from orchestrator.cells import (
+    cells_of,
+    check_rungs,
+    fine_tunings,
+    groups_of,
+    rates_of,
+    seeds_of,
+    shared_by,
+    whole_trainings,
+)
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import cores
 from orchestrator.costs import (
@@ -29,10 +38,9 @@ from orchestrator.errors import UserError
 from orchestrator.lengths import Lengths, lengths_of
 from orchestrator.models.dtypes import workers_have_bfloat16
 from orchestrator.models.families import too_small
-from orchestrator.prepare import check_shapes
 from orchestrator.recipe import Run, Sweep
 from orchestrator.scale import Scale, scale_of
-from orchestrator.search import check_rungs
+from orchestrator.shapes import check_shapes
 from orchestrator.steps.compare import BOUNDS
 
 LARGEST_CLUSTER = 1024

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import UserError
-from orchestrator.models.dtypes import dtype_of, name_of, workers_have_bfloat16
-from orchestrator.models.families import FAMILIES, ORIGINS, Geometry, ModelFamily, pairs
+from orchestrator.models.dtypes import dtype_name, workers_have_bfloat16
+from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
-from orchestrator.recipe import Recipe, TaskChoice
-from orchestrator.scale import check_given, check_structure, scale_of, tiled_sizes
+from orchestrator.recipe import Recipe
+from orchestrator.rows import find_rows, used_rows
+from orchestrator.shapes import check_shapes
 from orchestrator.steps.evaluate import questions
-from orchestrator.tasks import TASKS, Task, chat_task
-from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks import Task
+from orchestrator.tasks.base import Example, Split
 from orchestrator.tasks.scoring import check as check_items
 from orchestrator.tasks.scoring import room
 from orchestrator.tasks.template import fitted
 from orchestrator.transfer.arms import Distil
-from orchestrator.transfer.given import Given
 
 Who = Literal["teacher", "student"]
 
@@ -43,7 +43,7 @@ class Ready:
 
     def dtype(self, who: Who, asked: str) -> str:
         """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
-        return name_of(dtype_of(self.checkpoint(who).config, asked, native=self.native))
+        return dtype_name(self.checkpoint(who).config, asked, native=self.native)
 
     def checkpoint(self, who: Who) -> Checkpoint:
         """The teacher's or the student's."""
@@ -85,31 +85,6 @@ def _fit(
     return fit
 
 
-def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Split) -> list[Example]:
-    """The rows of a split that a trial takes: to measure, to train on or to be scored by."""
-    most = {"seed": recipe.measure.examples, "train": recipe.finetune.examples}.get(split, recipe.evaluate.examples)
-    return draw(splits[split], most) if most else splits[split]
-
-
-def find_rows(recipe: Recipe) -> tuple[Task, dict[Split, list[Example]]]:
-    """A recipe's task and all of its rows."""
-    task, splits = find_task(recipe.task)
-    if recipe.measure.seeds:
-        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
-    return task, splits
-
-
-def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
-    """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
-    if choice.name in TASKS:
-        task = TASKS[choice.name]
-        return task, task.splits(choice.data)
-    path = Path(choice.name).expanduser()
-    if path.suffix == ".jsonl" or path.is_file():
-        return chat_task(path)
-    raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
-
-
 def check(recipe: Recipe, ready: Ready) -> None:
     """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
     check_shapes(recipe, FAMILIES[ready.teacher.config.model_type], ready.teacher.geometry, ready.student.geometry)
@@ -130,38 +105,3 @@ def check(recipe: Recipe, ready: Ready) -> None:
                 f"modules: embedding needs tokens that both have, and of {ready.student.name}'s {len(tokens)}"
                 f" {ready.teacher.name} has {shared}; leave it out with --modules attention,ffn"
             )
-
-
-def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student: Geometry) -> None:
-    """The part of it that the models' configs tell, before anything is fetched. `family` is the teacher's."""
-    sides = {role: min(student.shape(role)) for origin in ORIGINS for role in student.roles(origin)}
-    role, side = min(sides.items(), key=lambda item: item[1])
-    if recipe.rank > side:
-        n, m = student.shape(role)
-        raise UserError(
-            f"rank: {recipe.rank} is larger than the student's {role} matrix, {n} x {m}; take at most {side}"
-        )
-    try:
-        recipe.arm.check(recipe.rank, side)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    part = recipe.finetune
-    if part.micro_batch_size and part.batch_size % part.micro_batch_size:
-        raise UserError(
-            f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
-        )
-    if recipe.layers is None:
-        return
-    list(pairs(teacher, student, recipe.modules or ()))
-    try:
-        recipe.layers.select([0.0] * teacher.layers, student.layers)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    scale = scale_of(recipe.measure, teacher, student)
-    g = scale.granularity
-    if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
-        raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
-    if recipe.structure:
-        check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
-    if isinstance(recipe.structure, Given):
-        check_given(recipe.structure, teacher, student, recipe.modules or ())

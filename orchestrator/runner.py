@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,17 +27,19 @@ from orchestrator.steps.kept import LARGE, note, noted
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import LATE, Store
 from orchestrator.tracking import NullTracker, Tracker
-from orchestrator.work import Work
+from orchestrator.work import Work, under_way
 
 
 class Screen(Protocol):
     """What a person sees of the work."""
 
-    def track(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+    def track(self, items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
         """Progress through the items of one long step."""
 
-    def trials(self, what: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Progress through trials; what it yields takes each finished one's line."""
+    def trials(
+        self, what: str, total: int, running: Callable[[], str]
+    ) -> AbstractContextManager[Callable[[str], None]]:
+        """Progress through trials; what it yields takes each finished one's line. `running` tells of the others."""
 
     def warn(self, line: str) -> None:
         """Something to know, now."""
@@ -70,6 +74,12 @@ class Runner:
     def __enter__(self) -> Runner:
         self._stack = ExitStack()
         self._gpus: float | None = None
+        self._labels: dict[str, str] = {}  # of the trials that are asked for, by fingerprint
+        self._notes = self.folder.with_name(f".{self.folder.name}.running")  # how far each of them is
+        self._under_way = partial(under_way, self._notes, self._labels)
+        self._stack.callback(shutil.rmtree, self._notes, ignore_errors=True)
+        shutil.rmtree(self._notes, ignore_errors=True)  # of a process that was killed
+        self._notes.mkdir(parents=True)
         self._needs = noted(self.folder)
         return self
 
@@ -142,7 +152,7 @@ class Runner:
                     queue.append(trial)
             return [[[trial]] for trial in queue[before:]]
 
-        with self.screen.trials(what, total) as tick:
+        with self.screen.trials(what, total, self._under_way) as tick:
             first = missing(trials)
             if first and (before := len(asked) - len(queue)):
                 self.screen.say(f"{before} of {total} trials were finished before")
@@ -166,7 +176,7 @@ class Runner:
         trials = [trial for rungs in settings for rung in rungs for trial in rung]
         for trial in trials:
             self._note(trial)
-        with self.screen.trials("searching", sum(one.count for one in searches)) as tick:
+        with self.screen.trials("searching", sum(one.count for one in searches), self._under_way) as tick:
             self._run(settings, tick, after, searches=searches)
         for trial in trials:
             self._let_go(trial)
@@ -222,7 +232,7 @@ class Runner:
             return works(more)
 
         run_trials(
-            Work(str(self.store.root), self.run.cpus_per_trial, self.run.system_metrics),
+            Work(str(self.store.root), str(self._notes), self.run.cpus_per_trial, self.run.system_metrics),
             works(items),
             done,
             cpus=self.run.cpus_per_trial,
@@ -233,6 +243,7 @@ class Runner:
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
         """Tell what came of it, and return it: a score whose evidence isn't here is none."""
+        self._labels.pop(trial.step.fingerprint, None)
         if "error" not in outcome and not self.store.awaited(trial.step.name, trial.step.fingerprint, self.late):
             self.late = 0.0  # the store isn't shared, and nothing is gained by waiting for others
             outcome = {"error": (unseen := self.store.not_shared()), "traceback": unseen}
@@ -262,6 +273,7 @@ class Runner:
 
     def _note(self, trial: Trial) -> None:
         """A trial that is only to choose needs its weights until it has its score; those that others made stay."""
+        self._labels[trial.step.fingerprint] = trial.label
         adapter = trial.step.inputs.get("adapter")
         others = (
             adapter and trial.step.fingerprint not in self._needs and self.store.find("finetune", adapter.fingerprint)

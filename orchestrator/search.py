@@ -16,13 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import Cell, Group, fine_tunings, rates_of, tuning_of
+from orchestrator.cells import Cell, Group, check_rungs, fine_tunings, rates_of, tuning_of
 from orchestrator.cluster.searches import FAILED, Halving, Proposals
-from orchestrator.errors import UserError
 from orchestrator.prepare import Ready
 from orchestrator.recipe import Asha, Grid, Optuna, Sweep
 from orchestrator.runner import Runner, Trial
-from orchestrator.steps.finetune import steps_of
 from orchestrator.store import appearing
 
 Rungs = list[list[Trial]]  # of one setting: the trainings of each rung, one a tuning seed
@@ -72,17 +70,6 @@ def rungs_of(sweep: Sweep, ready: Ready, setting: Setting) -> Rungs:
          for seed in seeds]
         for k in range(len(shares))
     ]  # fmt: skip
-
-
-def check_rungs(sweep: Sweep, cell: Cell, rows: int | None = None) -> None:
-    """UserError where a training has too few steps to end after ASHA's first rung. `rows`: once they are known."""
-    part, search = cell.recipe.finetune, sweep.search
-    if not isinstance(search, Asha):
-        return
-    count = steps_of(min(part.examples, rows or part.examples), part.batch_size, part.epochs)
-    if count < (least := search.reduction ** (search.rungs - 1)):
-        fewer = f", or --set search.rungs={search.rungs - 1}" if search.rungs > 2 else ""
-        raise UserError(f"search: {count} training steps can't end after a {least}th of them; give more{fewer}")
 
 
 def choose(

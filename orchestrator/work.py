@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import gc
-from contextlib import nullcontext
+import math
+import os
+import time
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.step import Step, materialise
+from orchestrator.steps.step import Step, Track, materialise
 from orchestrator.store import Store
 from orchestrator.system_metrics import sampled, samples_of
+
+NOTED = 1.0  # seconds between two notes of how far a trial is
+MOST = 4  # trials of which that is told
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class Work:
     """Makes what the store lacks, and nothing else."""
 
     store: str
+    notes: str  # a folder of the store, in which each trial notes how far it is
     cpus: int
     sampled: bool = False  # watch the machine meanwhile
 
@@ -28,13 +36,43 @@ class Work:
         import torch
 
         torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
-        store = Store(Path(self.store))
+        store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
-        with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
-            folder = materialise(step, store)
+        try:
+            with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
+                folder = materialise(step, store, noting(note))
+        finally:
+            note.unlink(missing_ok=True)
         _settle()
         return read_metrics(folder) if step.name == "evaluate" else {}
+
+
+def noting(file: Path) -> Track[Any]:
+    """Progress for a screen elsewhere: how far the step is, in a file, for whoever looks."""
+
+    def track(items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
+        last = -math.inf
+        for done, item in enumerate(items):
+            if (now := time.monotonic()) - last >= NOTED:
+                last, aside = now, file.with_name(f".{file.name}.{os.getpid()}")
+                with suppress(OSError):  # no reason to lose a training
+                    aside.write_text(f"{what} {done}/{total}")
+                    aside.replace(file)
+            yield item
+
+    return track
+
+
+def under_way(folder: Path, labels: Mapping[str, str]) -> str:
+    """How far the trials are that run now, for people; `labels` by fingerprint."""
+    found = []
+    for note in folder.glob("[!.]*"):
+        with suppress(OSError, KeyError):  # it has just ended
+            found.append(f"{labels[note.name]} {note.read_text()}")
+    found.sort()
+    more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
+    return f"running: {', '.join(found[:MOST])}{more}" if found else ""
 
 
 @cache

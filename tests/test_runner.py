@@ -21,7 +21,7 @@ from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store
 
 
-def train(folder: Path, *, number: int, partial: Path, before: Path | None = None) -> None:
+def train(folder: Path, *, number: int, partial: Path, before: Path | None = None, **_: Any) -> None:
     (folder / "adapter_model.safetensors").write_text("weights")
     (folder / "rung").mkdir()
     (folder / "history.json").write_text("[]")
@@ -43,14 +43,14 @@ def adapter(trial: Trial) -> Step:
 
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runner]:
-    """Its trials are made by `make`, in this process, in place of Ray's workers."""
+    """Its trials are made in this process, by `make` or as Ray's workers do it."""
     (tmp_path / "sweep").mkdir()
 
     def made(make: Any = None, **how: Any) -> Runner:
         def here(work: Any, items: Any, done: Any, **how: Any) -> None:
             for index, item in enumerate(items):
                 for rung, works in enumerate(item):
-                    done(index, rung, outcomes := [make(one) for one in works])
+                    done(index, rung, outcomes := [(make or work)(one) for one in works])
                     if "ends" in outcomes[0]:
                         break
 
@@ -189,3 +189,29 @@ def test_a_setting_that_ended_early_keeps_no_state(runner: Callable[..., Runner]
     assert hands.metrics(first)
     assert store.find("finetune", adapter(first).fingerprint) is None
     assert store.find("finetune", adapter(first).fingerprint, bare=True)
+
+
+def test_how_far_a_trial_is_that_runs_elsewhere(
+    runner: Callable[..., Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    def asking(folder: Path, *, adapter: Path, track: Any, **_: Any) -> None:
+        for _ in track(range(3), "asking", 3):
+            seen.append(one._under_way())
+            time.sleep(0.15)  # and the screen's thread looks
+        score(folder, adapter=adapter)
+
+    monkeypatch.setattr("cli.screen.SOON", 0.1)
+    monkeypatch.setattr("orchestrator.work.NOTED", 0.1)
+    (tmp_path / ".sweep.running").mkdir()
+    (tmp_path / ".sweep.running" / "left-by-one-that-was-killed").write_text("training 1/2")
+    asked = Trial("lora rank 8", Step("evaluate", asking, {}, {"adapter": adapter(trial(0))}), {"stage": "trial"})
+    with runner() as one:
+        assert [note.name for note in one._notes.iterdir()] == []
+        one.go("trials", [asked], 1)
+        assert one._under_way() == ""
+        told = capsys.readouterr().err.splitlines()
+    assert seen == [f"running: lora rank 8 asking {done}/3" for done in range(3)]
+    assert told[0].startswith("trials: 0/1 after 0 s  running: lora rank 8 asking ")
+    assert not (tmp_path / ".sweep.running").exists()

@@ -117,7 +117,7 @@ def test_a_step_runs_once_and_its_name_is_what_determines_it(tmp_path: Path) -> 
 def test_what_was_let_go_is_made_again_for_whoever_needs_it(tmp_path: Path) -> None:
     made: list[str] = []
 
-    def train(folder: Path, *, partial: Path) -> dict[str, int]:
+    def train(folder: Path, *, partial: Path, **_: Any) -> dict[str, int]:
         made.append("train")
         (folder / "large").write_text("x" * 1000)
         (folder / "state").mkdir()
@@ -154,7 +154,7 @@ def test_what_was_let_go_is_made_again_for_whoever_needs_it(tmp_path: Path) -> N
 def test_what_another_sweep_lets_go_of_in_the_middle_is_made_again(tmp_path: Path) -> None:
     made: list[str] = []
 
-    def train(folder: Path, *, partial: Path) -> None:
+    def train(folder: Path, *, partial: Path, **_: Any) -> None:
         made.append("train")
         (folder / "large").touch()
 

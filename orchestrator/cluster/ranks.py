@@ -24,6 +24,7 @@ from orchestrator.cluster.session import connected, inventory, nodes
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
+GATHERED = 1_000_000_000  # parameters that a rank of several keeps whole at once: a layer's, and the next ones'
 PATIENCE = 10  # seconds: before a wait for room is told, and to learn of a death
 
 

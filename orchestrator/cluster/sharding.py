@@ -18,10 +18,8 @@ from typing import Any
 
 import torch
 
-from orchestrator.cluster.ranks import Member
+from orchestrator.cluster.ranks import GATHERED, Member
 from orchestrator.errors import UserError
-
-GATHERED = 1_000_000_000  # parameters that a rank keeps whole at once: what a layer needs, and the next ones
 
 
 @contextmanager

@@ -13,26 +13,35 @@ import functools
 import os
 import shutil
 import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # a plan needs no torch
+    import torch
 
 AMPERE = 8  # the first major compute capability with bfloat16
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+
+
+def dtype_name(config: Any, asked: str, *, native: bool = True) -> str:
+    """What was asked for, as recipes write it. "auto" is the checkpoint's own type, and bfloat16 for float16, whose
+    gradients would vanish; float32 in place of bfloat16 where that isn't `native` to the machine.
+    """
+    if asked != "auto":
+        return asked
+    stored = name_of(config.dtype or "float32")
+    if WIDTHS.get(stored, 1) > 2:
+        return stored
+    return "bfloat16" if native else "float32"
 
 
 def dtype_of(config: Any, asked: str, *, native: bool = True) -> torch.dtype:
-    """What was asked for. "auto" is the checkpoint's own type, and bfloat16 for float16, whose gradients would vanish;
-    float32 in place of bfloat16 where that isn't `native` to the machine.
-    """
-    if asked != "auto":
-        return getattr(torch, asked)
-    stored = config.dtype or torch.float32
-    if stored.itemsize > 2:
-        return stored
-    return torch.bfloat16 if native else torch.float32
+    """The same as torch's own."""
+    import torch
+
+    return getattr(torch, dtype_name(config, asked, native=native))
 
 
-def name_of(dtype: torch.dtype) -> str:
+def name_of(dtype: torch.dtype | str) -> str:
     """As recipes write it."""
     return str(dtype).removeprefix("torch.")
 
@@ -45,6 +54,8 @@ def workers_have_bfloat16() -> bool:
 @functools.cache
 def has_bfloat16() -> bool:
     """Whether this machine's GPUs, or else its CPU, multiply in bfloat16 at least as fast as in float32."""
+    import torch
+
     if torch.cuda.is_available():
         return _gpu_has()
     supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # what oneDNN may use, which is not yet what is fast

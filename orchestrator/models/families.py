@@ -53,6 +53,19 @@ NEOX = dict.fromkeys(("q", "k", "v"), "attention.query_key_value") | {
 }
 
 
+NORMS = {"input_layernorm": "residual", "post_attention_layernorm": "residual"}
+SANDWICH = NORMS | {"pre_feedforward_layernorm": "residual", "post_feedforward_layernorm": "residual"}
+HEAD_NORMS = {"self_attn.q_norm": "head", "self_attn.k_norm": "head"}
+OLMO = {
+    "post_attention_layernorm": "residual",
+    "post_feedforward_layernorm": "residual",
+    "self_attn.q_norm": "query",
+    "self_attn.k_norm": "key",
+}
+ATTENTION_BIAS = {"attention_bias": ORIGINS["attention"]}
+ALWAYS = "model_type"  # a field that every config has
+
+
 @dataclass(frozen=True)
 class ModelFamily:
     """Role → module; `{}` stands for the layer. Roles with one module share its rows, in the order of `roles`."""
@@ -64,6 +77,10 @@ class ModelFamily:
     norm_offset: float = 0.0  # what a norm adds to its weight before it multiplies
     stored: dict[str, str] = field(default_factory=dict)  # parameters that a checkpoint calls otherwise
     by_head: bool = False  # fused rows: the first head's q, k and v, then the second's; or all of q, then all of k
+    norms: dict[str, str] = field(default_factory=lambda: NORMS)  # a layer's, and along which axis each lies
+    biases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # roles that have one, by the config's field
+    centred: bool = False  # norms are LayerNorms, which have biases, too
+    eager: bool = False  # attention keeps its probabilities, for want of a fused form
 
     def module(self, role: str, layer: int | None) -> str:
         """The name of the module that holds this role's matrix; `layer` is None for embedding and head."""
@@ -99,6 +116,24 @@ class ModelFamily:
             return np.arange(sum(sizes)).reshape(geometry.heads, len(sharers), -1)[:, place].ravel()
         return slice(sum(sizes[:place]), sum(sizes[: place + 1]))
 
+    def shapes(self, geometry: Geometry, config: Any) -> list[tuple[int, ...]]:
+        """Every parameter's; tied ones once. What differs between two models of one size is in their configs."""
+        biased = {role for name, roles in self.biases.items() if getattr(config, name, False) for role in roles}
+        modules: dict[str, tuple[int, int, bool]] = {}
+        for role, module in self.roles.items():
+            (n, m), (before, *_) = geometry.shape(role), modules.get(module, (0,))
+            modules[module] = before + n, m, role in biased
+        layer: list[tuple[int, ...]] = [(n, m) for n, m, _ in modules.values()]
+        layer += [(n,) for n, _, has_bias in modules.values() if has_bias]
+        norms: list[tuple[int, ...]] = [(geometry.size(axis),) for axis in self.norms.values()]
+        last: list[tuple[int, ...]] = [(geometry.hidden,)]
+        tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
+        return (
+            geometry.layers * (layer + norms * (1 + self.centred))
+            + last * (1 + self.centred)
+            + tables * [geometry.shape("embed")]
+        )
+
     @property
     def targets(self) -> list[str]:
         """The last parts of all adapted modules' names, as PEFT's target_modules wants them."""
@@ -108,9 +143,13 @@ class ModelFamily:
 FAMILIES = {
     row.model_type: row
     for row in (
-        *map(ModelFamily, ("llama", "mistral", "qwen2", "qwen3", "olmo2")),
-        ModelFamily("gemma2", norm_offset=1.0),
-        ModelFamily("gemma3_text", norm_offset=1.0),
+        ModelFamily("llama", biases=ATTENTION_BIAS | {"mlp_bias": ORIGINS["ffn"]}),
+        ModelFamily("mistral"),
+        ModelFamily("qwen2", biases={ALWAYS: ("q", "k", "v")}),
+        ModelFamily("qwen3", norms=NORMS | HEAD_NORMS, biases=ATTENTION_BIAS),
+        ModelFamily("olmo2", norms=OLMO, biases=ATTENTION_BIAS),
+        ModelFamily("gemma2", norm_offset=1.0, norms=SANDWICH, biases=ATTENTION_BIAS, eager=True),
+        ModelFamily("gemma3_text", norm_offset=1.0, norms=SANDWICH | HEAD_NORMS, biases=ATTENTION_BIAS),
         ModelFamily("phi3", FUSED),
         ModelFamily(
             "gpt_neox",
@@ -119,6 +158,8 @@ FAMILIES = {
             outer={"embed": "gpt_neox.embed_in", "head": "lm_head"},
             by_head=True,
             stored={"lm_head.weight": "embed_out.weight"},
+            biases=ATTENTION_BIAS | {ALWAYS: ORIGINS["ffn"]},
+            centred=True,
         ),
     )
 }
@@ -165,6 +206,7 @@ class Geometry:
             "residual": self.hidden,
             "query": self.heads * self.head_dim,
             "key": self.kv_heads * self.head_dim,
+            "head": self.head_dim,
             "ffn": self.ffn,
             "vocabulary": self.vocab,
         }[axis]

@@ -33,8 +33,8 @@ from orchestrator.models.vocabulary import token_map
 if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-SHIPPED = Path(str(files("orchestrator"))) / "models" / "demo"
 INDEX = "model.safetensors.index.json"
+SHIPPED = Path(str(files("orchestrator"))) / "models" / "demo"
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, its settings and templates too
 
 
@@ -137,14 +137,10 @@ def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
 
 
 def config_of(name: str, field: str) -> Any:
-    """A model's config without its weights: the alias's published one, the folder's, or the hub's config.json alone.
+    """A model's config without its weights: the folder's, or the hub's config.json alone.
 
     UserError for a name that stands for nothing, and for a hub that can't be asked.
     """
-    from transformers import AutoConfig
-
-    if (alias := ALIASES.get(name)) and alias.config:
-        return AutoConfig.for_model(**alias.config)
     source = source_of(name, field)
     if Path(source).is_absolute():
         found = read_config(Path(source), field)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from orchestrator.models.loading import load, load_tokenizer, read_config
 from orchestrator.steps import data
 from orchestrator.steps.step import Track, silent
 from orchestrator.tasks.base import Example
+from orchestrator.tasks.budgets import TOKENS
 from orchestrator.tasks.engine import evaluating, said
-from orchestrator.tasks.likelihoods import TOKENS, token_logs
+from orchestrator.tasks.likelihoods import token_logs
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import NOT_ASKED, Item, Said, Scored, judge
 from orchestrator.tasks.template import Encoded, TemplateName, choice_ids, fitted, question, stops
@@ -52,7 +54,7 @@ def evaluate(
     items, judged, encoded = asked(rows, template, tokenizer, metric, choices, context_of(model))
     some = _asking(network, tokenizer, items, judged, stops(template, tokenizer), partial / SAID)
     told = dict(track(some, "asking", len(items)))
-    losses = gold_losses(network, encoded, tokenizer.pad_token_id)
+    losses = gold_losses(network, encoded, tokenizer.pad_token_id, track=track)
     by_id = dict(zip((row.id for row in encoded), losses, strict=True))
     scored = judge(items, [told[place] for place in range(len(items))], judged)
     return write(folder, scored, [by_id.get(item.id) for item in items], metric, trained=adapter is not None)
@@ -151,13 +153,14 @@ def gold_losses(
     *,
     tokens: int | None = TOKENS,
     device: torch.device | None = None,
+    track: Track[Any] = silent,
 ) -> list[float]:
     """Per example, the mean cross-entropy of its gold answer's tokens."""
     losses = [math.nan] * len(encoded)
     with evaluating(model):
-        for batch in token_logs(model, encoded, pad=pad, tokens=tokens, device=device):
-            for place, logs in batch:
-                losses[place] = -float(logs.mean())
+        each = chain.from_iterable(token_logs(model, encoded, pad=pad, tokens=tokens, device=device))
+        for place, logs in track(each, "losses of gold answers", len(encoded)):
+            losses[place] = -float(logs.mean())
     return losses
 
 

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from orchestrator.errors import UserError
 from orchestrator.models import adapters
-from orchestrator.models.dtypes import dtype_of, name_of
+from orchestrator.models.dtypes import dtype_name, name_of
 from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
 from orchestrator.models.merging import merged
 from orchestrator.steps import data
@@ -159,7 +159,7 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
     if "generation_kwargs" in config:  # what a model's own settings would fill in, as the sweep leaves it out
         ends = stops(asked["template"], tokenizer)
         config["generation_kwargs"] |= {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": ends}
-    dtype = name_of(dtype_of(student.config, asked["dtype"]))
+    dtype = dtype_name(student.config, asked["dtype"])
     more = f",dtype={dtype}" + (",softmax_dtype=float32" if metric.kind == "multiple_choice" else "")
     padding = [f"<|padding {place}|>" for place in range(len(tokenizer), student.config.vocab_size)]
 

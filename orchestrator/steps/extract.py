@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter
@@ -26,7 +26,10 @@ from orchestrator.transfer.blocks import BlockSelection
 from orchestrator.transfer.layers import LayerSelection
 from orchestrator.transfer.lowrank import Factors, truncated_svd
 from orchestrator.transfer.metrics import SensitivityMetric
-from orchestrator.transfer.place import Block, Chooser, Place, Sums, sums
+from orchestrator.transfer.place import Block, Chooser, Place, sums
+
+if TYPE_CHECKING:
+    from orchestrator.transfer.place import Sums
 
 CARD = """# Extracted factors
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import statistics
 from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from orchestrator.models.families import FAMILIES
 from orchestrator.models.initialisers import initialised
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.steps import data
+from orchestrator.steps.batches import fitting, steps_of
 from orchestrator.steps.card import write_card
 from orchestrator.steps.labels import read_labels
+from orchestrator.steps.step import Track, silent
 from orchestrator.tasks.template import Encoded, TemplateName, collate, fitted
 from orchestrator.transfer.arms import Arm
 from orchestrator.transfer.lowrank import Factors
-
-TOKENS_AT_ONCE = 2048  # through the student in one forward pass: a 7B student then fits into 80 GB
 
 
 def finetune(
@@ -53,6 +53,7 @@ def finetune(
     labels: Path | None = None,
     before: Path | None = None,
     partial: Path | None = None,
+    track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write the portable adapter, its card and the training curve (history.json).
 
@@ -85,7 +86,7 @@ def finetune(
         distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
         callbacks=[training.Watch(last)],
     )  # fmt: skip
-    history = training.run(trainer, last, partial, before)
+    history = training.run(trainer, last, partial, before, track(repeat(None), "training", last or steps))
     (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
     adapters.save(peft_model, folder, names["student"])
     if last is not None:
@@ -102,11 +103,6 @@ def finetune(
         "fit": fit.facts(),
         "training_seconds": trainer.state.log_history[-1]["train_runtime"],  # a process's first step imports much
     }
-
-
-def steps_of(examples: int, batch: int, epochs: float) -> int:
-    """Optimizer steps of a training."""
-    return math.ceil(math.ceil(examples / batch) * epochs)
 
 
 def adapted(
@@ -130,13 +126,6 @@ def adapted(
         starts = {name: first for name, first in made if first}
     return adapters.attach(
         model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=arm.changes_base, starts=starts
-    )
-
-
-def fitting(longest: int, batch: int) -> int:
-    """The largest part of a batch with at most TOKENS_AT_ONCE padded tokens: gradients add up to the same."""
-    return max(
-        part for part in range(1, batch + 1) if batch % part == 0 and (part == 1 or part * longest <= TOKENS_AT_ONCE)
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -20,12 +20,14 @@ from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.store import Store, fingerprint
 
 T = TypeVar("T")
-Track = Callable[[Iterable[T], str, int], Iterator[T]]
+# Items as they come, and progress through them; an item's line is the item, where it is a string, or what is sent back.
+Track = Callable[[Iterable[T], str, int], Generator[T, str | None, None]]
 
 
-def silent(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+def silent(items: Iterable[T], what: str, total: int) -> Generator[T, str | None, None]:
     """Progress for whoever has no screen."""
-    yield from items
+    for item in items:  # noqa: UP028  (what is sent back is for nobody)
+        yield item
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def materialise(
 ) -> Path:
     """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
 
-    The teacher's steps and scoring show their progress with `track`; the teacher's are done where `placement` says.
+    The teacher's steps, training and scoring show their progress with `track`; the teacher's are done where `placement`
+    says.
     """
     if folder := store.find(step.name, step.fingerprint):
         return folder
@@ -85,8 +88,7 @@ def materialise(
     try:
         if not (step.of_teacher or step.name in ("finetune", "evaluate")):
             return _run(step, store, inputs)
-        extra: dict[str, Any] = {"track": track} if step.of_teacher or step.name == "evaluate" else {}
-        extra |= {"placement": placement} if step.of_teacher else {}
+        extra: dict[str, Any] = {"track": track} | ({"placement": placement} if step.of_teacher else {})
         with store.resumable(step.name, step.fingerprint) as partial:
             found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
             return found or _run(step, store, inputs, partial=partial, **extra)

@@ -23,8 +23,8 @@ from orchestrator.steps.labels import file_of
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, opened, passes, progress
 from orchestrator.store import appearing
+from orchestrator.tasks.budgets import ANSWERS
 from orchestrator.tasks.engine import said
-from orchestrator.tasks.generation import TOKENS
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Item, Said, judge, room
 from orchestrator.tasks.template import Encoded, TemplateName, stops
@@ -61,7 +61,7 @@ def teacher_score(
         job = Asking(
             model, [along[item.id] for item in fit if item.id in along], tokenizer.pad_token_id, dtype, partial,
             settled,
-            at_once=max(1, TOKENS // max((room(item, judged) for item in fit), default=1)),
+            at_once=max(1, ANSWERS // max((room(item, judged) for item in fit), default=1)),
             items={item.id: item for item in fit}, asked=judged, ends=tuple(stops(template, tokenizer)),
         )  # fmt: skip
         follow(asking, job, track, "scoring the teacher")

@@ -11,7 +11,8 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,17 +163,43 @@ class Watch(TrainerCallback):
             self._saved = time.monotonic()
 
 
-def run(trainer: Training, last: int | None, partial: Path | None, before: Path | None) -> list[dict[str, Any]]:
+@dataclass
+class Told(TrainerCallback):
+    """Says how far the training is."""
+
+    bar: Generator[Any, str | None, None]  # takes a line for each optimizer step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """One that goes on from a checkpoint has these steps behind it."""
+        next(self.bar)
+        for _ in range(state.global_step):
+            self.bar.send("from a checkpoint")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Of every optimizer step: with the last point of the curve."""
+        loss = next((point["loss"] for point in reversed(state.log_history) if "loss" in point), None)
+        self.bar.send("" if loss is None else f"loss {loss:.3g}")
+
+
+def run(
+    trainer: Training,
+    last: int | None,
+    partial: Path | None,
+    before: Path | None,
+    bar: Generator[Any, str | None, None],
+) -> list[dict[str, Any]]:
     """Train from the last whole checkpoint of this training, or of the rung before it; returns the training curve.
 
-    One at the step to stop after is of no use: the Trainer would go on beyond it.
+    One at the step to stop after is of no use: the Trainer would go on beyond it. `bar` hears of each step.
     """
     for torn in [path for path in saved(partial) if not whole(path)]:
         shutil.rmtree(torn)  # else the Trainer would count it among those that it keeps
     own = [path for path in saved(partial) if step_of(path) != last]
     earlier = [path for path in saved(before and before / RUNG) if whole(path)]
     checkpoint = max(own or earlier, key=step_of, default=None)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.add_callback(Told(bar))
+    with closing(bar):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return [point for point in trainer.state.log_history if "loss" in point]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.tasks import generation, likelihoods
+from orchestrator.tasks import budgets, generation, likelihoods
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import Item, Said, Scored, judge, room
 from orchestrator.tasks.template import Encoded, alike
@@ -102,7 +102,7 @@ def _likeliest(
     ]
     done = {at for at, (place, _) in enumerate(asked) if items[place].id in known}
     logs: dict[int, dict[int, float]] = {}
-    tokens = None if together else likelihoods.TOKENS
+    tokens = None if together else budgets.TOKENS
     for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device, known=done):
         whole: Some = []
         for at, found in ((at, found) for at, found in batch if at not in done):

@@ -13,27 +13,21 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from orchestrator.tasks import budgets
 from orchestrator.tasks.scoring import Said
-
-TOKENS = 8192  # of questions with their answers at once, whose keys and values are kept for the next token
-MOST = 262_144  # where a GPU has room for more than TOKENS: the more are answered together, the less each costs
-SHARE = 0.6  # of a GPU's free memory, for those keys and values
-
-
-def affordable(room: float, each: int) -> int:
-    """Tokens at once on a GPU of so much free memory, a token's keys and values taking `each` bytes."""
-    return max(TOKENS, min(MOST, int(SHARE * room // each)))
 
 
 def tokens_at_once(model: Any, device: torch.device) -> int:
     """As many as the device affords; on a CPU a few, since there more at once are no faster."""
     if device.type != "cuda":
-        return TOKENS
+        return budgets.ANSWERS
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = next(model.parameters()).element_size()
-    return affordable(torch.cuda.mem_get_info(device)[0], 2 * config.num_hidden_layers * heads * head_dim * width)
+    return budgets.affordable(
+        torch.cuda.mem_get_info(device)[0], 2 * config.num_hidden_layers * heads * head_dim * width
+    )
 
 
 @torch.no_grad()

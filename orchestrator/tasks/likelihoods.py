@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.tasks.budgets import LOGITS, TOKENS
 from orchestrator.tasks.template import Encoded, collate
 from orchestrator.transfer.sensitivity import widened
-
-TOKENS = 4096  # padded ones, at once
-LOGITS = 1 << 29  # bytes of them at once, or those of one row
 
 
 @torch.no_grad()

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from jaxtyping import Float
 from pydantic import BeforeValidator, Field
-from torch import Tensor
 
 from orchestrator.transfer.consistent import Consistent
 from orchestrator.transfer.given import Given
 from orchestrator.transfer.place import Block, Place, Shape, Structure, enough_heads, head_dims, sums, top
 from orchestrator.transfer.scores import SLAB, Scores
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 class Window(Structure):
@@ -55,6 +57,8 @@ class HeadAligned(Structure):
 
     def select(self, scores: Scores, place: Place) -> Block:
         """ValueError for larger or more heads in the student, and for smaller ones at a granularity above 1."""
+        import torch
+
         headed = [axis in ("query", "key") for axis in place.axes]
         if not any(headed):
             return Window().select(scores, place)
@@ -110,6 +114,8 @@ class RandomWeights(Structure):
 
     def select(self, scores: Scores, place: Place) -> Block:
         """One draw per seed and matrix name, so that matrices of one shape get different draws."""
+        import torch
+
         size = _matrix_shape(scores)
         draw = torch.randperm(size[0] * size[1], generator=_generator(self.seed, place.name))[: math.prod(place.shape)]
         return Block(place.shape, flat=draw.sort().values)
@@ -123,6 +129,8 @@ class RandomWindow(Structure):
 
     def select(self, scores: Scores, place: Place) -> Block:
         """Uniform over the same starts that the window search chooses from."""
+        import torch
+
         g, size, shape = _step(scores, place), _matrix_shape(scores), place.shape
         generator = _generator(self.seed, place.name)
         row, col = (
@@ -147,10 +155,12 @@ def best_window(scores: Float[Tensor, "N M"], shape: Shape) -> Shape:
     run of m columns, is what the sums change by. O(NM) time in float64, and no memory but a slab of rows, where the
     published way loops over all positions.
     """
+    import torch
+
     n, m = shape
     slab = max(1, SLAB // scores.shape[1])
     first = sum(rows.sum(0, dtype=torch.float64) for rows in scores[:n].split(slab))
-    assert isinstance(first, Tensor)
+    assert isinstance(first, torch.Tensor)
     current = _sliding(first[None], m)
     best, place = float(current.max()), (0, int(current.argmax()))
     count = scores.shape[0] - n
@@ -168,6 +178,8 @@ def best_window(scores: Float[Tensor, "N M"], shape: Shape) -> Shape:
 
 def _sliding(values: Float[Tensor, "n M"], length: int) -> Float[Tensor, "n runs"]:
     """Sums over every run of columns of this length: the first, then the differences between neighbours."""
+    import torch
+
     first = values[:, :length].sum(1, keepdim=True)
     steps = values[:, length:] - values[:, : values.shape[1] - length]
     return torch.cat([first, first + steps.cumsum_(1)], 1)
@@ -186,5 +198,7 @@ def _matrix_shape(scores: Scores) -> Shape:
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
+    import torch
+
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

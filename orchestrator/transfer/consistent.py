@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from orchestrator.transfer.place import Block, Place, Structure, enough_heads, head_dims, top
 
-from orchestrator.transfer.place import Block, Place, Structure, Sums, enough_heads, head_dims, top
-from orchestrator.transfer.scores import Scores
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from orchestrator.transfer.place import Sums
+    from orchestrator.transfer.scores import Scores
 
 Key = tuple[int | None, str]  # a student's layer and what is chosen in it; the residual stream is every layer's
 
@@ -63,6 +65,8 @@ class Consistently:
 
     def select(self, scores: Scores, place: Place) -> Block:
         """One matrix's rows and columns; of an embedding all rows, which are tokens."""
+        import torch
+
         rows, cols = (
             torch.arange(size) if axis == "vocabulary" else self.chosen[key_of(axis, place)]
             for axis, size in zip(place.axes, place.shape, strict=True)
@@ -79,6 +83,8 @@ def choose_heads(
     heads. Where not, query heads are chosen freely, and each of the student's groups reads the K/V head that its best
     member read. ValueError where the teacher has fewer query heads than the student.
     """
+    import torch
+
     enough_heads(len(query), heads)
     theirs, own = len(query) // len(key), heads // groups
     grouped = query.view(len(key), theirs)

@@ -9,14 +9,16 @@ wrong afterwards is not the guess's fault (experiments/known_answer).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
-
-import torch
-from jaxtyping import Int
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.transfer.consistent import Consistently, Key, key_of
-from orchestrator.transfer.place import Structure, Sums, head_dims
+from orchestrator.transfer.place import Structure, head_dims
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from orchestrator.transfer.place import Sums
 
 UNITS = {  # by axis: the field that names its units, and what they are called
     "residual": ("residual", "residual dimensions"),
@@ -52,6 +54,8 @@ class Given(Structure):
 
     def prepared(self, matrices: Iterable[Sums]) -> Consistently:
         """The choice, once it is known how many units each axis has."""
+        import torch
+
         chosen: dict[Key, Int[Tensor, " n"]] = {}
         for place, *sides in matrices:
             for axis, size, side in zip(place.axes, place.shape, sides, strict=True):

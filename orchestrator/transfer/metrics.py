@@ -9,11 +9,13 @@ pruning and attribution, and ask whether that choice matters. A metric is its ow
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from jaxtyping import Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from torch import Tensor
+
+if TYPE_CHECKING:  # a metric is chosen without torch
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 class _Metric(BaseModel):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from orchestrator.transfer.scores import Scores
+if TYPE_CHECKING:  # a structure is chosen without torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from orchestrator.transfer.scores import Scores
+
+    Sums = tuple["Place", Float[Tensor, " N"], Float[Tensor, " M"]]  # a matrix's S by row and by column
 
 Shape = tuple[int, int]
 
@@ -68,9 +71,6 @@ class Chooser(Protocol):
         """The block of one matrix."""
 
 
-Sums = tuple[Place, Float[Tensor, " N"], Float[Tensor, " M"]]  # a matrix's S by row and by column
-
-
 class Structure(BaseModel):
     """A way to choose blocks, which is its own configuration."""
 
@@ -83,6 +83,8 @@ class Structure(BaseModel):
 
 def sums(scores: Scores) -> tuple[Float[Tensor, " N"], Float[Tensor, " M"]]:
     """S of each row and of each column: as measured, or from single weights."""
+    import torch
+
     if len(scores.rows):
         return scores.rows, scores.cols
     return scores.tiles.sum(1, dtype=torch.float64), scores.tiles.sum(0, dtype=torch.float64)
@@ -101,6 +103,8 @@ def head_dims(teacher: int, student: int) -> Int[Tensor, " student"]:
     where that doesn't divide, the nearest pair that turns no slower. Models that turn only a part of each head
     (GPT-NeoX, some Phi-3) are taken as if they turned all of it. ValueError where the teacher's head is smaller.
     """
+    import torch
+
     if student == teacher:
         return torch.arange(teacher)
     if student > teacher:

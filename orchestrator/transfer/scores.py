@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+if TYPE_CHECKING:  # structures, which are chosen without torch, are written in these words
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
 
 SLAB = 1 << 19  # weights scored at once: a slab of float32 this size stays in a core's cache
 
@@ -28,11 +29,15 @@ class Scores:
     @property
     def total(self) -> float:
         """Sum of S over the whole parameter, accumulated in float64."""
+        import torch
+
         return float(self.tiles.sum(dtype=torch.float64))
 
     @classmethod
     def zeros(cls, shape: torch.Size, granularity: int, device: torch.device) -> Scores:
         """Room for a parameter of this shape, in float32 whatever the model's dtype."""
+        import torch
+
         g = granularity if len(shape) == 2 else 1
         empty = torch.zeros(0, device=device)
         tiles = torch.zeros([-(-size // g) for size in shape], device=device)
@@ -42,6 +47,8 @@ class Scores:
 
     def add(self, start: int, scores: Float[Tensor, "slab m"]) -> None:
         """Add one example's S of the rows from `start`, which must be a multiple of g."""
+        import torch.nn.functional as F
+
         g, (height, width) = self.granularity, scores.shape
         if g == 1:
             self.tiles[start : start + height] += scores

@@ -60,3 +60,16 @@ def test_a_verb_that_reads_imports_nothing_that_computes(words: list[str], swept
     assert done.returncode == 0, done.stderr
     assert "small" in done.stdout or "report.html" in done.stdout
     assert done.stderr.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "--teacher", "llama2-70b"], ["sweep", "--teacher", "qwen3-8b", "--dry-run"], ["strategies"], ["models"]],
+    ids=" ".join,
+)
+def test_a_verb_that_counts_imports_nothing_that_computes(words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CALL.format(heavy=HEAVY), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert done.stderr.splitlines()[-1] == "imported:"

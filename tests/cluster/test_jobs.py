@@ -131,6 +131,42 @@ def test_tokens_arrive_unseen_and_a_gpu_where_there_is_one(head, token, capsys):
 
 
 @on_cluster
+def test_what_a_job_may_use_goes_by_its_environment_alone(head, token, tmp_path, monkeypatch, capsys):
+    """The stored hub token and MLflow's account: there for the job, in no list, log or command line of ours."""
+    secret = {"MLFLOW_TRACKING_USERNAME": "user-1f", "MLFLOW_TRACKING_PASSWORD": "pass-1f", "HF_TOKEN": "hf_stored"}
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (tmp_path / "token").write_text(secret["HF_TOKEN"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, secret[name])
+    monkeypatch.setattr(sys, "argv", ["pkt", "doctor", "--address", head])
+    verbs.forward(head)
+    out, err = capsys.readouterr()
+    assert "token set" in out  # says the job
+    told = out + err + pkt("jobs", "list", "--json", "--address", head).stdout
+    (row,) = [row for row in jobs.listed(head) if row["command"].endswith("pkt doctor")]
+    told += row["command"] + jobs.log(head, row["id"])
+    assert not [value for value in secret.values() if value in told]
+    with jobs._client(head) as client:  # SECURITY.md: Ray itself shows it to whoever may ask
+        assert client.get_job_info(row["id"]).runtime_env["env_vars"] == secret
+
+
+def test_a_password_in_an_address_is_refused(monkeypatch):
+    refused = "tracking: https://me:\\*\\*\\*@mlflow:5000 holds a password.* set MLFLOW_TRACKING_USERNAME and"
+    uri = "https://me:pass-1f@mlflow:5000"
+    for words in (["--tracking", uri], [f"--tracking={uri}"]):
+        monkeypatch.setattr(sys, "argv", ["pkt", "sweep", *words])
+        with pytest.raises(UserError, match=refused) as told:
+            verbs.forward("http://127.0.0.1:1")
+        assert "pass-1f" not in str(told.value)
+    monkeypatch.setattr(sys, "argv", ["pkt", "sweep"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=refused):
+        verbs.forward("http://127.0.0.1:1")
+    verbs.refuse_passwords(["https://me@mlflow:5000", "--data", "a:b@c", "http://127.0.0.1:1/x@y"])
+
+
+@on_cluster
 def test_a_second_submission_joins_the_job_that_runs_and_starts_one_after_it(head, token):
     job, found = jobs.submit(head, "echo awake; sleep 300", name="long")
     assert (job[-2:], found) == ("-1", False)
@@ -223,19 +259,8 @@ def test_files_that_are_here_are_carried_and_named_by_their_content(tmp_path, mo
     said = ["sweep", "mine.yaml", "--json", f"--seeds={here}/seeds.jsonl", "--task", "chats.jsonl", "--data", "rows"]
     said += ["--set", "measure.seeds=more.jsonl", "--rank", "8,16", "--name", "rows", "--store", "/mnt/store"]
     words = verbs.pack(said, there)
-    plain = [
-        "sweep",
-        "--json",
-        "--task",
-        "--data",
-        "--set",
-        "--rank",
-        "8,16",
-        "--name",
-        "rows",
-        "--store",
-        "/mnt/store",
-    ]
+    plain = ["sweep", "--json", "--task", "--data", "--set", "--rank", "8,16"]
+    plain += ["--name", "rows", "--store", "/mnt/store"]
     assert [word for word in words if "/" not in word or word == "/mnt/store"] == plain
     assert (there / words[1]).name == "mine.yaml"
     assert (there / words[3].removeprefix("--seeds=")).read_text() == "seeds.jsonl"

@@ -1,8 +1,11 @@
-"""What a Ray on this machine is told of it: the cores that this process may use, and no more."""
+"""A Ray of this machine's own: the cores that this process may use and no more, and nobody reaches it from outside."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +13,17 @@ from orchestrator.cluster.session import connected, cores, nodes, session
 from orchestrator.errors import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("trials")]
+LISTENERS = """
+import json, psutil
+from orchestrator.cluster.session import connected
+with connected():
+    import ray
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    me = psutil.Process()
+    there = [at.laddr.ip for one in (me, *me.children(recursive=True)) for at in one.net_connections("inet")
+             if at.status == psutil.CONN_LISTEN]
+print(json.dumps(there))
+"""
 
 
 @pytest.fixture
@@ -50,3 +64,11 @@ def test_a_system_without_affinities_has_all_its_cores(monkeypatch: pytest.Monke
     """As macOS."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cores() == os.cpu_count()
+
+
+def test_a_session_of_this_machines_own_listens_on_loopback_alone() -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", LISTENERS], env=env, capture_output=True, text=True, check=True)
+    listeners = json.loads(done.stdout.splitlines()[-1])
+    assert len(listeners) >= 5  # the driver, the head's store of facts, its raylet and that one's agents
+    assert {place.removeprefix("::ffff:") for place in listeners} == {"127.0.0.1"}

@@ -7,11 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import FAMILIES, tiny
+from transformers import AutoConfig
 
+from orchestrator.anatomy import Anatomy
 from orchestrator.errors import UserError
 from orchestrator.models.aliases import ALIASES
+from orchestrator.models.dtypes import dtype_of
 from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.models.families import ORIGINS, Geometry, pairs
+from orchestrator.models.loading import outline
 
 SMALL = Geometry(layers=2, hidden=32, ffn=64, heads=4, kv_heads=4, head_dim=8, vocab=50)
 
@@ -31,6 +35,28 @@ def test_names_and_shapes_are_those_of_the_model(family: str) -> None:
                     assert tuple(part.shape) == geometry.shape(role), name
                     covered[name] = covered.get(name, 0) + part.numel()
     assert covered == {name: p.numel() for name, p in parameters.items() if p.ndim == 2}
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_is_counted(family: str, biases: bool) -> None:
+    config = tiny(family).config
+    if biases:
+        config.attention_bias = config.mlp_bias = True
+    row, model = ROWS[config.model_type], outline(config)
+    assert sorted(row.shapes(Geometry.of(config), config)) == sorted(tuple(one.shape) for one in model.parameters())
+    assert row.eager == (model.config._attn_implementation == "eager")
+
+
+@pytest.mark.parametrize("alias", ["llama3.2-1b", "mistral-7b", "qwen2.5-7b", "qwen3-0.6b"])
+def test_a_published_config_is_what_transformers_makes_of_it(alias: str) -> None:
+    published = ALIASES[alias].config
+    assert published
+    config = AutoConfig.for_model(**published)
+    found = Anatomy.of(alias, "teacher")
+    assert found.geometry == Geometry.of(config)
+    assert sorted(found.shapes) == sorted(tuple(one.shape) for one in outline(config).parameters())
+    assert found.width == dtype_of(config, "auto").itemsize
 
 
 def test_a_teacher_with_enough_kv_rows_is_cut_directly() -> None:

@@ -15,7 +15,7 @@ from orchestrator.prepare import prepare
 from orchestrator.steps.evaluate import SAID
 from orchestrator.steps.step import materialise
 from orchestrator.store import Store
-from orchestrator.tasks import generation
+from orchestrator.tasks import budgets
 
 Kept = list[dict[str, Any]]
 
@@ -34,7 +34,7 @@ def test_what_was_said_is_not_asked_again(
     demo_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen by a kept answer that the model would not give; what a killed process wrote half is asked again."""
-    monkeypatch.setattr(generation, "TOKENS", 400)
+    monkeypatch.setattr(budgets, "ANSWERS", 400)
     one = recipe("lora", evaluate={"examples": 24})
     step, whole, again = evaluate_step(one, prepare(one), "test"), Store(tmp_path / "whole"), Store(tmp_path / "again")
     expected = kept(materialise(step, whole) / "examples.jsonl")

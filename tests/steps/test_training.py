@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,17 @@ def test_a_training_goes_on_from_its_checkpoint(
     with pytest.raises(Killed):
         materialise(step, again)
     assert again.find("finetune", step.fingerprint) is None
-    folder = materialise(step, again)
+    told: list[tuple[str, int, str]] = []
+
+    def track(items: Iterable[Any], what: str, total: int) -> Generator[Any, str, None]:
+        for item in items:
+            line = yield item
+            told.append((what, total, line))
+
+    folder = materialise(step, again, track)
+    assert told[:7] == [("training", 18, "from a checkpoint")] * 7
+    assert {(*one[:2], one[2].rpartition(" ")[0]) for one in told[7:]} == {("training", 18, "loss")}
+    assert len(told) == 18
     assert seen == [*range(1, 8), *range(8, 19)]  # no step was done twice
     right, found = weights(whole), weights(folder)
     assert all(torch.equal(right[name], found[name]) for name in right)

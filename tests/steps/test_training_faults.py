@@ -17,7 +17,7 @@ from orchestrator import pipeline
 from orchestrator.errors import UserError
 from orchestrator.prepare import prepare
 from orchestrator.steps import training
-from orchestrator.steps.finetune import steps_of
+from orchestrator.steps.batches import steps_of
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import MANIFEST, Store
 

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orchestrator.tasks import generation, likelihoods
+from orchestrator.tasks import budgets
 from orchestrator.tasks.engine import score
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.scoring import NOT_ASKED, Item, Scored
@@ -176,8 +176,8 @@ def test_batching_changes_nothing(metric: Metric, monkeypatch: pytest.MonkeyPatc
     model, tokenizer = tiny_llama(), char_tokenizer(bos=True)
     asked = letters(20, tokenizer)
     whole = score(model, tokenizer, asked, metric, stops=STOPS)
-    for module in (generation, likelihoods):
-        monkeypatch.setattr(module, "TOKENS", 200)
+    for name in ("ANSWERS", "TOKENS"):
+        monkeypatch.setattr(budgets, name, 200)
     assert whole == score(model, tokenizer, asked, metric, stops=STOPS)
     assert whole == [score(model, tokenizer, [one], metric, stops=STOPS)[0] for one in asked]
     assert score(model, tokenizer, [], metric, stops=STOPS) == []
