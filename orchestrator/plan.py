@@ -27,9 +27,8 @@ from orchestrator.costs import (
 )
 from orchestrator.errors import UserError
 from orchestrator.lengths import Lengths, lengths_of
-from orchestrator.models.dtypes import workers_have_bfloat16
 from orchestrator.models.families import too_small
-from orchestrator.prepare import check_shapes
+from orchestrator.prepare import check_shapes, workers_have_bfloat16
 from orchestrator.recipe import Run, Sweep
 from orchestrator.scale import Scale, scale_of
 from orchestrator.search import check_rungs

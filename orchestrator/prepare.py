@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.cluster.workers import everywhere
 from orchestrator.errors import UserError
-from orchestrator.models.dtypes import dtype_of, name_of, workers_have_bfloat16
+from orchestrator.models.dtypes import cpu_has_bfloat16, dtype_of, gpu_has_bfloat16, has_bfloat16, name_of
 from orchestrator.models.families import FAMILIES, ORIGINS, Geometry, ModelFamily, pairs
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.recipe import Recipe, TaskChoice
@@ -60,6 +61,12 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> R
     task, splits = find_rows(recipe)
     teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
     return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits), workers_have_bfloat16())
+
+
+def workers_have_bfloat16() -> bool:
+    """Whether those are fast in bfloat16 that do a sweep's work: a cluster's nodes, or this machine."""
+    told = everywhere(gpu_has_bfloat16, cpu_has_bfloat16)
+    return has_bfloat16() if told is None else told
 
 
 def _fit(
