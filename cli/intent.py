@@ -30,9 +30,13 @@ def as_begun(store: Store, name: str) -> Sweep:
 
 
 def refuse_another(begun: Sweep, said: Sweep) -> None:
-    """UserError where what is said now is not what was begun."""
-    now = said if said.name else said.model_copy(update={"name": begun.name})
-    if different := differences(begun.model_dump(mode="json"), now.model_dump(mode="json")):
+    """UserError where what is said now is not what was begun. A dtype that is left open now is the one of then."""
+    before, now = (one.model_dump(mode="json") for one in (begun, said))
+    now["name"] = said.name or begun.name
+    for part in ("measure", "finetune"):
+        if now["recipe"][part]["dtype"] == "auto":
+            now["recipe"][part]["dtype"] = before["recipe"][part]["dtype"]
+    if different := differences(before, now):
         raise UserError(
             f"resume: {begun.name} was begun otherwise ({different}); say --resume {begun.name} alone, or leave"
             " --resume out and give a new --name"

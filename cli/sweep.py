@@ -87,6 +87,7 @@ def sweep(
     asked = afford(asked, budget) if budget else asked
     if begun:
         refuse_another(begun, asked)
+        asked = begun
     too_many = too_many_of(asked) if not (yes or resume) else None  # what was begun was wanted
     if dry_run:
         memory = o.amount(gpu_memory or DEFAULT_MEMORY, "gpu-memory")

@@ -78,7 +78,7 @@ class Cell:
             "share": shares[-1],
             **flat(recipe.model_dump(mode="json")),
             "measure.dtype": ready.dtype("teacher", recipe.measure.dtype),
-            "finetune.dtype": ready.dtype(self.who, recipe.finetune.dtype),
+            "finetune.dtype": step.config["dtype"],
             "arm": label({"kind": self.label, **said}),
             **({} if self.adapted else dict.fromkeys(("rank", "lr", "seed", "share"), None)),
         }

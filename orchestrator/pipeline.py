@@ -163,7 +163,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
             "until": shares[-1],
             "template": recipe.task.template,
             **part.model_dump(exclude={"examples", "alpha", "dtype"}),
-            "dtype": ready.dtype(who, part.dtype),
+            "dtype": _dtype(recipe, ready, who),
         },
         inputs=inputs,
         identity={"student": trained.sha256},
@@ -185,7 +185,7 @@ def evaluate_step(
             "template": recipe.task.template,
             "metric": _listed(asdict(ready.task.metric)),
             "choices": list(ready.task.choices),
-            "dtype": ready.dtype(who, recipe.finetune.dtype),
+            "dtype": _dtype(recipe, ready, who),
         },
         inputs={"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {}),
         identity={"model": scored.sha256},
@@ -196,6 +196,11 @@ def evaluate_step(
 def trial(recipe: Recipe, ready: Ready, split: Split) -> Step:
     """The whole way of one trial: its score on a split."""
     return evaluate_step(recipe, ready, split, adapter=finetune_step(recipe, ready))
+
+
+def _dtype(recipe: Recipe, ready: Ready, who: Who) -> str:
+    """Of whoever is trained and scored: the teacher is computed in one type wherever it is asked."""
+    return ready.dtype(who, recipe.finetune.dtype) if who == "student" else ready.dtype(who)
 
 
 def _listed(fields: dict[str, Any]) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from orchestrator.costs import (
 )
 from orchestrator.errors import UserError
 from orchestrator.lengths import Lengths, lengths_of
-from orchestrator.models.dtypes import workers_have_bfloat16
 from orchestrator.models.families import too_small
+from orchestrator.native import workers_have_bfloat16
 from orchestrator.recipe import Run, Sweep
 from orchestrator.scale import Scale, scale_of
 from orchestrator.shapes import check_shapes

@@ -7,14 +7,15 @@ check(recipe, ready)          # whether this trial can be done with them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import UserError
-from orchestrator.models.dtypes import dtype_name, workers_have_bfloat16
+from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
+from orchestrator.native import workers_have_bfloat16
 from orchestrator.recipe import Recipe
 from orchestrator.rows import find_rows, used_rows
 from orchestrator.shapes import check_shapes
@@ -37,13 +38,12 @@ class Ready:
     student: Checkpoint
     task: Task
     splits: dict[Split, list[Example]]
-    fit: dict[Split, dict[str, int]] = field(default_factory=dict)  # by split: rows, and how many had too little room
+    fit: dict[Split, dict[str, int]]  # by split: rows, and how many had too little room
+    dtypes: dict[Who, str]  # what each is computed in: as the recipe says, or what suits the machines that do the work
 
-    native: bool = True  # whether bfloat16 is, to the machines that do the work
-
-    def dtype(self, who: Who, asked: str) -> str:
+    def dtype(self, who: Who, asked: str = "auto") -> str:
         """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
-        return dtype_name(self.checkpoint(who).config, asked, native=self.native)
+        return self.dtypes[who] if asked == "auto" else asked
 
     def checkpoint(self, who: Who) -> Checkpoint:
         """The teacher's or the student's."""
@@ -59,7 +59,12 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> R
         source_of(name, who)  # a misspelt name is told before anything is fetched
     task, splits = find_rows(recipe)
     teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
-    return Ready(teacher, student, task, splits, _fit(recipe, teacher, student, task, splits), workers_have_bfloat16())
+    fit, native = _fit(recipe, teacher, student, task, splits), workers_have_bfloat16()
+    dtypes: dict[Who, str] = {
+        "teacher": dtype_name(teacher.config, recipe.measure.dtype, native=native),
+        "student": dtype_name(student.config, recipe.finetune.dtype, native=native),
+    }
+    return Ready(teacher, student, task, splits, fit, dtypes)
 
 
 def _fit(

@@ -47,7 +47,7 @@ class Measure(Section):
     metric: SensitivityMetric = Taylor()
     granularity: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     passes: Literal["auto", 1, 2] = "auto"  # 2: tiles choose the layers, then a second pass gives theirs exactly
-    dtype: Dtype = "auto"
+    dtype: Dtype = "auto"  # of the teacher, in its scoring too
     shuffled: bool = False  # give every seed example another one's answer: a control
     skip_bad_examples: bool = False  # leave out a seed example whose loss is not finite
 
@@ -64,7 +64,7 @@ class Finetune(Section):
     dropout: float = Field(0.05, ge=0, lt=1)
     alpha: float | None = Field(None, gt=0)  # None: the rank, so that the scale is 1 at every rank of a sweep
     max_tokens: int = Field(2048, ge=2)
-    dtype: Dtype = "auto"
+    dtype: Dtype = "auto"  # of the student, in its scoring too
 
 
 class Evaluate(Section):

@@ -18,7 +18,7 @@ from orchestrator.cells import Cell, Group, asked_flat, cells_of, fine_tunings, 
 from orchestrator.costs import Hardware
 from orchestrator.labbook import commit, sweep_record, with_verdict
 from orchestrator.plan import counts
-from orchestrator.prepare import Ready, check, prepare
+from orchestrator.prepare import Ready, Who, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.search import Choice, choose, rungs_of, table_of
@@ -45,8 +45,10 @@ class Plan:
     @classmethod
     def of(cls, sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> Plan:
         """UserError for an axis, a value or a combination that can't be; `say` hears how far finding the models is."""
-        cells = cells_of(sweep)
+        cells_of(sweep)  # what can't be is told before anything is fetched
         ready = prepare(sweep.recipe, say)
+        sweep = _typed(sweep, ready)
+        cells = cells_of(sweep)
         for cell in cells:
             if cell.who == "student":
                 check(cell.recipe, ready)
@@ -142,10 +144,7 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
             "task": ready.task.name,
             "metric": f"{ready.task.metric.kind},{ready.task.metric.filter_name}",
             "fit": ready.fit,
-            "computed_in": [
-                f"measure {ready.dtype('teacher', sweep.recipe.measure.dtype)}",
-                f"finetune {ready.dtype('student', sweep.recipe.finetune.dtype)}",
-            ],
+            "computed_in": [f"teacher {ready.dtypes['teacher']}", f"student {ready.dtypes['student']}"],
             "date": TODAY.isoformat() if sweep.recipe.task.template == "chat" else None,  # that templates are told
             "baseline": sweep.baseline,
             "gate": _gate(plan, rows, store),
@@ -164,6 +163,18 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     return record
 
 
+def _typed(sweep: Sweep, ready: Ready) -> Sweep:
+    """With the types that "auto" means here: what was begun in them is gone on with in them, on whatever machine."""
+    recipe, axes = sweep.recipe, dict(sweep.axes)
+    parts: tuple[tuple[str, Who], ...] = (("measure", "teacher"), ("finetune", "student"))
+    for name, who in parts:
+        part, path = getattr(recipe, name), f"{name}.dtype"
+        recipe = recipe.model_copy(update={name: part.model_copy(update={"dtype": ready.dtype(who, part.dtype)})})
+        if path in axes:
+            axes[path] = tuple(dict.fromkeys(ready.dtype(who, asked) for asked in axes[path]))
+    return sweep.model_copy(update={"recipe": recipe, "axes": axes})
+
+
 def _finals(sweep: Sweep, ready: Ready, choice: Choice) -> list[Trial]:
     cell, lr = choice.setting.cell, choice.setting.lr
     return [cell.trial(ready, "test", lr=lr, seed=seed, stage="trial") for seed in seeds_of(sweep, cell)]
@@ -171,6 +182,8 @@ def _finals(sweep: Sweep, ready: Ready, choice: Choice) -> list[Trial]:
 
 def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, Any]:
     recipe = cell.recipe.model_copy(update={"lr": choice.setting.lr} if choice else {}).model_dump(mode="json")
+    for part in ("measure", "finetune"):
+        recipe[part]["dtype"] = trials[0].params[f"{part}.dtype"]
     if not cell.adapted:
         recipe |= {"layers": None, "structure": None, "modules": None}
     return {

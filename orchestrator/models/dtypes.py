@@ -13,12 +13,14 @@ import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a plan needs no torch
     import torch
 
 AMPERE = 8  # the first major compute capability with bfloat16
+EMULATED = ("AVX512_CORE", "AVX512_CORE_VNNI")  # what ONEDNN_MAX_CPU_ISA may leave of a CPU that has it
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 
 
@@ -46,23 +48,32 @@ def name_of(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def workers_have_bfloat16() -> bool:
-    """Whether those are fast in bfloat16 that do a sweep's work: a cluster's are taken to have such GPUs."""
-    return bool(os.environ.get("RAY_ADDRESS")) or has_bfloat16()
-
-
 @functools.cache
 def has_bfloat16() -> bool:
     """Whether this machine's GPUs, or else its CPU, multiply in bfloat16 at least as fast as in float32."""
     import torch
 
-    if torch.cuda.is_available():
-        return _gpu_has()
+    return gpu_has_bfloat16() if torch.cuda.device_count() else cpu_has_bfloat16()
+
+
+def cpu_has_bfloat16() -> bool:
+    """What torch reads of the CPU, as far as its kernels use it: on ARM by ARM's own library alone (not on macOS)."""
+    import torch
+
     supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # what oneDNN may use, which is not yet what is fast
-    return supported and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    arm, capped = torch.backends.mkldnn.is_acl_available(), os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in EMULATED
+    return supported and not capped and has_units(torch.cpu.get_capabilities(), arm=arm)
 
 
-def _gpu_has() -> bool:
+def has_units(flags: Mapping[str, Any], *, arm: bool) -> bool:
+    """Whether a CPU with these flags has units for bfloat16 that are used. `arm`: torch was built with ARM's library.
+
+    With AVX512 alone oneDNN emulates it: twice as slow as float32.
+    """
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or (arm and flags.get("bf16")))
+
+
+def gpu_has_bfloat16() -> bool:
     """By the driver's own tool: asking torch would open a context that stays."""
     if not (tool := shutil.which("nvidia-smi")):
         return True

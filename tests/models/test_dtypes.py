@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import pipeline, prepare
-from orchestrator.models.dtypes import dtype_of
+from orchestrator.models.dtypes import dtype_of, has_units
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
 from orchestrator.steps.step import materialise
@@ -35,23 +35,51 @@ def test_auto_is_the_checkpoints_own_where_the_machine_is_fast_in_it(stored: tor
         assert dtype_of(config, asked, native=False) == getattr(torch, asked)
 
 
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE_BF16"])
+@pytest.mark.parametrize(
+    ("flags", "arm", "has"),
+    [
+        ({"avx2": True, "fma3": True}, False, False),  # AMD Zen 3, most laptops
+        ({"avx512_f": True, "avx512_vnni": True}, False, False),  # Intel before Cooper Lake
+        ({"avx512_f": True, "avx512_bf16": True}, False, True),  # AMD Zen 4
+        ({"avx512_f": True, "amx_tile": True, "amx_bf16": True}, False, True),  # Intel Sapphire Rapids
+        ({"neon": True, "bf16": True}, True, True),  # ARM Neoverse V1
+        ({"neon": True, "bf16": True}, False, False),  # Apple M2: torch has no kernel for it
+        ({}, True, False),
+    ],
+)
+def test_a_cpu_is_taken_at_its_flags(flags: dict[str, bool], arm: bool, has: bool) -> None:
+    assert has_units(flags, arm=arm) is has
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="no Linux")
+def test_the_flags_are_those_that_the_kernel_lists() -> None:
+    listed = set(Path("/proc/cpuinfo").read_text().split())
+    flags = torch.cpu.get_capabilities()
+    for name in ("avx2", "avx512_bf16", "amx_bf16", "bf16"):
+        assert bool(flags.get(name)) is (name in listed)
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "AVX512_CORE_BF16"])
 def test_bfloat16_is_chosen_only_where_it_is_no_slower(isa: str) -> None:
-    """Against products by this machine, and by it with what oneDNN may use taken away, as an older CPU has it."""
+    """All three of a layer, by this machine, and by it with what oneDNN may use taken away, as an older CPU has it."""
     script = """
 import json, time, torch
 from orchestrator.models.dtypes import has_bfloat16
 torch.set_num_threads(1)
 def seconds(dtype):
-    gy, w = torch.randn(64, 1024, dtype=dtype), torch.randn(1024, 512, dtype=dtype)
-    gy @ w
-    tries = []
-    for _ in range(9):
-        began = time.process_time()
-        gy @ w
-        tries.append(time.process_time() - began)
-    return min(tries)
-print(json.dumps([has_bfloat16(), seconds(torch.bfloat16) / seconds(torch.float32)]))
+    gy, w, x = (torch.randn(sides, dtype=dtype) for sides in ((64, 1024), (1024, 512), (64, 512)))
+    works, least = (lambda: x @ w.T, lambda: gy @ w, lambda: gy.T @ x), []
+    for work in works:
+        work()
+        tries = []
+        for _ in range(9):
+            began = time.process_time()
+            work()
+            tries.append(time.process_time() - began)
+        least.append(min(tries))
+    return least
+ratios = [own / other for own, other in zip(seconds(torch.bfloat16), seconds(torch.float32))]
+print(json.dumps([has_bfloat16(), max(ratios)]))
 """
     env = {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
