@@ -16,7 +16,7 @@ from orchestrator.recipe import Grid, Sweep
 from orchestrator.rows import find_task
 from orchestrator.steps.power import EXPECTED, Spread, smallest_effect
 from orchestrator.steps.record import asked_for, differences
-from orchestrator.steps.verdict import ENOUGH_SEEDS
+from orchestrator.steps.verdict import ENOUGH_SEEDS, beforehand
 from orchestrator.store import Store
 
 DEFAULT_MEMORY = "80GB"
@@ -111,19 +111,37 @@ def intent(
     if cost:
         more = f"; and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         lines.insert(2, f"Rows: {'; '.join(names[:MOST_NAMES])}{more}. Learning rates: {rates}.")
+        lines[3:3] = _finer(told)
         gpus = f"{_many(told['cost']['gpus'], 'GPU')} of {gpu_memory or DEFAULT_MEMORY}"
         lines.append(
             f"Cost by `pkt plan`, were it on {gpus}: {told['cost']['gpu_hours']:.2g} GPU-hours,"
             f" {duration(told['cost']['seconds'])}; loading not counted, nor CPUs known."
         )
-    return "\n".join([*lines, *power(sweep, told["comparisons"], *(rows or rows_of(sweep)))])
+    return "\n".join([*lines, *power(sweep, told["tries"], *(rows or rows_of(sweep)))])
 
 
-def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | None) -> list[str]:
-    """What the comparison could show at all."""
-    if comparisons < 1:
+def _finer(told: dict[str, Any]) -> list[str]:
+    """Which arms have more learning rates between those that were given."""
+    by: dict[tuple[float, ...], list[str]] = {}
+    for arm, rates in told["finer_rates"].items():
+        by.setdefault(tuple(rates), []).append(arm)
+    return [
+        f"{' and '.join(arms)}, with fewer rows: {', '.join(f'{rate:g}' for rate in rates)}; so each arm tries"
+        f" {_many(told['tries'][arms[0]], 'setting')}."
+        for rates, arms in by.items()
+    ]
+
+
+def power(sweep: Sweep, tries: dict[str, int], test: int | None, validation: int | None) -> list[str]:
+    """What the comparison could show at all, by the terms that its verdict will have."""
+    objections = beforehand(tries, sweep.baseline, max(sweep.repeats, ENOUGH_SEEDS))
+    comparisons, open_to = len(objections), [pair for pair, why in objections.items() if not why]
+    if not comparisons:
         return []
-    lines = []
+    lines = [
+        f"warning: that {better} is better than {worse} can't be claimed: {why}."
+        for (better, worse), why in objections.items() if why
+    ]  # fmt: skip
     most = sweep.recipe.evaluate.examples
     test, validation = (min(filter(None, (most, count)), default=None) for count in (test, validation))
     rows = test or 10**9  # unknown: as if there were no end of them
@@ -131,16 +149,18 @@ def power(sweep: Sweep, comparisons: int, test: int | None, validation: int | No
         lines.append(
             f"{_many(sweep.repeats, 'random seed')} can describe, not claim: --repeats {ENOUGH_SEEDS} or more can."
         )
-    else:
+    elif open_to:
         least = [_least(one, sweep.repeats, rows, comparisons) for one in EXPECTED]
         effects = ", ".join(f"{one:.2f}" if one <= 1 else "over 1" for one in least)
         seeds = ", ".join(f"{one.seed:g}" for one in EXPECTED)
+        who = "It" if len(open_to) == comparisons else f"Of {', '.join(map(' over '.join, open_to))} it"
         lines.append(
-            f"It would claim, 4 times of 5, a true difference of {effects} where"
+            f"{who} would claim, 4 times of 5, a true difference of {effects} where"
             f" trainings differ by {seeds} from seed to seed (standard deviation"
             f"{'' if test else '; more with few test rows'})."
         )
-    if sweep.effect and sweep.effect < _least(EXPECTED[0], max(sweep.repeats, ENOUGH_SEEDS), rows, comparisons):
+    faint = sweep.effect and sweep.effect < _least(EXPECTED[0], max(sweep.repeats, ENOUGH_SEEDS), rows, comparisons)
+    if sweep.effect and faint and open_to:
         doubled = (sweep.repeats * 2**power for power in range(1, MOST_DOUBLINGS))
         enough = next((count for count in doubled if _least(EXPECTED[0], count, rows, comparisons) <= sweep.effect), 0)
         remedy = f"--repeats {enough} could" if enough else f"no --repeats can on {rows} test rows, more rows could"

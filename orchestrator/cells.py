@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +177,33 @@ def rates_of(sweep: Sweep) -> list[float]:
     return [float(f"{low * math.exp(step * place):.3g}") for place in range(RATES)]
 
 
+def finer(rates: Sequence[float], count: int) -> list[float]:
+    """So many learning rates between the lowest and the highest of these, and these among them.
+
+    The widest gap on a logarithmic scale is divided first, and each evenly.
+    """
+    given = sorted(rates)
+    gaps = [math.log(after / before) for before, after in itertools.pairwise(given)]
+    parts = [1] * len(gaps)
+    for _ in range(count - len(given)):
+        parts[max(range(len(gaps)), key=lambda place: round(gaps[place] / parts[place], 9))] += 1
+    for digits in (3, 6, 17):
+        between = [
+            float(f"{low * math.exp(gap * place / into):.{digits}g}")
+            for low, gap, into in zip(given, gaps, parts, strict=False)
+            for place in range(1, into)
+        ]
+        if len({*given, *between}) == max(count, len(given)):
+            break
+    return sorted({*given, *between})
+
+
 @dataclass(frozen=True)
 class Group:
     """Cells of which one goes on to the test split: each alone in a grid, all of an arm in any other search."""
 
     cells: tuple[Cell, ...]
+    rates: tuple[float, ...]  # learning rates that they have
     searched: int  # settings that are tried out on the validation split; 0: there is nothing to choose
 
 
@@ -192,13 +214,15 @@ def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
     if isinstance(sweep.search, Grid):
         if sweep.trials is not None:
             raise UserError(f"trials: {sweep.trials}, but a grid makes what its axes make; say --search random with it")
+        given = _grid(sweep, arms)
         return tuple(
-            Group((cell,), len(sweep.lr) if len(sweep.lr) > 1 or len(arms[cell.label]) > 1 else 0) for cell in cells
-        )
-    finals = sum(len(seeds_of(sweep, some[0])) for some in arms.values())
+            Group((cell,), rates, len(rates) if len(rates) > 1 or len(arms[cell.label]) > 1 else 0)
+            for cell in cells for rates in [given[cell.label]]
+        )  # fmt: skip
+    rates, finals = tuple(rates_of(sweep)), sum(len(seeds_of(sweep, some[0])) for some in arms.values())
     total = sweep.trials or finals + len(arms) * sweep.tuning_seeds * sweep.search.settings
     each = (total - finals) // (len(arms) * sweep.tuning_seeds)
-    least = len(rates_of(sweep)) * min(len(some) for some in arms.values())
+    least = len(rates) * min(len(some) for some in arms.values())
     if least < 2:
         raise UserError(f"lr: an arm has {least} setting, and {sweep.search.kind} chooses among several; give two --lr")
     each = min(each, least)  # as many as the poorest arm has
@@ -207,7 +231,31 @@ def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
             f"trials: {total} leave {max(each, 0)} settings to try for each of {len(arms)} arms after {finals} trials"
             f" for the comparison; give at least {finals + 2 * len(arms) * sweep.tuning_seeds}"
         )
-    return tuple(Group(some, each) for some in arms.values())
+    return tuple(Group(some, rates, each) for some in arms.values())
+
+
+def _grid(sweep: Sweep, arms: Mapping[str, Sequence[Cell]]) -> dict[str, tuple[float, ...]]:
+    """The learning rates of each arm's rows, so many that every arm has as many tries as every other.
+
+    An arm with fewer rows would lose to luck: the best of six tries is better than the best of three of the same. One
+    rate has none between it and itself, so that rows alone decide there, and the verdict says what that forbids.
+    """
+    given = rates_of(sweep)
+    if len(given) == 1:
+        return dict.fromkeys(arms, tuple(given))
+    rows = {name: len(some) for name, some in arms.items() if some[0].who == "student"}
+    common, most = math.lcm(*rows.values()), max(rows.values()) * len(given)
+    tries = -(-most // common) * common
+    return {name: tuple(finer(given, tries // rows[name] if name in rows else len(given))) for name in arms}
+
+
+def tries_of(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
+    """How many settings each arm chooses from."""
+    found: dict[str, int] = {}
+    for group in groups_of(sweep, cells):
+        arm = group.cells[0].label
+        found[arm] = found.get(arm, 0) + max(1, group.searched)
+    return found
 
 
 def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:

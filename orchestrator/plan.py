@@ -20,6 +20,7 @@ from orchestrator.cells import (
     rates_of,
     seeds_of,
     shared_by,
+    tries_of,
     whole_trainings,
 )
 from orchestrator.cluster.ranks import Placement
@@ -146,6 +147,10 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         "task": sweep.recipe.task.name,
         "rows": [group.cells[0].name() if len(group.cells) == 1 else group.cells[0].label for group in groups],
         "learning_rates": rates_of(sweep),
+        "tries": tries_of(sweep, cells),
+        "finer_rates": {
+            group.cells[0].label: list(group.rates) for group in groups if len(group.rates) > len(rates_of(sweep))
+        },
         "fine_tunings": fine_tunings(sweep, cells),
         "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
         "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),

@@ -44,14 +44,14 @@ class Choice:
     tried: int  # settings that it was chosen from
 
 
-def table_of(sweep: Sweep, group: Group) -> list[Setting]:
+def table_of(group: Group) -> list[Setting]:
     """Every setting that a group could try, cell by cell."""
-    return [Setting(cell, lr) for cell in group.cells for lr in rates_of(sweep)]
+    return [Setting(cell, lr) for cell in group.cells for lr in group.rates]
 
 
 def sampled(sweep: Sweep, group: Group) -> list[Setting]:
     """The settings that a group tries where nothing is learnt on the way: all in a grid, else so many at random."""
-    table = table_of(sweep, group)
+    table = table_of(group)
     if isinstance(sweep.search, Grid) or group.searched >= len(table):
         return table
     draw = random.Random(f"{sweep.search.seed} {group.cells[0].label}")
@@ -148,7 +148,7 @@ class _Search:
 
     @classmethod
     def of(cls, sweep: Sweep, ready: Ready, group: Group, runner: Runner) -> _Search:
-        settings = table_of(sweep, group) if isinstance(sweep.search, Optuna) else sampled(sweep, group)
+        settings = table_of(group) if isinstance(sweep.search, Optuna) else sampled(sweep, group)
         log = Log(runner.folder / f"search-{group.cells[0].label}.jsonl")
         return cls(sweep, group, settings, [rungs_of(sweep, ready, setting) for setting in settings], log)
 

@@ -54,7 +54,7 @@ class Plan:
                 check(cell.recipe, ready)
         plan = cls(sweep, ready, cells)
         for group in plan.groups:
-            rungs_of(sweep, ready, table_of(sweep, group)[0])
+            rungs_of(sweep, ready, table_of(group)[0])
         return plan
 
     @property

@@ -59,12 +59,14 @@ def test_no_more_trials_at_once_than_cores(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_grid_tries_every_learning_rate_of_every_row() -> None:
+    """LoRA has half as many rows, since it has no layers, and so twice as many rates."""
     asked = sweep()
     groups = groups_of(asked, cells_of(asked))
     assert len(groups) == 2 + 4 + 4 and all(len(group.cells) == 1 for group in groups)
-    assert [group.searched for group in groups] == [2] * 10
-    assert fine_tunings(asked, cells_of(asked)) == 10 * (2 + 3)
-    assert [setting.lr for setting in sampled(asked, groups[0])] == [1e-3, 1e-1]
+    assert [group.searched for group in groups] == [4] * 2 + [2] * 8
+    assert fine_tunings(asked, cells_of(asked)) == 3 * 8 + 10 * 3
+    assert [setting.lr for setting in sampled(asked, groups[-1])] == [1e-3, 1e-1]
+    assert [setting.lr for setting in sampled(asked, groups[0])] == [1e-3, 0.00464, 0.0215, 1e-1]
 
 
 def test_a_single_learning_rate_is_tried_only_where_rows_compete() -> None:
@@ -90,7 +92,7 @@ def test_other_searches_give_every_arm_as_many_tries(kind: str) -> None:
 def test_a_learning_rate_said_twice_is_tried_once() -> None:
     asked = sweep(lr=[1e-2, 1e-1, 1e-2])
     assert asked.lr == (1e-2, 1e-1)
-    assert {group.searched for group in groups_of(asked, cells_of(asked))} == {2}
+    assert {group.searched for group in groups_of(asked, cells_of(asked))} == {2, 4}  # LoRA has half of the rows
 
 
 def test_rates_are_even_on_a_logarithmic_scale() -> None:
@@ -107,7 +109,7 @@ def test_random_settings_are_distinct_and_always_the_same() -> None:
     drawn = sampled(asked, group)
     assert len(drawn) == len(set(drawn)) == 10
     assert drawn == sampled(asked, group)
-    assert set(drawn) < set(table_of(asked, group))
+    assert set(drawn) < set(table_of(group))
     other = sweep(search={"kind": "random", "seed": 1}, trials=39)
     assert sampled(other, group) != drawn
 
@@ -130,7 +132,7 @@ def test_tuning_never_sees_the_test_split_nor_a_trials_seed(demo_models: dict[st
     plan = Plan.of(asked)
     test = plan.cells[0].trial(plan.ready, "test", lr=1e-2, seed=0, stage="trial").step.inputs["rows"].fingerprint
     for group in plan.groups:
-        for setting in table_of(asked, group):
+        for setting in table_of(group):
             for trial in rungs_of(asked, plan.ready, setting)[-1]:
                 assert trial.step.inputs["rows"].fingerprint != test
                 assert trial.step.inputs["adapter"].config["seed"] >= TUNING_SEED
@@ -142,7 +144,7 @@ def test_the_best_of_the_validation_split_is_taken(demo_models: dict[str, Path],
     plan, store = Plan.of(asked), Store(tmp_path)
     (group,) = plan.groups
     figures = {1e-3: [(0.9, 1.0), (0.1, 1.0)], 1e-2: [(0.6, 0.5), (0.6, 0.7)], 1e-1: [(0.6, 0.2), (0.6, 0.9)]}
-    for setting in table_of(asked, group):
+    for setting in table_of(group):
         for trial, (score, loss) in zip(rungs_of(asked, plan.ready, setting)[-1], figures[setting.lr], strict=True):
             _finished(store, trial, score, loss)
     with Runner(store, Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
@@ -161,7 +163,7 @@ def test_a_try_that_was_lost_is_none(
     asked = sweep(axes={"arm": ["lora"], "rank": [4]}, lr=[1e-3, 1e-2, 1e-1])
     plan, store = Plan.of(asked), Store(tmp_path)
     (group,) = plan.groups
-    for setting in table_of(asked, group)[:2]:
+    for setting in table_of(group)[:2]:
         (trial,) = rungs_of(asked, plan.ready, setting)[-1]
         _finished(store, trial, 0.5, setting.lr)
 
@@ -190,7 +192,7 @@ def test_a_search_is_told_what_was_lost(
 ) -> None:
     asked = sweep(axes={"arm": ["lora"], "rank": [4]})
     plan = Plan.of(asked)
-    items = [rungs_of(asked, plan.ready, table_of(asked, plan.groups[0])[0])]
+    items = [rungs_of(asked, plan.ready, table_of(plan.groups[0])[0])]
     monkeypatch.setattr("orchestrator.runner.run_trials", lambda work, items, done, **how: done(0, 0, [outcome]))
     monkeypatch.setattr("orchestrator.runner.session", lambda **how: nullcontext(0.0))
     found: list[Any] = []

@@ -46,5 +46,5 @@ def sweep(teacher: Path, axes: dict[str, list[Any]]) -> dict[str, Any]:
         "axes": axes,
         "lr": GRID,
         "repeats": REPEATS,
-        "max_trials": 160,
+        "max_trials": 180,
     }

@@ -8,7 +8,8 @@ is picked by its test score. The unit is the random seed: a bootstrap nested in 
 where there is nothing, a permutation over examples 47 %. p-values are corrected by Holm's method for all comparisons
 that were asked about. Nothing is claimed with fewer than six seeds, where a training failed (those that ended are the
 luckier ones), in favour of an arm that had more settings to choose from (one whose try was lost had fewer), or of a
-teacher that doesn't know the task.
+teacher that doesn't know the task. What can be known of that before anything is run is told before it, by the same
+objections (`beforehand`).
 """
 
 from __future__ import annotations
@@ -36,10 +37,18 @@ class Question:
     @classmethod
     def of(cls, arms: Sequence[str], baseline: str) -> Question:
         """Transfer against every other arm of the sweep; without transfer, each other arm against the baseline."""
+        baseline = judged_by(arms, baseline)
         trained = [arm for arm in dict.fromkeys(arms) if arm not in BOUNDS]
         arm = "transfer" if "transfer" in trained else baseline
         others = [other for other in trained if other != arm]
         return cls(arm, tuple(sorted(others, key=lambda other: (other != baseline, other not in CONTROLS))))
+
+
+def judged_by(arms: Sequence[str], baseline: str) -> str:
+    """The baseline; in place of what is judged, or of a model that bounds the scale, plain LoRA or the first arm."""
+    if baseline != "transfer" and baseline not in BOUNDS:
+        return baseline
+    return next((arm for arm in ("lora", *arms) if arm in arms and arm not in ("transfer", *BOUNDS)), baseline)
 
 
 @dataclass(frozen=True)
@@ -88,23 +97,39 @@ class Terms:
     gate: Mapping[str, Any] | None = None  # what the teacher scored, where it had to know the task
     failed: int = 0  # trainings that are missing
 
-    def objection(self, own: Result, other: Result, seeds: int, above: bool) -> str:
-        """Why this comparison is described and not claimed; nothing where it may be claimed."""
+    def objection(self, own: str, other: str, seeds: int, above: bool) -> str:
+        """Why a comparison of two arms is described and not claimed; nothing where it may be claimed.
+
+        `above`: that `own` is the better one.
+        """
         if self.gate and not self.gate["passed"]:
             if self.gate["set"]:
                 return "the teacher did not pass its gate"
             better, worse = (own, other) if above else (other, own)
-            if better.arm == "transfer" or (better.arm in OF_TEACHER and worse.arm not in OF_TEACHER):
+            if better == "transfer" or (better in OF_TEACHER and worse not in OF_TEACHER):
                 return "the teacher was not seen to be better at the task than the untouched student"
         if seeds < self.repeats:
             return f"{seeds} of {self.repeats} random seeds ended in both, and they may be the lucky ones"
         if seeds < ENOUGH_SEEDS:
             return f"{seeds} random seed{'s'[: seeds - 1]} can describe, not prove; {ENOUGH_SEEDS} (--repeats) can"
-        mine, theirs = ((self.tried or {}).get(one.arm, 0) for one in (own, other))
+        mine, theirs = ((self.tried or {}).get(one, 0) for one in (own, other))
         if (above and mine > theirs) or (not above and theirs > mine):
-            remedy = "the same command tries again what failed" if self.failed else "--search random gives each as many"
-            return f"{own.arm} chose from {mine} settings, {other.arm} from {theirs}; {remedy}"
+            remedy = "the same command tries again what failed" if self.failed else "several --lr give each as many"
+            return f"{own} chooses from {mine} settings, {other} from {theirs}; {remedy}"
         return ""
+
+
+def beforehand(tried: Mapping[str, int], baseline: str, repeats: int) -> dict[tuple[str, str], str]:
+    """What is known before a sweep of the claims that it is run for: by the arm that would be better and the other one,
+    the objection that its verdict would have whatever the scores; empty where it has none.
+    """
+    arms = [arm for arm in tried if arm not in BOUNDS]
+    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats)
+    above, own = question.arm == "transfer", question.arm
+    return {
+        (own, other) if above else (other, own): terms.objection(own, other, repeats, above)
+        for other in question.against
+    }  # fmt: skip
 
 
 def judge(
@@ -118,8 +143,7 @@ def judge(
 ) -> Verdict:
     """The verdict of a sweep's results. `tried` names every arm that was asked for, with its number of settings."""
     arms = list(tried or dict.fromkeys(one.arm for one in results))
-    if baseline == "transfer" or baseline in BOUNDS:  # what is judged, or a model that bounds the scale
-        baseline = next((arm for arm in ("lora", *arms) if arm in arms and arm not in ("transfer", *BOUNDS)), baseline)
+    baseline = judged_by(arms, baseline)
     question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate, failed)
     chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
     found = {
@@ -170,7 +194,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: Terms, asked: int) -> Comparison:
     seeds = len({*own.seeds} & {*other.seeds})
     outcome: Outcome = "can't tell"
-    if why := terms.objection(own, other, seeds, above=both.mean > 0):
+    if why := terms.objection(own.arm, other.arm, seeds, above=both.mean > 0):
         outcome = "described"
     elif p_holm <= LEVEL:
         outcome = "better" if both.mean > 0 else "worse"

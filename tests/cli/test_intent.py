@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 from test_bad_input import Call, pkt  # noqa: F401
 
+from orchestrator.steps.compare import Result
 from orchestrator.steps.power import EXPECTED, smallest_effect
+from orchestrator.steps.verdict import judge
 
 
 def test_nothing_is_fetched_and_the_cost_is_the_plans(pkt: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -32,6 +35,55 @@ def test_the_smallest_effect_is_told_beforehand(pkt: Call) -> None:  # noqa: F81
         "5 random seeds can describe, not claim: --repeats 6 or more can."
         in pkt("sweep", "--dry-run", "--repeats", "5")[1]
     )
+
+
+RATES = ["--layers", "sensitivity,last", "--lr"]
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ([*RATES, "1e-4,3e-4"], []),  # README's own
+        ([*RATES, "1e-4"], ["lora", "pissa"]),
+        ([*RATES, "1e-4", "--arms", "lora,transfer"], ["lora"]),
+        ([*RATES, "1e-4", "--arms", "lora,transfer,spectrum_control"], ["lora"]),
+        ([*RATES, "1e-4", "--search", "grid", "--rank", "8,16", "--arms", "lora,transfer"], ["lora"]),
+        ([*RATES, "1e-4,3e-4", "--search", "random"], []),
+        ([*RATES, "1e-4", "--arms", "lora,spectrum_control"], ["spectrum_control"]),  # which would be the better one
+    ],
+)
+def test_nothing_is_promised_that_the_verdict_would_refuse(
+    pkt: Call,  # noqa: F811
+    words: list[str],
+    refused: list[str],
+) -> None:
+    """Clear results at the tries that a dry run counts, judged."""
+    told = ["sweep", "--teacher", "llama2-70b", *words, "--dry-run"]
+    out, tries = pkt(*told)[1], json.loads(pkt(*told, "--json")[1])["tries"]
+    best = "transfer" if "transfer" in tries else "spectrum_control"
+    scores = {arm: 1.0 if arm == best else 0.0 for arm in tries}
+    results = [
+        Result(arm, None, None, 8, np.full((6, 50), score), (*range(6),), validation=(score, 0.0))
+        for arm, score in scores.items()
+    ]
+    outcomes = {one.against: one.outcome for one in judge(results, "lora", tried=tries, repeats=6).comparisons}
+    described = [arm for arm, outcome in outcomes.items() if outcome == "described"]
+    assert described == refused
+    assert out.count("can't be claimed") == len(refused)
+    promised = re.search(r"^(It|Of .* it) would claim", out, re.MULTILINE)
+    assert bool(promised) == (len(outcomes) > len(refused))
+    if promised and refused:
+        assert promised[1] == f"Of {', '.join(f'transfer over {arm}' for arm in outcomes if arm not in refused)} it"
+    assert ("would claim" in out) == any(outcome in ("better", "worse") for outcome in outcomes.values())
+
+
+def test_arms_with_fewer_rows_are_said_to_have_more_rates(pkt: Call) -> None:  # noqa: F811
+    words = ["sweep", "--teacher", "llama2-13b", "--layers", "sensitivity,last", "--dry-run"]
+    out, told = pkt(*words)[1], json.loads(pkt(*words, "--json")[1])
+    assert "lora and pissa, with fewer rows: 0.0001, 0.000173, 0.0003," in out and "each arm tries 6 settings" in out
+    assert told["tries"] == dict.fromkeys(("lora", "pissa", "transfer", "spectrum_control"), 6)
+    assert (told["choosing"], told["fine_tunings"]) == (24, 60)
+    assert "fewer rows" not in pkt("sweep", "--dry-run")[1]
 
 
 def test_what_is_too_small_to_be_seen_is_said(pkt: Call) -> None:  # noqa: F811

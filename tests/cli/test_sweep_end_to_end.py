@@ -68,7 +68,7 @@ def test_the_leaderboard_and_its_line(swept: tuple[Path, Any]) -> None:
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     assert all(line.split(":")[0] in NOISE_FREE for line in done.stderr.splitlines() if line.strip()), done.stderr
-    assert "trials: 14/14" in done.stderr
+    assert "trials: 16/16" in done.stderr
     compared = pkt(folder, "compare")
     assert compared.stdout == done.stdout
 
@@ -128,7 +128,7 @@ def test_mlflow_has_one_parent_and_every_trial_once(swept: tuple[Path, Any], tmp
     assert (parent.info.run_name, parent.info.status) == ("small", "FINISHED")
     children = [run for run in runs if run is not parent]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
-    assert len(children) == 2 + 3 * 2 + 3 * 2  # untouched models, learning rates, trials
+    assert len(children) == 2 + (4 + 2 + 2) + 3 * 2  # untouched models, learning rates, trials
     assert len({frozenset(run.data.params) for run in children}) == 1  # the same columns in every run
     trial = next(
         run for run in children if run.data.params["arm"] == "transfer" and run.data.params["stage"] == "trial"
@@ -219,7 +219,7 @@ def test_the_same_command_again_runs_nothing_and_adds_no_run(swept: tuple[Path, 
     again = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "2")
     assert again.returncode == 0
     assert again.stdout == first.stdout
-    assert "trials: 14/14" in again.stderr  # found, as the times below prove
+    assert "trials: 16/16" in again.stderr  # found, as the times below prove
     assert {path: path.stat().st_mtime_ns for path in (folder / "pkt-store").glob("*/*/manifest.json")} == before
     assert {run.info.run_id for run in client.search_runs([experiment], max_results=1000)} == runs
 

@@ -198,7 +198,7 @@ def test_an_arm_with_more_settings_to_choose_from_can_not_win() -> None:
     better = rows({"transfer": 0.9, "lora": 0.3})
     told = judge(better, "lora", tried={"transfer": 18, "lora": 3})
     assert told.comparisons[0].outcome == "described"
-    assert told.headline.startswith("No claim: transfer chose from 18 settings, lora from 3")
+    assert told.headline.startswith("No claim: transfer chooses from 18 settings, lora from 3")
     assert judge(better, "lora", tried={"transfer": 3, "lora": 18}).comparisons[0].outcome == "better"
     worse = rows({"transfer": 0.3, "lora": 0.9})
     assert judge(worse, "lora", tried={"transfer": 18, "lora": 3}).comparisons[0].outcome == "worse"
