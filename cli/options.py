@@ -83,7 +83,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 GpuMemory = Annotated[
     str | None, typer.Option(help="Of each GPU, where they aren't this machine's: 80GB. Checked against the plan.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Go on where the plan says that memory won't do.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Go on where the plan says that memory won't do, or the teacher misses its gate."),
+]
 STORE = Path("pkt-store")
 WHERE = (
     "store", "tracking", "cpus_per_trial", "gpus_per_trial", "trials_at_once", "keep_tuned", "system_metrics",

@@ -118,7 +118,7 @@ def sweep(
     for line in room_lines({"fit": plan.ready.fit}):
         screen.warn(line)
     try:
-        record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen)
+        record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen, force=force)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"pkt sweep --resume {plan.name} {o.where_of(context)}".strip()) from None
     show(record, kept, as_json=as_json, baseline=None)

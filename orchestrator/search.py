@@ -77,14 +77,15 @@ def choose(
     ready: Ready,
     groups: Sequence[Group],
     runner: Runner,
-    extra: list[Trial],
     finals: Callable[[Choice], list[Trial]],
+    ended: Callable[[Trial], object] = id,
 ) -> list[Choice | None]:
-    """The choice of each group, with its `finals` run; `extra` trials, which choose nothing, run beside them."""
+    """The choice of each group, with its `finals` run; what the teacher's own row tells comes first, by `ended`."""
+    order = sorted(range(len(groups)), key=lambda place: groups[place].cells[0].who != "teacher")
     if isinstance(sweep.search, Asha | Optuna):
         found = _searched(sweep, ready, groups, runner)
-        compared = [trial for choice in found if choice for trial in finals(choice)]
-        runner.go("trials", extra + compared, len(extra) + len(compared))
+        compared = [trial for place in order if (one := found[place]) for trial in finals(one)]
+        runner.go("trials", compared, len(compared), lambda trial: (ended(trial), ())[1])
         return found
     tried = [
         [(one, rungs_of(sweep, ready, one)[-1]) for one in sampled(sweep, group)] if group.searched else []
@@ -102,20 +103,22 @@ def choose(
 
     def then(trial: Trial) -> list[Trial]:
         """A group whose last setting has its score goes on, whatever the others do."""
+        ended(trial)
         ready = [place for place, keys in enumerate(left) if keys and not keys - {trial.step.fingerprint}]
         for keys in left:
             keys.discard(trial.step.fingerprint)
         return [final for place in ready for final in chosen(place)]
 
-    first = list(extra)
-    for place, group in enumerate(groups):
+    first: list[Trial] = []
+    for place in order:
+        group = groups[place]
         if group.searched:
             first += [trial for _, trials in tried[place] for trial in trials]
         else:
             choices[place] = sole = Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False, tried=1)
             first += finals(sole)
     total = fine_tunings(sweep, [cell for group in groups for cell in group.cells])
-    runner.go("trials", first, len(extra) + total, then)
+    runner.go("trials", first, total, then)
     return choices
 
 

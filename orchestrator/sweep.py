@@ -16,19 +16,21 @@ from typing import Any
 
 from orchestrator.cells import Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of, trained
 from orchestrator.costs import Hardware
+from orchestrator.errors import UserError
 from orchestrator.labbook import commit, sweep_record, with_verdict
 from orchestrator.plan import counts
 from orchestrator.prepare import Ready, Who, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.runner import Runner, Screen, Trial
 from orchestrator.search import Choice, choose, rungs_of, table_of
-from orchestrator.steps.compare import leaderboard
+from orchestrator.steps.compare import BOUNDS, leaderboard
 from orchestrator.steps.data import data_step
 from orchestrator.steps.drawn import write_pictures
-from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.record import begun, write_record
+from orchestrator.steps.gate import gate_of
+from orchestrator.steps.record import begun, read_scores, write_record
 from orchestrator.steps.step import Step
 from orchestrator.steps.verdict import verdict_of
+from orchestrator.steps.words import doubt
 from orchestrator.store import Store, fingerprint
 from orchestrator.tasks.template import TODAY
 from orchestrator.tracking import Tracker
@@ -105,10 +107,14 @@ class Plan:
         return self.sweep.name or f"{teacher if teacher.startswith(task) else f'{task}-{teacher}'}-{self.key[:6]}"
 
 
-def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen) -> dict[str, Any]:
+def run_sweep(
+    plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen, *, force: bool = False
+) -> dict[str, Any]:
     """Run what the store lacks, and write the sweep's record.
 
-    `track` opens the tracker once the shared steps are done, so that bad weights or rows leave no run behind.
+    `track` opens the tracker once the shared steps are done, so that bad weights or rows leave no run behind. The
+    untouched models are scored before anything is trained: UserError where the teacher surely misses its gate, and
+    nothing could be claimed; `force` goes on.
     """
     store, sweep, ready = Store(run.store), plan.sweep, plan.ready
     planned = counts(sweep, Hardware().memory)
@@ -120,10 +126,22 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
         runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
-        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))
-        finals = cache(partial(_finals, sweep, ready))
-        choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)
+        if lacking := [trial for _, trial in references if not runner.metrics(trial)]:
+            runner.go("scoring the untouched models", lacking, len(lacking))
         rows = [_row(cell, None, [trial]) for cell, trial in references]
+        _ask(plan, rows, store, screen, force)
+        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))
+        for _, trial in references:
+            runner.tell(trial)
+
+        def ended(trial: Trial) -> None:
+            """The tuned teacher's row answers as soon as it is known."""
+            if (trial.params["arm"], trial.params["stage"]) == ("teacher_tuned", "trial"):
+                tuned = {"label": "teacher_tuned", "trials": [trial.step.fingerprint]}
+                _ask(plan, [*rows, tuned], store, screen, force=True)
+
+        finals = cache(partial(_finals, sweep, ready))
+        choices = choose(sweep, ready, plan.groups, runner, finals, ended)
         tried: dict[str, int] = {}
         for place, (group, choice) in enumerate(zip(plan.groups, choices, strict=True)):
             arm = group.cells[0].label
@@ -197,21 +215,24 @@ def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, An
 
 
 def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any]:
-    """Whether the teacher knows the task at all: its best row against the gate that the sweep sets.
+    """Whether the teacher knows the task, by what these rows scored."""
+    found = {row["label"]: read_scores(folder) for row in rows if row["label"] in BOUNDS
+             for key in row["trials"] if (folder := store.find("evaluate", key))}  # fmt: skip
+    student = found.pop("student", None)
+    return gate_of(found, student, plan.sweep.gate)
 
-    Without one it has at least to be better than the untouched student, or nothing is claimed in favour of what is
-    taken from it.
-    """
 
-    def best(*labels: str) -> tuple[float | None, str]:
-        found = [
-            (float(read_metrics(folder)["score"]), row["label"])
-            for row in rows if row["label"] in labels
-            for key in row["trials"] if (folder := store.find("evaluate", key))
-        ]  # fmt: skip
-        return max(found, default=(None, labels[0]))
-
-    (score, of), gate = best("teacher", "teacher_tuned"), plan.sweep.gate
-    least = gate if gate is not None else best("student")[0] or 0.0
-    passed = score is not None and (score >= least if gate is not None else score > least)
-    return {"set": gate is not None, "least": least, "score": score, "of": of, "passed": passed}
+def _ask(plan: Plan, rows: list[dict[str, Any]], store: Store, screen: Screen, force: bool) -> None:
+    """Say what is doubtful about the teacher while it can still be mended; a tuned one is waited for."""
+    tuned = any(row["label"] == "teacher_tuned" for row in rows)
+    if plan.sweep.tuned_teacher and not tuned:
+        return
+    gate = _gate(plan, rows, store)
+    if not (unsure := doubt(gate, {cell.label for cell in plan.cells})):
+        return
+    if gate["set"] and gate["answer"] == "doesn't" and not force:
+        raise UserError(
+            f"gate: {unsure}; take another teacher or a lower gate, have it fine-tuned on the task (--set"
+            " tuned_teacher=true), or --force goes on"
+        )
+    screen.warn(unsure)

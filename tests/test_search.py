@@ -148,7 +148,7 @@ def test_the_best_of_the_validation_split_is_taken(demo_models: dict[str, Path],
         for trial, (score, loss) in zip(rungs_of(asked, plan.ready, setting)[-1], figures[setting.lr], strict=True):
             _finished(store, trial, score, loss)
     with Runner(store, Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
-        (choice,) = choose(asked, plan.ready, plan.groups, runner, [], lambda choice: [])
+        (choice,) = choose(asked, plan.ready, plan.groups, runner, lambda choice: [])
     assert choice is not None
     assert choice.setting.lr == 1e-1  # the same score as 1e-2, and a lower loss
     assert choice.at_edge
@@ -174,7 +174,7 @@ def test_a_try_that_was_lost_is_none(
     monkeypatch.setattr("orchestrator.runner.run_trials", fails)
     monkeypatch.setattr("orchestrator.runner.session", lambda **how: nullcontext(0.0))
     with Runner(store, Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
-        (choice,) = choose(asked, plan.ready, plan.groups, runner, [], lambda choice: [])
+        (choice,) = choose(asked, plan.ready, plan.groups, runner, lambda choice: [])
     assert choice is not None
     assert (choice.setting.lr, choice.tried, len(runner.failed)) == ((1e-3, 3, 0) if judged else (1e-3, 2, 1))
 

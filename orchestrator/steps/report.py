@@ -16,6 +16,7 @@ from orchestrator.steps import style
 from orchestrator.steps.compare import Result
 from orchestrator.steps.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.steps.evidence import Evidence, collect
+from orchestrator.steps.gate import answer_of
 from orchestrator.steps.verdict import Verdict, verdict_of
 from orchestrator.steps.words import about_rows, clipped_line, gate_line, reach, room_lines
 from orchestrator.store import Store
@@ -103,7 +104,7 @@ def _warnings(record: dict[str, Any], evidence: Evidence) -> str:
             f"The best learning rate lies on the edge of its grid, so that a wider --lr might change the order:"
             f" {'; '.join(edge)}."
         )
-    if not record["gate"]["passed"]:
+    if answer_of(record["gate"]) != "knows it":
         lines.append(f"The gate: {gate_line(record['gate'])}.")
     return f"<section class=warnings><h2>Warnings</h2>{_list(lines)}</section>" if lines else ""
 

@@ -8,8 +8,8 @@ is picked by its test score. The unit is the random seed: a bootstrap nested in 
 where there is nothing, a permutation over examples 47 %. p-values are corrected by Holm's method for all comparisons
 that were asked about. Nothing is claimed with fewer than six seeds, where a training failed (those that ended are the
 luckier ones), in favour of an arm that had more settings to choose from (one whose try was lost had fewer), or of a
-teacher that doesn't know the task. What can be known of that before anything is run is told before it, by the same
-objections (`beforehand`).
+teacher that was seen not to know the task; where that can't be told, a warning stands beside the claim. What can be
+known of all that before anything is run is told before it, by the same objections (`beforehand`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from orchestrator.steps.compare import BOUNDS, Estimate, Result, difference
+from orchestrator.steps.gate import answer_of
 from orchestrator.steps.power import LEVEL, smallest_effect
-from orchestrator.steps.words import CONTROLS, headline, sentence, warnings
+from orchestrator.steps.words import CONTROLS, OF_TEACHER, headline, sentence, warnings
 
 ENOUGH_SEEDS = 6
-OF_TEACHER = ("transfer", "random_window", "shuffled_seeds", "distil")  # arms that take over what it knows
 Outcome = Literal["better", "worse", "can't tell", "described"]
 
 
@@ -102,7 +102,7 @@ class Terms:
 
         `above`: that `own` is the better one.
         """
-        if self.gate and not self.gate["passed"]:
+        if self.gate and answer_of(self.gate) in ("doesn't", None):
             if self.gate["set"]:
                 return "the teacher did not pass its gate"
             better, worse = (own, other) if above else (other, own)

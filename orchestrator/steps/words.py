@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.steps.gate import answer_of
 from orchestrator.transfer.arms import ARMS
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ ROOM = {
     "left_out": "are left out, since their question alone is too long",
     "not_asked": "are counted as wrong, since they don't fit into the student's context",
 }
+OF_TEACHER = ("transfer", "random_window", "shuffled_seeds", "distil")  # arms that take over what a teacher knows
+PASSED = {"knows it": "passed", "doesn't": "not passed", None: "not passed", "can't tell": "can't tell"}
 REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
 
 
@@ -34,7 +37,7 @@ def headline(
     arm, by = question.arm, {one.against: one for one in comparisons}
     if gate and gate["set"] and gate["score"] is None:
         return "No verdict: the teacher could not be scored on the task, so whether it passes its gate isn't known."
-    if gate and gate["set"] and not gate["passed"]:
+    if gate and gate["set"] and answer_of(gate) == "doesn't":
         return (
             f"No verdict: the teacher scores {gate['score']:.2f} on the task, below the gate of {gate['least']:.2f}."
             " It has nothing to hand over here, so nothing speaks for or against it."
@@ -79,18 +82,44 @@ def _of_transfer(baseline: str, by: Mapping[str, Comparison], lost: Sequence[str
 def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost: Sequence[str]) -> tuple[str, ...]:
     """What might change the answer."""
     found = [f"Warning: no trial of {arm} ended; nothing is said of it." for arm in lost]
-    if gate and not gate["set"] and gate["score"] is not None and not gate["passed"]:
-        found.append(
-            f"Warning: the teacher scores {gate['score']:.2f} on the task and the untouched student"
-            f" {gate['least']:.2f}: it may have nothing to hand over, and nothing is claimed in favour of what is taken"
-            " from it (--set gate=0 lifts that, a larger one makes a score the condition)."
-        )
+    if gate and (unsure := doubt(gate, [*chosen, *lost])):
+        found.append(f"Warning: {unsure}.")
     if edge := [arm for arm, result in chosen.items() if result.lr_at_edge]:
         found.append(
             f"Warning: the learning rate of {', '.join(edge)} lies on the edge of its grid: a wider --lr might change"
             " this."
         )
     return tuple(found)
+
+
+def doubt(gate: Mapping[str, Any], arms: Collection[str]) -> str:
+    """What to be careful of where it wasn't seen that the teacher knows the task; nothing where no arm asks it."""
+    answer = answer_of(gate)
+    if answer in ("knows it", None) or not (gate["set"] or set(arms) & {*OF_TEACHER}):
+        return ""
+    if gate["set"]:
+        where = f"the teacher scores {gate['score']:.2f} on the task{_within(gate, '')}"
+        if answer == "doesn't":
+            return f"{where}, below the gate of {gate['least']:.2f}, and there will be no verdict"
+        return f"{where}, and whether it passes the gate of {gate['least']:.2f} can't be told"
+    scores = (
+        f"the teacher scores {gate['score']:.2f} on the task and the untouched student {gate['least']:.2f}"
+        f"{_within(gate, '+')}: it may have nothing to hand over"
+    )
+    if answer == "doesn't":
+        return (
+            f"{scores}, and nothing is claimed in favour of what is taken from it (--set gate=0 lifts that, a larger"
+            " one makes a score the condition)"
+        )
+    return f"{scores}, which can't be told (--set gate=0.5 makes a score the condition)"
+
+
+def _within(gate: Mapping[str, Any], sign: str) -> str:
+    """The gate's interval: of a score, or with a sign of a difference; a record of an older version has none."""
+    if not gate.get("ci95"):
+        return ""
+    low, high = gate["ci95"]
+    return f" ({'difference, ' if sign else ''}95 %: {low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
@@ -128,8 +157,10 @@ def clipped_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def gate_line(gate: Mapping[str, Any]) -> str:
     """Whether the teacher knows the task, which of its rows tells, and what was asked for."""
     asked = f"at least {gate['least']:g} is" if gate["set"] else f"more than the student's {gate['least']:.3f} is"
-    score = f"{gate.get('of', 'the teacher')} scores {gate['score']:.3f}" if gate["score"] is not None else "no score"
-    return f"{score}; {asked} needed for a claim: {'passed' if gate['passed'] else 'not passed'}"
+    score, answer = "no score", answer_of(gate)
+    if gate["score"] is not None:
+        score = f"{gate.get('of', 'the teacher')} scores {gate['score']:.3f}{_within(gate, '' if gate['set'] else '+')}"
+    return f"{score}; {asked} needed for a claim: {PASSED[answer]}"
 
 
 def reach(smallest: float | None) -> str:

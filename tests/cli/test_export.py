@@ -27,6 +27,7 @@ SWEEP = {
     "lr": [2.0e-2],
     "repeats": 2,
     "tuned_teacher": False,
+    "gate": None,
 }
 
 

@@ -65,6 +65,7 @@ def test_a_teacher_that_no_trial_could_hold_is_scored_by_its_ranks(
         (tmp_path / "extensions" / extension / "lock").touch()
     words = ["--set", "axes.arm=[lora, transfer]", "--rank", "4", "--lr", "1e-2", "--repeats", "1", "--name", "large"]
     words += ["--set", "tuned_teacher=false", "--set", "finetune.examples=36", "--set", "evaluate.examples=8"]
+    words += ["--set", "gate=null"]
     done = subprocess.run(
         [*PKT, "sweep", *words, "--ranks", "2", "--offload", "cpu"], cwd=tmp_path, capture_output=True, text=True,
         check=False, timeout=300, env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")},

@@ -21,6 +21,7 @@ SWEEP = {
     "lr": [5.0e-3],
     "repeats": 2,
     "tuned_teacher": False,
+    "gate": None,
 }
 
 

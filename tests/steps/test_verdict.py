@@ -142,7 +142,7 @@ def test_nothing_is_claimed_in_favour_of_a_teacher_no_better_than_the_student() 
 
 @pytest.mark.parametrize(
     ("gate", "line"),
-    [
+    [  # the first three as an older version recorded them
         (
             {"set": True, "least": 0.8, "score": 0.855, "of": "teacher_tuned", "passed": True},
             "teacher_tuned scores 0.855; at least 0.8 is needed for a claim: passed",
