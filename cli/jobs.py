@@ -92,7 +92,6 @@ def forward(address: str) -> int:
             name=f"pkt-{words[0]}",
             folder=Path(place) if os.listdir(place) else None,
             env={name: os.environ[name] for name in names if os.environ.get(name)},
-            gpu=words[0] != "sweep",  # a sweep places its own work; the others do theirs where they run
         )
     typer.echo(f"pkt: job {job} on {address}{' runs already; here is its log' if found else ''}", err=True)
     return watch(address, job)

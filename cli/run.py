@@ -52,9 +52,8 @@ def run(
     from orchestrator import pipeline
     from orchestrator.prepare import check, prepare
     from orchestrator.recipe import Run
-    from orchestrator.runner import placement_of
+    from orchestrator.runner import alone
     from orchestrator.steps.evaluate import read_metrics
-    from orchestrator.steps.step import materialise
     from orchestrator.store import Store
 
     kept = Store(store)
@@ -64,13 +63,8 @@ def run(
     o.check_memory(recipe, steps, where, gpu_memory=gpu_memory, force=force)
     ready = prepare(recipe)
     check(recipe, ready)
-    screen = Terminal()
     step = pipeline.trial(recipe, ready, "test")
-    for part in step.ancestors():
-        if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
-            screen.say(f"{part.name} ...")
-            materialise(part, kept, screen.track, placement_of(where))
-    folder = materialise(step, kept)
+    folder = alone(step, kept, where, Terminal())
     adapter = step.inputs["adapter"]
     result = {
         **read_metrics(folder),

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.cluster.searches import FAILED, Halving, Proposals, judged
 from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import Rungs, run_trials
@@ -91,16 +92,16 @@ class Runner:
             reason = left.reason or "no answer yet"
             self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
 
-    @property
-    def spread(self) -> bool:
-        """Whether the teacher is held by several ranks, or elsewhere than here: no trial could hold it."""
-        with placement_of(self.run).settled() as settled:
-            return not settled.here
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the teacher's steps are done. Where that is not here, Ray runs from now on."""
+        return self._stack.enter_context(placement_of(self.run).settled())
 
     def share(self, steps: Sequence[Step]) -> None:
         """Make what many trials build on, over as many ranks as were asked for."""
         for step in steps:
-            materialise(step, self.store, self.screen.track, placement_of(self.run))
+            if self.store.find(step.name, step.fingerprint) is None:
+                materialise(step, self.store, self.screen.track, self.placement)
 
     def go(
         self, what: str, trials: Sequence[Trial], total: int, then: Callable[[Trial], Sequence[Trial]] = lambda _: ()
@@ -234,6 +235,26 @@ class Runner:
         if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
             return
         self.tracker.put(trial_record(self.store, self.key, trial.label, trial.params, trial.step))
+
+
+def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
+    """A trial outside of any sweep, with all that it builds on.
+
+    Where there is a GPU, each part is done in a process that ends and gives all of it back to the next.
+    """
+    if store.find(step.name, step.fingerprint) is None:
+        with placement_of(run).settled() as placement:
+            for part in step.ancestors():
+                if part.name == "data" or store.find(part.name, part.fingerprint):
+                    continue
+                screen.say(f"{part.name} ...")
+                if part.of_teacher or placement.here:
+                    materialise(part, store, screen.track, placement)
+                else:
+                    with store.resumable(part.name, f"{part.fingerprint}-logs") as logs:
+                        work = Work(str(store.root), placement.cpus)
+                        list(spread(replace(placement, ranks=1, offload=None), work, [light(part, store)], logs))
+    return materialise(step, store)
 
 
 def placement_of(run: Run) -> Placement:

@@ -114,7 +114,8 @@ def run_sweep(plan: Plan, run: Run, track: Callable[[], Tracker], screen: Screen
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
-        runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
+        apart = [trial.step for trial in own if not runner.placement.here]  # no trial's worker could hold the teacher
+        runner.share([*plan.shared, *apart])
         runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))
         finals = cache(partial(_finals, sweep, ready))
         choices = choose(sweep, ready, plan.groups, runner, [trial for _, trial in references], finals)

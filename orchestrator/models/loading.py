@@ -28,7 +28,7 @@ from orchestrator.models.aliases import ALIASES
 from orchestrator.models.families import Geometry, ModelFamily, family
 from orchestrator.models.vocabulary import token_map
 
-if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
+if not torch.cuda.device_count():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")  # config and tokenizer, its settings and templates too
