@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import ray
 from ray import tune
 
+from orchestrator.cluster.broken import Broken, give_back, remedy
 from orchestrator.cluster.searches import FAILED, RETRIES, Apart, Halving, Proposals, Queue
 from orchestrator.errors import UserError
 
@@ -43,9 +44,9 @@ def run_trials(
 
     What `done` returns joins the queue, so that the workers of one stage are those of the next. `searches` run side by
     side, and the score of a result decides for its own alone. An exception in `work` ends its item alone: the result is
-    {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies is
-    begun again; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
-    raised again.
+    {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies, or has
+    to end (`broken.py`), is begun again in another; after RETRIES its rung is -1. Needs a running Ray session.
+    KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
@@ -110,6 +111,7 @@ class _Done(tune.Callback):
         text = Path(trial.error_file).read_text() if trial.error_file else "the worker died"
         last = text.strip().splitlines()[-1]
         last = "killed, or out of memory" if "actor is dead" in last else last  # Ray goes on for six lines
+        last = last.removeprefix(f"{Broken.__module__}.{Broken.__name__}: ")
         self._tell(
             trial.config["index"],
             -1,
@@ -133,6 +135,11 @@ def _guarded(work: Callable[[Any], dict[str, Any]], item: Any) -> dict[str, Any]
     try:
         return work(item)
     except Exception as error:  # whatever it is, it is this item's result and not the sweep's end
+        memory = remedy(error)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        line = f"{kind}{error}".splitlines()[0] + (f"; {memory}" if memory else "")
         judged = isinstance(error, UserError)  # what was asked for can't be done, however often it is begun
-        return {"error": f"{kind}{error}".splitlines()[0], "traceback": traceback.format_exc(), "judged": judged}
+        told = {"error": line, "traceback": traceback.format_exc(), "judged": judged}
+    if memory:
+        give_back()
+    return told
