@@ -135,7 +135,10 @@ def spread(placement: Placement, work: Callable[[Any], Any], items: Sequence[Any
 
 @contextmanager
 def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
-    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone."""
+    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone.
+
+    Within one node where one has room for all: between nodes all that ranks send each other is several times slower.
+    """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -146,9 +149,14 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
         _check(count, placement.cpus, gpu)
         logs.mkdir(parents=True, exist_ok=True)
         compiled = tempfile.mkdtemp(prefix="compiled-", dir=logs)
-        group = placement_group([{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count, strategy="PACK")
+        bundles = [{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count
+        near = max(_room(node, placement.cpus, gpu) for node in nodes()) >= count
+        group = placement_group(bundles, strategy="STRICT_PACK" if near else "PACK")
         actors = []
         try:
+            if near and not group.wait(timeout_seconds=PATIENCE):  # the node that has room for all is busy
+                remove_placement_group(group)
+                group = placement_group(bundles, strategy="PACK")
             if not group.wait(timeout_seconds=PATIENCE):
                 free = ray.available_resources()
                 logging.getLogger("pkt").warning(
@@ -170,10 +178,16 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
             shutil.rmtree(compiled, ignore_errors=True)
 
 
+def _room(node: dict[str, float], cpus: int, gpu: int) -> int:
+    """Ranks that a node could have if it had nothing else."""
+    most = node.get("CPU", 0) // cpus
+    return int(min(most, node.get("GPU", 0)) if gpu else most)
+
+
 def _check(count: int, cpus: int, gpu: int) -> None:
     """UserError where the cluster has no room for the group even when idle: Ray would wait for ever."""
     there, held = nodes(), gpus.assigned() if gpu else 0
-    room = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpu else count)) for node in there) - held
+    room = sum(_room(node, cpus, gpu) for node in there) - held
     if room < count:
         own = f" and this job holds {held} of the GPUs itself," if held else ""
         raise UserError(
