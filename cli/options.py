@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +82,8 @@ Address = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 GpuMemory = Annotated[
-    str | None, typer.Option(help="Of each GPU, where they aren't this machine's: 80GB. Checked against the plan.")
+    str | None,
+    typer.Option(help="Of each GPU, in place of what the smallest tells: 80GB. Checked against the plan."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Go on where the plan says that memory won't do.")]
 STORE = Path("pkt-store")
@@ -175,6 +177,8 @@ def check_memory(asked: Sweep | Recipe, steps: Sequence[str], run: Run, *, gpu_m
     told = forecast(sweep, hardware)
     for step in steps:
         if cost := told.steps.get(step):
+            if step == "finetune" and hardware.cuda and run.gpus_per_trial:
+                cost = replace(cost, memory=cost.memory * min(1, run.gpus_per_trial))  # trials that share a GPU
             refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})")
 
 

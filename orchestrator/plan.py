@@ -5,14 +5,18 @@ forecast(sweep, Hardware(gpus=8, memory=80e9)).steps["measure"].fits
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.cells import cells_of, fine_tunings, groups_of, rates_of, seeds_of, shared_by, whole_trainings
+from orchestrator.cluster import gpus
 from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.session import connected, nodes
 from orchestrator.costs import (
     USABLE,
     Anatomy,
@@ -134,23 +138,25 @@ def _alone(cost: Cost) -> Cost:
 
 
 def here(placement: Placement, memory: float | None) -> Hardware | None:
-    """What this machine has for its ranks; None where they are on a cluster whose devices it can't see.
+    """What this machine or its cluster has for the ranks; None for a cluster without GPUs, or that doesn't tell.
 
     `memory` is what each GPU has, where that is said.
     """
     import psutil
-    import torch
 
-    ranks, gpus = placement.ranks, torch.cuda.device_count()
     found = Hardware(tokens=placement.tokens, offload=bool(placement.offload))
     remote = bool(os.environ.get("RAY_ADDRESS"))
+    with connected() if remote else nullcontext():
+        count = int(sum(node.get("GPU", 0) for node in nodes())) - gpus.assigned() if remote else gpus.local()
+        if count and not memory:
+            memory = gpus.memory_of_nodes() if remote else gpus.memory(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if memory:
-        return replace(found, gpus=ranks or (None if remote else gpus or None), memory=memory)
-    if remote:
+        return replace(found, gpus=placement.ranks or count or None, memory=memory)
+    if count:
+        logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
+    if count or remote:
         return None
-    if gpus:
-        return replace(found, gpus=ranks or gpus, memory=torch.cuda.get_device_properties(0).total_memory)
-    ranks = ranks or 1
+    ranks = placement.ranks or 1
     return replace(found, gpus=ranks, memory=psutil.virtual_memory().total / ranks, cuda=False)
 
 

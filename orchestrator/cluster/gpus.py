@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 
 
 def local() -> int:
@@ -31,3 +32,33 @@ def assigned() -> int:
         for supervisor in list_actors(filters=[("state", "=", "ALIVE"), ("name", "=", name)], detail=True):
             own += math.ceil(supervisor.required_resources.get("GPU", 0))
     return own
+
+
+def memory(visible: str | None = None) -> float | None:
+    """Bytes of the smallest GPU of this machine, or of those named as in CUDA_VISIBLE_DEVICES; None where none tells.
+
+    The driver's tool is asked, since torch would open the GPU to know. It says 1 % more than torch: what ECC takes.
+    """
+    only = ["-i", visible] if visible else []
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", *only],
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return min((int(size) * 2.0**20 for size in told.stdout.split() if size.isdigit()), default=None)
+
+
+def memory_of_nodes() -> float | None:
+    """Bytes of the smallest GPU of a running Ray, told by each node that has any: of a type there are several sizes."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = [
+        ray.remote(memory).options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")
+    ]  # fmt: skip
+    return min((size for size in ray.get(asked) if size), default=None)
