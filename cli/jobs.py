@@ -93,7 +93,6 @@ def forward(address: str) -> int:
             name=f"pkt-{words[0]}",
             folder=Path(place) if os.listdir(place) else None,
             env=env,
-            gpu=words[0] != "sweep",  # a sweep places its own work; the others do theirs where they run
         )
     typer.echo(f"pkt: job {job} on {address}{' runs already; here is its log' if found else ''}", err=True)
     return watch(address, job)

@@ -81,7 +81,8 @@ Address = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 GpuMemory = Annotated[
-    str | None, typer.Option(help="Of each GPU, where they aren't this machine's: 80GB. Checked against the plan.")
+    str | None,
+    typer.Option(help="Of each GPU, in place of what the smallest tells: 80GB. Checked against the plan."),
 ]
 Force = Annotated[
     bool,

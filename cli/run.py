@@ -60,9 +60,8 @@ def run(
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline
         from orchestrator.prepare import check, prepare
-        from orchestrator.runner import placement_of
+        from orchestrator.runner import alone
         from orchestrator.steps.evaluate import read_metrics
-        from orchestrator.steps.step import materialise
 
         where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
         ready = prepare(recipe, screen.doing)
@@ -71,11 +70,7 @@ def run(
         screen.warn(line)
     step = pipeline.trial(recipe, ready, "test")
     with kept.in_use():
-        for part in step.ancestors():
-            if part.name != "data" and kept.find(part.name, part.fingerprint) is None:
-                screen.say(f"{part.name} ...")
-                materialise(part, kept, screen.track, placement_of(where))
-        folder = materialise(step, kept)
+        folder = alone(step, kept, where, screen)
     adapter = step.inputs["adapter"]
     result = {
         **read_metrics(folder),

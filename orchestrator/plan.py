@@ -5,9 +5,11 @@ forecast(sweep, Hardware(gpus=8, memory=80e9)).steps["measure"].fits
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +25,9 @@ from orchestrator.cells import (
     tries_of,
     whole_trainings,
 )
+from orchestrator.cluster import gpus
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.session import cores
+from orchestrator.cluster.session import connected, cores, nodes
 from orchestrator.costs import (
     USABLE,
     Cost,
@@ -180,24 +183,27 @@ def _alone(cost: Cost) -> Cost:
 
 
 def here(run: Run, memory: float | None) -> Hardware | None:
-    """What this machine has for its ranks; None where they are on a cluster whose devices it can't see.
+    """What this machine or its cluster has for the ranks; None for a cluster without GPUs, or that doesn't tell.
 
     `memory` is what each GPU has, where that is said.
     """
     import psutil
-    import torch
 
-    ranks, gpus = run.ranks, torch.cuda.device_count()
     found = Hardware(
         tokens=run.tokens_at_once or Placement.tokens, fewer=run.tokens_at_once is None, offload=bool(run.offload),
         native=workers_have_bfloat16(),
     )  # fmt: skip
-    remote = bool(os.environ.get("RAY_ADDRESS"))
-    if memory or (gpus and not remote):
-        own = memory or torch.cuda.get_device_properties(0).total_memory
+    ranks, remote = run.ranks, bool(os.environ.get("RAY_ADDRESS"))
+    with connected() if remote else nullcontext():
+        count = int(sum(node.get("GPU", 0) for node in nodes())) - gpus.assigned() if remote else gpus.local()
+        if count and not memory:
+            memory = gpus.memory_of_nodes() if remote else gpus.memory(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if memory:
         share = min(1.0, run.gpus_per_trial or 1.0)  # of a GPU
-        return replace(found, gpus=ranks or (None if remote else gpus or None), memory=own, trial=own * share)
-    if remote:
+        return replace(found, gpus=ranks or count or None, memory=memory, trial=memory * share)
+    if count:
+        logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
+    if count or remote:
         return None
     own = psutil.virtual_memory().total
     return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=own / (run.trials_at_once or 1))

@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
 from orchestrator.cluster.session import cores, session
 from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
@@ -104,19 +104,20 @@ class Runner:
             reason = left.reason or "no answer yet"
             self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
 
-    @property
-    def spread(self) -> bool:
-        """Whether the teacher is held by several ranks, or elsewhere than here: no trial could hold it."""
-        with placement_of(self.run).settled() as settled:
-            return not settled.here
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the teacher's steps are done. Where that is not here, Ray runs from now on."""
+        return self._stack.enter_context(placement_of(self.run).settled())
 
     def share(self, steps: Sequence[Step]) -> None:
         """Make what many trials build on, over as many ranks as were asked for; what passes by itself is waited out."""
         for step in steps:
             self._need(step, weights=True)
+            if self.store.find(step.name, step.fingerprint):
+                continue
             for left in reversed(range(RETRIES + 1)):
                 try:
-                    materialise(step, self.store, self.screen.track, placement_of(self.run))
+                    materialise(step, self.store, self.screen.track, self.placement)
                     break
                 except Exception as error:
                     if not (left and passes(error)):
@@ -292,6 +293,33 @@ class Runner:
         adapter = trial.step.inputs.get("adapter")
         if adapter and not self._needs[trial.step.fingerprint] and self._folder(trial):
             self.store.let_go(adapter.name, adapter.fingerprint, LARGE)
+
+
+def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
+    """A trial outside of any sweep, with all that it builds on.
+
+    Where there is a GPU, each part is done in a process that ends and gives all of it back to the next.
+    """
+    if store.find(step.name, step.fingerprint) is None:
+        with placement_of(run).settled() as placement:
+            for part in step.ancestors():
+                if part.name == "data" or store.find(part.name, part.fingerprint):
+                    continue
+                screen.say(f"{part.name} ...")
+                if part.of_teacher or placement.here:
+                    materialise(part, store, screen.track, placement)
+                else:
+                    _apart(part, store, placement, screen)
+    return materialise(step, store)
+
+
+def _apart(step: Step, store: Store, placement: Placement, screen: Screen) -> None:
+    with store.resumable(step.name, f"{step.fingerprint}-logs") as logs:
+        work = Work(str(store.root), str(logs), placement.cpus)
+        going = partial(under_way, logs, {step.fingerprint: step.name})
+        with screen.trials(step.name, 1, going) as tick:
+            for _ in spread(replace(placement, ranks=1, offload=None), work, [light(step, store)], logs):
+                tick("")
 
 
 def placement_of(run: Run) -> Placement:

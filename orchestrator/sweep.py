@@ -125,7 +125,8 @@ def run_sweep(
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
-        runner.share([*plan.shared, *(trial.step for trial in own if runner.spread)])
+        apart = [trial.step for trial in own if not runner.placement.here]  # no trial's worker could hold the teacher
+        runner.share([*plan.shared, *apart])
         if lacking := [trial for _, trial in references if not runner.metrics(trial)]:
             runner.go("scoring the untouched models", lacking, len(lacking))
         rows = [_row(cell, None, [trial]) for cell, trial in references]

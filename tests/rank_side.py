@@ -53,6 +53,13 @@ def process(_: int) -> int:
     return os.getpid()
 
 
+def node(_: int) -> str:
+    """Where it is done."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def memory_of_shards(folder: str, member: Member) -> Iterator[tuple[int, int]]:
     """Bytes of anonymous memory above what is there before: the most while loading, and after. Mapped files aside."""
     import deepspeed  # noqa: F401  (so that its own size is in what is there before)

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import os
 import socket
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +28,14 @@ QUIET = 2.0  # seconds without a line of log before the job's status is looked a
 
 
 def submit(
-    address: str, entrypoint: str, *, name: str, folder: Path | None = None, env: dict[str, str] | None = None,
-    gpu: bool = False,
-) -> tuple[str, bool]:  # fmt: skip
+    address: str, entrypoint: str, *, name: str, folder: Path | None = None, env: dict[str, str] | None = None
+) -> tuple[str, bool]:
     """Start the shell command as a job in a copy of `folder`, or find it running; its id, and whether it was found.
 
     The id is the name, a hash of the command, and a count of its submissions. So a client that was cut off and
     submits the same command again joins the job that is alive; once that has ended, the next count starts a new one.
     Ray refuses an id that it has, which decides between two clients that submit at once. What `folder` holds must be
-    told apart by the command, as by names made of hashes. `gpu`: on a node with a GPU where the cluster has any.
+    told apart by the command, as by names made of hashes. A job asks for no GPU: what needs one gets its own from Ray.
     """
     base = f"{name}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:10]}"
     runtime = {"env_vars": env or {}} | ({"working_dir": str(folder)} if folder else {})
@@ -47,11 +44,8 @@ def submit(
         if alive := [job.submission_id for job in same if not job.status.is_terminal()]:
             return str(alive[0]), True
         job = f"{base}-{1 + max((int(job.submission_id.rpartition('-')[2]) for job in same), default=0)}"
-        gpus = 1 if gpu and _has_gpu(address) else None
         try:
-            client.submit_job(
-                entrypoint=entrypoint, submission_id=job, runtime_env=runtime, entrypoint_num_gpus=gpus
-            )  # fmt: skip
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime)
         except RuntimeError as error:
             if "already exists" not in str(error):
                 raise
@@ -225,10 +219,3 @@ def _token() -> tuple[str, str]:
         if named:
             raise UserError(f"RAY_AUTH_TOKEN_PATH: {named} can't be read ({error.strerror})") from error
     return "", ""
-
-
-def _has_gpu(address: str) -> bool:
-    url, headers = f"{address.rstrip('/')}/api/v0/nodes?detail=1", {"Authorization": f"Bearer {_token()[0]}"}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-        nodes = json.load(answer)["data"]["result"]["result"]
-    return any(node["state"] == "ALIVE" and node["resources_total"].get("GPU") for node in nodes)

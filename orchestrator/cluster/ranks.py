@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.session import connected, inventory, nodes
+from orchestrator.cluster import gpus
+from orchestrator.cluster.session import connected, cores, inventory, nodes
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
@@ -37,30 +38,29 @@ class Placement:
     offload: str | None = None  # "cpu", or a folder on a local disk: where a shard's parameters wait
     tokens: int = 4096  # padded ones, that a rank takes through the model at once
 
+    here: bool = False  # this process does the work itself, with whatever it was given
+
     @contextmanager
     def settled(self) -> Iterator[Placement]:
-        """With the number of ranks known. While open, Ray is there if ranks are needed elsewhere than here."""
-        import torch
+        """With the number of ranks known. While open, Ray is there if ranks are needed elsewhere than here.
 
-        local, remote = torch.cuda.device_count(), bool(os.environ.get("RAY_ADDRESS"))
-        if not remote and not self.offload and (self.ranks or local or 1) == 1:
-            yield replace(self, ranks=1)
+        One rank that holds all is here where there is no GPU. Where there is one, this process would keep a part of
+        its memory, beside the trials, for as long as it lives: the rank is a process that ends.
+        """
+        alone = (self.ranks or 1) == 1 and not self.offload and not gpus.local()
+        if self.here or (alone and not os.environ.get("RAY_ADDRESS")):
+            yield replace(self, ranks=1, here=True)
             return
         with connected():
-            gpus = int(sum(node.get("GPU", 0) for node in nodes())) - _held()
-            yield replace(self, ranks=self.ranks or gpus or 1)
-
-    @property
-    def here(self) -> bool:
-        """Whether this process does the work: one rank that holds all, and the only GPU (or none) is this machine's."""
-        import torch
-
-        if self.ranks != 1 or self.offload:
-            return False
-        return not os.environ.get("RAY_ADDRESS") or torch.cuda.is_available() or not any(n.get("GPU") for n in nodes())
+            there = int(sum(node.get("GPU", 0) for node in nodes()))
+            ranks = self.ranks or max(1, there - gpus.assigned())
+            here, cpus = ranks == 1 and not self.offload and not there, self.cpus
+            if there and not os.environ.get("RAY_ADDRESS"):  # a rank does what this process would do with all of them
+                cpus = max(cpus, int(min(cores(), nodes()[0]["CPU"])) // there)
+            yield replace(self, ranks=ranks, cpus=cpus, here=here)
 
 
-HERE = Placement(1)
+HERE = Placement(1, here=True)  # of a trial's worker, whose GPU is its own
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ def spread(placement: Placement, work: Callable[[Any], Any], items: Sequence[Any
 
 @contextmanager
 def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
-    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone."""
+    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone.
+
+    Within one node where one has room for all: between nodes all that ranks send each other is several times slower.
+    """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -147,9 +150,14 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
         _check(count, placement.cpus, gpu)
         logs.mkdir(parents=True, exist_ok=True)
         compiled = tempfile.mkdtemp(prefix="compiled-", dir=logs)
-        group = placement_group([{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count, strategy="PACK")
+        bundles = [{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count
+        near = max(_room(node, placement.cpus, gpu) for node in nodes()) >= count
+        group = placement_group(bundles, strategy="STRICT_PACK" if near else "PACK")
         actors = []
         try:
+            if near and not group.wait(timeout_seconds=PATIENCE):  # the node that has room for all is busy
+                remove_placement_group(group)
+                group = placement_group(bundles, strategy="PACK")
             if not group.wait(timeout_seconds=PATIENCE):
                 free = ray.available_resources()
                 logging.getLogger("pkt").warning(
@@ -171,15 +179,21 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
             shutil.rmtree(compiled, ignore_errors=True)
 
 
+def _room(node: dict[str, float], cpus: int, gpu: int) -> int:
+    """Ranks that a node could have if it had nothing else."""
+    most = node.get("CPU", 0) // cpus
+    return int(min(most, node.get("GPU", 0)) if gpu else most)
+
+
 def _check(count: int, cpus: int, gpu: int) -> None:
     """UserError where the cluster has no room for the group even when idle: Ray would wait for ever."""
-    there = nodes()
-    room = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if gpu else count)) for node in there)
-    room -= _held() if gpu else 0
+    there, held = nodes(), gpus.assigned() if gpu else 0
+    room = sum(_room(node, cpus, gpu) for node in there) - held
     if room < count:
+        own = f" and this job holds {held} of the GPUs itself," if held else ""
         raise UserError(
             f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {inventory(there)},"
-            f" which is room for {room}; ask for --ranks {max(room, 1)} or add nodes"
+            f"{own} which is room for {room}; {f'ask for --ranks {room} or ' if room > 0 else ''}add nodes"
         )
 
 
@@ -191,13 +205,6 @@ def _find_the_dead(actors: list[Any], logs: Path) -> None:
     for rank, reference in enumerate(asked):
         if ray.wait([reference], timeout=PATIENCE / len(asked))[0]:
             _get(reference, rank, logs)
-
-
-def _held() -> int:
-    """GPUs that this process holds itself where it is a cluster's job: no rank can have them."""
-    import torch
-
-    return torch.cuda.device_count() if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else 0
 
 
 def _log(logs: Path, rank: int) -> Path:
@@ -230,7 +237,6 @@ class _Rank:
             os.dup2(file.fileno(), sys.stderr.fileno())
         # What a killed process was compiling stays locked, and whoever shares the folder waits for it without end.
         os.environ["TORCH_EXTENSIONS_DIR"] = compiled
-        os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU alone
         import torch
 
         if not torch.cuda.is_available():

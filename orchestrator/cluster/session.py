@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestrator.cluster.gpus import assigned
 from orchestrator.errors import UserError
 
 
@@ -80,9 +81,12 @@ def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
         there = nodes()
         if gpus is None:
             gpus = 1.0 if any(node.get("GPU") for node in there) else 0.0
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there):
+        held = assigned() if gpus else 0
+        fits = any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there)
+        if not fits or sum(node.get("GPU", 0) for node in there) - held < gpus:
+            own = f", of which this job itself holds {held} GPUs" if held else ""
             raise UserError(
-                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {inventory(there)};"
-                " ask for less with --cpus-per-trial or --gpus-per-trial"
+                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {inventory(there)}"
+                f"{own}; ask for less with --cpus-per-trial or --gpus-per-trial"
             )
         yield gpus

@@ -30,6 +30,7 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU alone
     import deepspeed
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig

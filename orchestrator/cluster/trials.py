@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import ray
 from ray import tune
 
+from orchestrator.cluster.broken import Broken, give_back, remedy
 from orchestrator.cluster.searches import FAILED, RETRIES, Apart, Halving, Proposals, Queue
 from orchestrator.errors import UserError, passes
 
@@ -46,10 +47,10 @@ def run_trials(
 
     What `done` returns joins the queue, so that the workers of one stage are those of the next. `searches` run side by
     side, and the score of a result decides for its own alone. An exception in `work` ends its item alone: the result is
-    {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies is
-    begun again, and so, by another process and after `patience` seconds, is one that met a disk or a network at a bad
-    moment; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all workers and is
-    raised again.
+    {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies, or has
+    to end (`broken.py`), is begun again in another, and so, after `patience` seconds, is one that met a disk or a
+    network at a bad moment; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all
+    workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
@@ -120,6 +121,7 @@ class _Done(tune.Callback):
             reason = f"{RETRIES + 1} times: {reason}"
         else:
             last = "killed, or out of memory" if "actor is dead" in last else last  # Ray goes on for six lines
+            last = last.removeprefix(f"{Broken.__module__}.{Broken.__name__}: ")
             reason = f"its process died {RETRIES + 1} times: {last}"
         text = Path(trial.error_file).read_text() if trial.error_file else last
         self._tell(trial.config["index"], -1, [{"error": reason, "traceback": text}])
@@ -151,10 +153,14 @@ def _guarded(work: Callable[[Any], dict[str, Any]], item: Any, patience: float) 
     try:
         return work(item)
     except Exception as error:  # whatever it is, it is this item's result and not the sweep's end
+        memory = remedy(error)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        line = f"{kind}{error}".splitlines()[0]
+        line = f"{kind}{error}".splitlines()[0] + (f"; {memory}" if memory else "")
         if passes(error):
             time.sleep(patience)
             raise _Passing(line) from error
         judged = isinstance(error, UserError)  # what was asked for can't be done, however often it is begun
-        return {"error": line, "traceback": traceback.format_exc(), "judged": judged}
+        told = {"error": line, "traceback": traceback.format_exc(), "judged": judged}
+    if memory:
+        give_back()
+    return told

@@ -30,7 +30,7 @@ from orchestrator.models.dtypes import dtype_of, has_bfloat16
 from orchestrator.models.families import Geometry, ModelFamily, family
 from orchestrator.models.vocabulary import token_map
 
-if not torch.cuda.is_available():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
+if not torch.cuda.device_count():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 INDEX = "model.safetensors.index.json"

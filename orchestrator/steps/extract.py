@@ -69,10 +69,11 @@ def extract(
     chosen = selection.select(scores, own.layers)
     site = Site(source, own, chosen)
     matrices = list(pairs(source.geometry, own, tuple(modules)))
-    cutter = Cutter(site, target, blocks.prepared(map(site.sums, matrices)), rank)
-    todo = list(by_module(target, matrices))
+    todo, logs = list(by_module(target, matrices)), partial or folder
     with placement.settled() as settled:
-        cuts = spread(settled, cutter.cut, todo, partial or folder)
+        sums = spread(settled, site.sums, matrices, logs) if exact else map(site.sums, matrices)
+        cutter = Cutter(site, target, blocks.prepared(sums), rank)
+        cuts = spread(settled, cutter.cut, todo, logs)
         made = list(track(cuts, "extracting blocks", len(todo)))
     starts, record = {}, Record(chosen, [scores[layer] for layer in chosen], rank, tokens)
     flat: dict[str, Tensor] = {}

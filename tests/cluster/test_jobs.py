@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -31,6 +32,20 @@ ENV = {
 }
 ENV |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None:DeprecationWarning")  # in Ray's client
+# As on a node that shows its two GPUs to whoever looks: what it sees says nothing of what it was given.
+PLACED = """
+import torch
+torch.cuda.device_count, torch.cuda.is_available = lambda: 2, lambda: True
+from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.session import session
+with Placement().settled() as placed, session(cpus=1, gpus=None) as share:
+    print(placed.ranks, placed.here, share)
+with Placement(2).settled() as placed:
+    from orchestrator.cluster.ranks import spread
+    from pathlib import Path
+    import tempfile
+    print(list(spread(placed, abs, [-1, -2], Path(tempfile.mkdtemp()))))
+"""
 LONG = "for i in $(seq 900); do echo line $i of a log; done; sleep 3; echo end"
 
 
@@ -48,9 +63,9 @@ def free_ports():
 
 
 def ready(address):
-    """Whether the dashboard answers and knows its node, which comes some seconds later on a busy machine."""
+    """Whether the dashboard answers."""
     try:
-        return jobs.listed(address) == [] and jobs._has_gpu(address)
+        return jobs.listed(address) == []
     except UserError:
         return False
 
@@ -60,7 +75,7 @@ def head():
     """The address of a head node; its processes, and no other Ray's, end with the module."""
     place = tempfile.mkdtemp(prefix="pj", dir="/tmp")  # Ray's sockets need a short path
     port, other = itertools.islice(free_ports(), 2)
-    command = f"start --head --block --num-cpus=2 --num-gpus=1 --disable-usage-stats --temp-dir={place} --port=0"
+    command = f"start --head --block --num-cpus=2 --num-gpus=2 --disable-usage-stats --temp-dir={place} --port=0"
     command += f" --dashboard-host=127.0.0.1 --dashboard-port={port} --dashboard-agent-listen-port=0"
     command += f" --ray-client-server-port={other} --min-worker-port=0 --max-worker-port=0"
     with open(f"{place}/head.log", "w") as log:
@@ -123,9 +138,8 @@ def test_a_failing_command_returns_its_own_status_and_its_files_are_there(head, 
 
 
 @on_cluster
-def test_tokens_arrive_unseen_and_a_gpu_where_there_is_one(head, token, capsys):
-    command = "test ${#HF_TOKEN}${CUDA_VISIBLE_DEVICES} = 90 && exit 7"
-    job, _ = jobs.submit(head, command, name="env", env={"HF_TOKEN": "hf_secret"}, gpu=True)
+def test_tokens_arrive_unseen(head, token, capsys):
+    job, _ = jobs.submit(head, "test ${#HF_TOKEN} = 9 && exit 7", name="env", env={"HF_TOKEN": "hf_secret"})
     assert jobs.stream(head, job, print) == 7
     assert "hf_secret" not in capsys.readouterr().out + json.dumps(jobs.listed(head))
 
@@ -164,6 +178,18 @@ def test_a_password_in_an_address_is_refused(monkeypatch):
     with pytest.raises(UserError, match=refused):
         verbs.forward("http://127.0.0.1:1")
     verbs.refuse_passwords(["https://me@mlflow:5000", "--data", "a:b@c", "http://127.0.0.1:1/x@y"])
+
+
+@pytest.mark.parametrize(
+    ("own", "ranks", "room"), [(0, 2, "[1, 2]"), (1, 1, "this job holds 1 of the GPUs itself, which is room for 1;")]
+)
+def test_ranks_get_the_gpus_that_the_job_was_not_given_itself(head, token, own, ranks, room):
+    with jobs._client(head) as client:
+        command = shlex.join([sys.executable, "-c", PLACED])
+        job = client.submit_job(entrypoint=command, entrypoint_num_gpus=own or None)
+    jobs.stream(head, job, lambda text: None)
+    log = jobs.log(head, job)
+    assert f"{ranks} False 1.0\n" in log and room in log
 
 
 @on_cluster

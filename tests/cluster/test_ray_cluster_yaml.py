@@ -9,7 +9,13 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from orchestrator.costs import Hardware
+from orchestrator.plan import forecast
+from orchestrator.presets import complete
+from orchestrator.recipe import Sweep
+
 ROOT = Path(__file__).parents[2]
+GPUS = {"p4d.24xlarge": (8, 40e9), "p4de.24xlarge": (8, 80e9), "p5.48xlarge": (8, 80e9)}  # as AWS lists them
 
 
 @pytest.fixture
@@ -49,3 +55,10 @@ def test_results_and_models_lie_on_what_all_nodes_mount(config):
     assert mounted in config["initialization_commands"][2]
     for name in ("PKT_STORE", "HF_HOME"):
         assert f"--env {name}={mounted}/" in options
+
+
+def test_its_own_command_fits_the_gpus_of_one_node_by_the_plan(config):
+    (command,) = re.findall(r"pkt sweep --teacher (\S+) --address", (ROOT / "ray_cluster.yaml").read_text())
+    count, memory = GPUS[config["available_node_types"]["gpu"]["node_config"]["InstanceType"]]
+    told = forecast(Sweep.model_validate(complete({"recipe": {"teacher": command}})), Hardware(count, memory))
+    assert all(cost.fits for cost in told.steps.values())

@@ -1,0 +1,93 @@
+"""GPUs as Ray counts them, on a machine that has none: who works where, and that the driver opens none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import rank_side
+import torch
+from rank_side import process
+from tiny import saved
+
+from cli.screen import Terminal
+from orchestrator import pipeline
+from orchestrator.cluster.ranks import HERE, Placement, spread
+from orchestrator.cluster.session import connected
+from orchestrator.prepare import prepare
+from orchestrator.presets import complete
+from orchestrator.recipe import Run, Sweep
+from orchestrator.runner import alone
+from orchestrator.steps.evaluate import read_metrics
+from orchestrator.store import Store
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("gpus")]
+
+
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[None]:
+    """A session that has them as far as Ray knows."""
+    import ray
+
+    here = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(Path(rank_side.__file__).parent), *sys.path])}}
+    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    with connected():
+        yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def shown(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is shown the GPUs, too, and fails where it asks for more than their number."""
+
+    def opened() -> bool:
+        raise AssertionError("the driver asks for its GPU")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", opened)
+
+
+def test_one_rank_is_a_process_that_ends(shown: None, tmp_path: Path) -> None:
+    with Placement(1).settled() as placed:
+        (worker,) = spread(placed, process, [0], tmp_path)
+    assert worker != os.getpid()
+    assert not placed.here and placed.cpus == 1  # its share of two
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).wait(60) is None
+    with Placement().settled() as placed:
+        assert placed.ranks == 2
+
+
+def test_a_worker_that_was_given_its_gpu_uses_it(shown: None, tmp_path: Path) -> None:
+    with HERE.settled() as placed:
+        assert list(spread(placed, process, [0], tmp_path)) == [os.getpid()]
+
+
+def test_a_trial_by_itself_leaves_the_gpu_to_processes_that_end(shown: None, tmp_path: Path) -> None:
+    """From the teacher's pass to the score; with a choice that looks at all exact scores of fused matrices."""
+    saved(tmp_path / "teacher", "phi3")
+    saved(tmp_path / "student", "phi3", 1, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    asked = {
+        "recipe": {
+            "teacher": str(tmp_path / "teacher"),
+            "student": str(tmp_path / "student"),
+            "task": {"name": "demo"},
+            "structure": "consistent",
+            "modules": "attention",
+            "rank": 2,
+            "lr": 1e-3,
+            "measure": {"examples": 2, "passes": 2},
+            "finetune": {"examples": 8, "epochs": 1, "batch_size": 8},
+            "evaluate": {"examples": 4},
+        }
+    }
+    recipe = Sweep.model_validate(complete(asked)).recipe.settled()
+    step = pipeline.trial(recipe, prepare(recipe), "test")
+    assert {part.name for part in step.ancestors()} >= {"activations", "extract", "finetune"}
+    store = Store(tmp_path / "store")
+    folder = alone(step, store, Run(ranks=1), Terminal())
+    assert read_metrics(folder)["examples"] == 4
+    assert not [path for path in store.root.glob("*/.*") if path.is_dir()]
