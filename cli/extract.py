@@ -47,7 +47,8 @@ def extract(
         "recipe.arm": "transfer", "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0],
     }  # fmt: skip
-    recipe = o.sweep_of(None, flags, {}, set_ or []).recipe
+    asked = o.sweep_of(None, flags, {}, set_ or [])
+    recipe = asked.recipe
 
     from cli.screen import Terminal
     from orchestrator.recipe import Run
@@ -59,12 +60,15 @@ def extract(
     screen, run = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline
+        from orchestrator.models.portable import portable
         from orchestrator.prepare import check, prepare
         from orchestrator.runner import placement_of
         from orchestrator.steps.step import materialise
 
+        if asked.portable:
+            portable()
         run = o.check_memory(recipe, ("measure", "extract"), run, screen.say, gpu_memory=gpu_memory, force=force)
-        ready = prepare(recipe, screen.doing)
+        ready = prepare(recipe, screen.doing, seeds_alone=True)
         check(recipe, ready)
     step = pipeline.extract_step(recipe, ready, rank=recipe.rank)
     with kept.in_use():

@@ -192,7 +192,7 @@ def check_memory(
     hardware = None if force else here(run, memory)
     if hardware is None:
         return run
-    lengths = lengths_of(sweep.recipe, fetch=True)
+    lengths = lengths_of(sweep.recipe, fetch=True, seeds_alone="finetune" not in steps)
     told, assumed = forecast(sweep, hardware, lengths), f"{lengths}: {lengths.unknown}" if lengths.unknown else ""
     for step in steps:
         if cost := told.steps.get(step):

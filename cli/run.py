@@ -46,7 +46,8 @@ def run(
         "recipe.arm": arm, "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0], "recipe.lr": lr, "recipe.seed": seed,
     }  # fmt: skip
-    recipe = o.sweep_of(file, flags, {}, set_ or []).recipe.settled()
+    asked = o.sweep_of(file, flags, {}, set_ or [])
+    recipe = asked.recipe.settled()
 
     from cli.screen import Terminal
     from orchestrator.recipe import Run
@@ -59,10 +60,13 @@ def run(
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline
+        from orchestrator.models.portable import portable
         from orchestrator.prepare import check, prepare
         from orchestrator.runner import alone
         from orchestrator.steps.evaluate import read_metrics
 
+        if asked.portable:
+            portable()
         where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
         ready = prepare(recipe, screen.doing)
         check(recipe, ready)

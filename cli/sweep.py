@@ -104,12 +104,15 @@ def sweep(
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
         ranks=ranks, offload=offload, tokens_at_once=tokens,
-        keep_tuned=keep_tuned, system_metrics=system_metrics,
+        keep_tuned=keep_tuned, portable=asked.portable, system_metrics=system_metrics,
     )  # fmt: skip
     steps = ("measure", "extract", "finetune", "score")
     with screen.lasting(o.finding(asked.recipe)):
+        from orchestrator.models.portable import portable
         from orchestrator.sweep import Plan, run_sweep
 
+        if asked.portable:
+            portable()
         run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
         plan = Plan.of(asked, screen.doing)
         ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from orchestrator.recipe import Recipe, TaskChoice
@@ -60,18 +60,19 @@ class Lengths:
         return f"seed examples of up to {seed:,} tokens, training rows of up to {train:,}"
 
 
-def lengths_of(recipe: Recipe, fetch: bool = False) -> Lengths:
+def lengths_of(recipe: Recipe, fetch: bool = False, *, seeds_alone: bool = False) -> Lengths:
     """Those of the rows that a recipe takes. With `fetch` a hub may be asked for rows, though never for a model.
+    `seeds_alone`: where only the teacher is asked, the others are taken to be as long as they may be.
 
     UserError for rows and templates that can't be.
     """
     if not (fetch or at_hand(recipe.task)):
         return Lengths.longest(recipe, f"the rows of {recipe.task.name} aren't here; --data says where they are")
-    return _counted_rows(recipe)
+    return _counted_rows(recipe, seeds_alone)
 
 
 @functools.cache  # a command asks for its cost, its budget and its memory
-def _counted_rows(recipe: Recipe) -> Lengths:
+def _counted_rows(recipe: Recipe, seeds_alone: bool) -> Lengths:
     from orchestrator.models.loading import tokenizer_here  # torch comes with it
 
     tokenizers = []
@@ -80,7 +81,10 @@ def _counted_rows(recipe: Recipe) -> Lengths:
         if found is None:
             return Lengths.longest(recipe, f"the tokenizer of {name} isn't here")
     (theirs, own), template = tokenizers, recipe.task.template
-    task, splits = find_rows(recipe)
+    task, splits = find_rows(recipe, seeds_alone=seeds_alone)
+    if seeds_alone:
+        own_rows = _rows(used_rows(recipe, splits, "seed"), template, theirs, recipe.measure.max_tokens)
+        return replace(Lengths.longest(recipe), seed=own_rows, unknown="")
     seed, train, validation, test = (
         used_rows(recipe, splits, split) for split in ("seed", "train", "validation", "test")
     )

@@ -50,14 +50,14 @@ class Ready:
         return self.teacher if who == "teacher" else self.student
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> Ready:
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, seeds_alone: bool = False) -> Ready:
     """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
 
-    UserError for the first fault.
+    `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
     """
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
-    task, splits = find_rows(recipe)
+    task, splits = find_rows(recipe, seeds_alone=seeds_alone)
     teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
     fit, native = _fit(recipe, teacher, student, task, splits), workers_have_bfloat16()
     dtypes: dict[Who, str] = {
@@ -77,10 +77,10 @@ def _fit(
         ("seed", load_tokenizer(teacher.folder, "teacher"), recipe.measure.max_tokens),
         ("train", learns, recipe.finetune.max_tokens),
     )
-    for split, tokenizer, most in reads:
+    for split, tokenizer, most in (read for read in reads if read[0] in splits):
         fit[split] = fitted(used_rows(recipe, splits, split), template, tokenizer, most).facts()
     asks: tuple[Split, ...] = ("validation", "test")
-    for split in asks:
+    for split in (one for one in asks if one in splits):
         items, metric = questions(used_rows(recipe, splits, split), template, learns, task.metric, task.choices)
         check_items(items, metric)
         long = sum(room(item, metric) > student.config.max_position_embeddings for item in items)

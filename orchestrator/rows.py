@@ -17,12 +17,19 @@ def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Spli
     return draw(splits[split], most) if most else splits[split]
 
 
-def find_rows(recipe: Recipe) -> tuple[Task, dict[Split, list[Example]]]:
-    """A recipe's task and all of its rows."""
-    task, splits = find_task(recipe.task)
-    if recipe.measure.seeds:
-        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(recipe.measure.seeds).expanduser())]
-    return task, splits
+def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[Split, list[Example]]]:
+    """A recipe's task and all of its rows, or the seed examples alone: all that a teacher's blocks are taken by.
+
+    Where those are a file of their own, a known task's rows need not be anywhere.
+    """
+    own = recipe.measure.seeds
+    if seeds_alone and own and recipe.task.name in TASKS:
+        task, splits = TASKS[recipe.task.name], dict[Split, list[Example]]()
+    else:
+        task, splits = find_task(recipe.task)
+    if own:
+        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(own).expanduser())]
+    return task, {"seed": splits["seed"]} if seeds_alone else splits
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:

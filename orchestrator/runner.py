@@ -212,7 +212,7 @@ class Runner:
     ) -> None:
         if not first:
             return
-        items = list(first)
+        items, run = list(first), self.run
 
         def works(items: Sequence[Rungs[Trial]]) -> list[Rungs[Step]]:
             return [[[light(trial.step, self.store) for trial in rung] for rung in item] for item in items]
@@ -233,7 +233,7 @@ class Runner:
             return works(more)
 
         run_trials(
-            Work(str(self.store.root), str(self._notes), self.run.cpus_per_trial, self.run.system_metrics),
+            Work(str(self.store.root), str(self._notes), run.cpus_per_trial, run.system_metrics, run.portable),
             works(items),
             done,
             cpus=self.run.cpus_per_trial,

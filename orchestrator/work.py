@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.models.portable import portable
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, Track, materialise
 from orchestrator.store import Store
@@ -30,12 +31,15 @@ class Work:
     notes: str  # a folder of the store, in which each trial notes how far it is
     cpus: int
     sampled: bool = False  # watch the machine meanwhile
+    portable: bool = False  # compute by kernels that CPUs share
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """The evaluation's figures; nothing for another step."""
         import torch
 
         torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
+        if self.portable:
+            portable()
         store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)

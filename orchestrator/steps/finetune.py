@@ -18,6 +18,7 @@ from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.initialisers import initialised
 from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.models.portable import RoundedRoots
 from orchestrator.steps import data
 from orchestrator.steps.batches import fitting, steps_of
 from orchestrator.steps.card import write_card
@@ -118,12 +119,13 @@ def adapted(
     """The model with this arm's adapter at its start. `batches` of training rows are for starts that look at data."""
     row = FAMILIES[model.config.model_type]
     generator = torch.Generator().manual_seed(seed)
-    if arm.initialiser:
-        starts = initialised(model, row.targets, arm.initialiser, rank=rank, alpha=alpha, batches=batches)
-    else:
-        extracted = sorted(adapters.read_start(start).items()) if start else []
-        made = ((name, arm.start(_factors(one), rank, generator)) for name, one in extracted)
-        starts = {name: first for name, first in made if first}
+    with RoundedRoots():
+        if arm.initialiser:
+            starts = initialised(model, row.targets, arm.initialiser, rank=rank, alpha=alpha, batches=batches)
+        else:
+            extracted = sorted(adapters.read_start(start).items()) if start else []
+            made = ((name, arm.start(_factors(one), rank, generator)) for name, one in extracted)
+            starts = {name: first for name, first in made if first}
     return adapters.attach(
         model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=arm.changes_base, starts=starts
     )

@@ -80,6 +80,22 @@ def test_extract_leaves_a_folder_that_peft_loads(
     assert loaded.peft_config["default"].r == 8
 
 
+def test_extract_needs_no_rows_but_its_seeds(
+    pkt: Call,  # noqa: F811
+    demo_models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """Those of gsm8k are on a hub that tests can't reach."""
+    seeds = chats(tmp_path / "seeds.jsonl", [chat(f"Write {word} backwards.", word[::-1]) for word in ("abcd", "xyzt")])
+    words = ["--teacher", "demo-teacher", "--student", "demo-student", "--task", "gsm8k", "--template", "plain"]
+    words += ["--layers", "last", "--rank", "4", "--out", "out"]
+    code, _, err = pkt("extract", *words)
+    assert code == 2 and "gsm8k" in err
+    code, _, err = pkt("extract", *words, "--seeds", seeds)
+    assert (code, err.count("warning")) == (0, 0), err
+    assert json.loads((tmp_path / "out/transfer.json").read_text())["layers"]
+
+
 @pytest.mark.slow
 def test_run_says_the_score_and_where_the_adapter_is(
     pkt: Call,  # noqa: F811
