@@ -58,8 +58,8 @@ class Cell:
         """For people: the fields that tell cells of a sweep apart."""
         recipe = self.recipe
         strategies = [label(part.model_dump()) for part in (recipe.layers, recipe.structure) if part]
-        rank = [f"r{recipe.rank}"] if self.adapted else []
-        return " ".join([self.label, *strategies, *rank, *(f"{key} {value:g}" for key, value in more.items())])
+        how = [*strategies, f"r{recipe.rank}"] if self.adapted else []
+        return " ".join([self.label, *how, *(f"{key} {value:g}" for key, value in more.items())])
 
     def trial(
         self, ready: Ready, split: Split, *, lr: float, seed: int, stage: str, shares: Sequence[float] = (1.0,)

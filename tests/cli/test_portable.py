@@ -55,7 +55,18 @@ def test_a_trial_has_the_same_bits_by_whatever_kernels(arm: str, demo_models: di
 
 @pytest.mark.cluster
 def test_a_sweeps_workers_compute_as_one_process_does(demo_models: dict[str, Path], tmp_path: Path) -> None:
-    words = ("--set", "tuned_teacher=false", "--arms", "transfer", "--repeats", "1", "--trials-at-once", "2")
+    words = (
+        "--set",
+        "tuned_teacher=false",
+        "--set",
+        "gate=null",
+        "--arms",
+        "transfer",
+        "--repeats",
+        "1",
+        "--trials-at-once",
+        "2",
+    )
     swept = pkt(tmp_path / "swept", {}, "sweep", "asked.yaml", "--set", "baseline=transfer", *words)
     alone = pkt(tmp_path / "alone", OTHER, "run", "asked.yaml", "--arm", "transfer")
     assert len(alone) >= 3
