@@ -105,7 +105,7 @@ class Terminal:
     @contextmanager
     def lasting(self, line: str) -> Iterator[None]:
         """What is going on, soon, if the block isn't done by then and says nothing itself: imports take seconds."""
-        timer = threading.Timer(SOON, self.doing, (line,))
+        timer = threading.Timer(SOON, self._unless_told, (line,))
         timer.daemon = True
         timer.start()
         try:
@@ -113,6 +113,11 @@ class Terminal:
         finally:
             timer.cancel()
             timer.join()
+
+    def _unless_told(self, line: str) -> None:
+        if self._tell is None:
+            self._tell = time.monotonic() + LOG_SECONDS
+            self.say(line)
 
     def say(self, line: str) -> None:
         """A line of what is going on."""

@@ -148,7 +148,7 @@ def test_more_than_the_limit_is_told_with_the_rows_and_the_rates(pkt: Call) -> N
     assert "say --yes" in err
     told = json.loads(pkt("sweep", "--dry-run", "--json")[1])
     assert told["cost"]["gpu_hours"] > 0
-    assert "lora r4" in told["rows"]
+    assert "lora r8" in told["rows"]
 
 
 @pytest.mark.parametrize("words", [["--dry-run"], []])
