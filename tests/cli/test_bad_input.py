@@ -21,6 +21,7 @@ Call = Callable[..., tuple[int, str, str]]
 def pkt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """`pkt` in this process, in an empty folder: exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cli.screen.SOON", 600.0)  # of a slow machine nothing is to be told
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["pkt", *words])
