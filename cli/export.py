@@ -87,7 +87,5 @@ def _told(kind: str, facts: dict[str, Any], student: str) -> list[str]:
                 f" energy kept {facts['energy_kept']:.2%}"
             )
         return [*lines, f'  PeftModel.from_pretrained(student, "{folder}")']
-    lines = [
-        f"{folder}: task {facts['task']}, {facts['examples']} examples, {facts['metric']} {facts['score']:.4g} here"
-    ]
-    return [*lines, f"  {facts['command']}"]
+    score = f"{facts['metric']} {facts['score']:.4g} here" + (", with the student untied" if facts["untied"] else "")
+    return [f"{folder}: task {facts['task']}, {facts['examples']} examples, {score}", f"  {facts['command']}"]

@@ -22,7 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.dtypes import dtype_name, name_of
 from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
-from orchestrator.models.merging import merged
+from orchestrator.models.merging import merged, untie
 from orchestrator.steps import data
 from orchestrator.steps.card import write_card
 from orchestrator.steps.evaluate import metric_of, questions, read_metrics
@@ -32,7 +32,7 @@ from orchestrator.tasks.scoring import Item, protocol, rows_of
 from orchestrator.tasks.template import stops, tokenize
 from orchestrator.transfer.lowrank import product_svd
 
-BATCH = 8  # of the command that is told; no score depends on it
+BATCH = 8  # of the command that is told; in float32 no score depends on it
 WHOLE = """    from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = (kind.from_pretrained("<this folder>") for kind in (AutoModelForCausalLM, AutoTokenizer))"""
 ROWS = '''"""The rows beside this file, wherever the folder lies."""
@@ -80,8 +80,6 @@ def check_source(source: Source, student: Checkpoint | None, rank: int | None, *
 
 def merge(source: Source, student: Checkpoint, target: Path) -> dict[str, Any]:
     """The student with the adapter in its weights, in its own dtype; the arithmetic is float32."""
-    from transformers import AutoTokenizer
-
     dtype = student.config.dtype or torch.float32
     with placing(target, "merged") as folder:
         try:
@@ -91,8 +89,7 @@ def merge(source: Source, student: Checkpoint, target: Path) -> dict[str, Any]:
             raise UserError(
                 f"student: the adapter doesn't fit {student.name} ({why}); name its own with --student"
             ) from error
-        model.to(dtype).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(student.folder).save_pretrained(folder)
+        _save(model.to(dtype), student, folder)
         facts = {"dtype": name_of(dtype), "embedding and head untied": "yes" if untied else "no"}
         about = "The student with the adapter merged into its weights: a whole model, loaded without PEFT."
         about += "" if dtype == torch.float32 else f" The sum is rounded to {facts['dtype']}, which may change answers."
@@ -145,7 +142,8 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
     """The evaluation as an lm-eval task: the same rows, tokens, stops, filters and metric, in YAML.
 
     lm-eval's peft= resizes a student to as many rows as its tokenizer has tokens, and no adapter fits what it cuts from
-    a padded vocabulary: a tokenizer with names for the padding goes along.
+    a padded vocabulary: a tokenizer with names for the padding goes along. It also ties embedding and head anew, which
+    fails where a tied head is adapted: such a student goes along untied, and not merged, which would round otherwise.
     """
     assert source.evaluation
     asked, kept = protocol_of(source.evaluation)
@@ -176,14 +174,37 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
         lines = [json.dumps({"id": item.id, **row}, ensure_ascii=False) for item, row in zip(items, rows, strict=True)]
         (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         about = f"The {len(items)} examples that the adapter was scored on, asked as they were, as a task for lm-eval."
+        if dtype == "bfloat16":
+            about += " In bfloat16, near ties may fall otherwise in other batches: lm-eval's score moves with its own."
         if padding:
             tokenizer.add_tokens(padding, special_tokens=True)
             tokenizer.save_pretrained(folder / "tokenizer")
-        load = command(public_name(source.student), "ADAPTER", "THIS_FOLDER")
+        untied = _write_untied(student, source.folder, folder / "student")
+        if untied:
+            about += " `student` is the student with a head of its own, since lm-eval can't adapt a tied one."
+        load = command("THIS_FOLDER/student" if untied else public_name(source.student), "ADAPTER", "THIS_FOLDER")
         write_card(folder, _public(source), about=about, load=f"    {load}")
-    figures = read_metrics(source.evaluation)
-    return {"folder": str(target), "task": name, "examples": len(items), "score": figures["score"],
-            "metric": figures["metric"], "command": command(student.folder, str(adapter), str(target))}  # fmt: skip
+    figures, model = read_metrics(source.evaluation), str(target / "student") if untied else student.folder
+    return {"folder": str(target), "task": name, "examples": len(items), "score": figures["score"], "untied": untied,
+            "metric": figures["metric"], "command": command(model, str(adapter), str(target))}  # fmt: skip
+
+
+def _write_untied(student: Checkpoint, adapter: Path, folder: Path) -> bool:
+    """The student with its tokenizer, its head untied, where this adapter needs that; whether it does."""
+    if not student.config.tie_word_embeddings:
+        return False
+    model = load(student.folder, dtype=name_of(student.config.dtype or torch.float32))
+    if untied := untie(model, adapter):
+        _save(model, student, folder)
+    return untied
+
+
+def _save(model: Any, student: Checkpoint, folder: Path) -> None:
+    """A whole model as transformers loads it, with the student's tokenizer."""
+    from transformers import AutoTokenizer
+
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(student.folder).save_pretrained(folder)
 
 
 def outside(item: Item, row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -48,21 +48,25 @@ TASKS: dict[str, tuple[Metric, tuple[str, ...], Callable[[Example], Example]]] =
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", TASKS)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "form"), [*((kind, form) for form in ("cut", "padded") for kind in TASKS), ("choice", "tied")]
+)
 def test_lm_evals_own_command_gives_the_score_of_every_example(
     kind: str,
-    padded: bool,
+    form: str,
     pkt: Call,  # noqa: F811
     demo_models: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    """The adapter on the student, whose vocabulary may be padded: what the command says, from a folder that moved."""
+    """The adapter on the student, which may be padded or tied: what the command says, from a folder that moved."""
     metric, choices, changed = TASKS[kind]
     student = AutoModelForCausalLM.from_pretrained(demo_models["demo-student"])
     tokenizer = AutoTokenizer.from_pretrained(demo_models["demo-student"])
-    if not padded:
+    if form != "padded":
         student.resize_token_embeddings(len(tokenizer))
+    if form == "tied":  # and no language model any more, until it has learnt a little again
+        student.config.tie_word_embeddings = True
+        student.tie_weights()
     if kind == "whole":
         student.bfloat16()  # where a merged model would round its weights, and some answers with them
     student.generation_config.repetition_penalty = 5.0  # the model's own settings, which no score may follow
@@ -82,7 +86,8 @@ def test_lm_evals_own_command_gives_the_score_of_every_example(
     assert code == 0, err
     told = json.loads(out)["written"]["lm_eval"]
     assert "peft=lora" in told["command"]
-    assert (tmp_path / "task dir/tokenizer").exists() == padded
+    assert (tmp_path / "task dir/tokenizer").exists() == (form == "padded")
+    assert (tmp_path / "task dir/student").exists() == (form == "tied")
     figures = json.loads((folder / "metrics.json").read_text())
     assert 0 < figures["score"] < 1
     assert told["score"] == figures["score"]

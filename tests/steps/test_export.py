@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.models.loading import resolve
+from orchestrator.models.merging import untie
 from orchestrator.steps.export import merge, write_lora
 from orchestrator.steps.source import Source
 
@@ -86,6 +87,26 @@ def test_a_tied_student_stays_tied_where_neither_end_is_adapted(tmp_path: Path) 
     assert model.lm_head.weight is model.model.embed_tokens.weight
     want = logits(PeftModel.from_pretrained(stock, str(tmp_path / "adapter")))
     assert float((logits(model) - want).abs().max()) < 1e-5 * float(want.abs().max())
+
+
+@pytest.mark.parametrize(("ends", "needed"), [(["embed_tokens", "lm_head"], True), (["lm_head"], True), ([], False)])
+def test_an_untied_student_is_the_same_and_can_be_tied_anew(ends: list[str], needed: bool, tmp_path: Path) -> None:
+    """lm-eval ties a student's weights once the adapter is on it, and PEFT's layer of a tied head doesn't let it."""
+    stock = saved(tmp_path / "student", "llama-tied")
+    adapter_of(tmp_path / "student", tmp_path / "adapter", target_modules=["q_proj", *ends])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    tied = PeftModel.from_pretrained(stock, str(tmp_path / "adapter"))
+    want = logits(tied)
+    assert untie(model, tmp_path / "adapter") is needed
+    model.save_pretrained(tmp_path / "untied")
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "untied"), str(tmp_path / "adapter")
+    )
+    loaded.tie_weights()
+    assert torch.equal(logits(loaded), want)
+    if needed:
+        with pytest.raises(KeyError, match="already exists"):  # once PEFT or transformers can, no copy is needed
+            tied.tie_weights()
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied"])
