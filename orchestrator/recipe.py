@@ -206,9 +206,11 @@ class Run(BaseModel):
     trials_at_once: int | None = Field(None, ge=1)
     ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
     offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
+    replicate: bool = False  # each rank holds the whole teacher, as the plan finds room for it
     keep_tuned: bool = False  # the weights of settings that were only tried, too
     system_metrics: bool = False  # sample CPU, memory, disk, network and GPUs while trials train
     tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
+    answers_at_once: int | None = Field(None, ge=1)  # the teacher's, in tokens with their questions
 
 
 def one_line(error: ValidationError) -> str:

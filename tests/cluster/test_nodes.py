@@ -104,7 +104,7 @@ def test_the_plan_knows_the_smallest_gpu_of_all_nodes(
     steps = ("measure", "extract", "finetune")
     with pytest.raises(UserError, match=r"finetune \(llama2-13b .* takes 47\.4 GB on 1 rank, of which 39\.5"):
         check_memory(asked, steps, Run(), print, gpu_memory=None, force=False)
-    check_memory(asked, steps, Run(), print, gpu_memory="80GB", force=False)
+    assert check_memory(asked, steps, Run(), print, gpu_memory="80GB", force=False).replicate
     with pytest.raises(UserError, match=r"takes 47\.4 GB on 1 rank, of which 36\.8"):  # of which two share each
         check_memory(asked, steps, Run(gpus_per_trial=0.5), print, gpu_memory="80GB", force=False)
 
