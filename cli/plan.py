@@ -92,6 +92,10 @@ def text(told: Forecast, hardware: Any) -> str:
         lines.append(f"The teacher takes {told.held.tokens:,} tokens at once on a rank, as many as fit.")
     if told.replicated:
         lines.append("Each GPU holds the whole teacher, as it has room for it: nothing is gathered.")
+    if told.recompute:
+        lines.append(
+            "Trainings compute activations again (finetune.gradient_checkpointing): half more time, less memory."
+        )
     if told.recorded_bytes:
         lines.append(f"The second pass writes {size(told.recorded_bytes)}B to the store.")
     lines += [

@@ -173,17 +173,28 @@ def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe, lengths: 
 
 
 def finetune_cost(
-    student: Anatomy, recipe: Recipe, rank: int, hardware: Hardware, lengths: Lengths | None = None
+    student: Anatomy,
+    recipe: Recipe,
+    rank: int,
+    hardware: Hardware,
+    lengths: Lengths | None = None,
+    *,
+    recompute: bool = False,
 ) -> Cost:
-    """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation."""
+    """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation.
+
+    With `recompute` a layer's inputs are kept, and all else of one layer at a time, for another forward pass.
+    """
     part, rows = recipe.finetune, (lengths or Lengths.longest(recipe)).train
     longest = max(row.tokens for row in rows)
     at_once = part.micro_batch_size or fitting(longest, part.batch_size)
     fullest = _batch(sorted(rows, key=lambda row: row.asked - row.tokens)[:at_once])  # rows come in any order
     tokens = fullest.size * longest
-    dropped = tokens * sum(9 * m + 8 * rank for _, m in _adapted(student) if m != student.geometry.vocab)
-    activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=False) + dropped
-    seconds = 4 * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
+    vocab, apart = student.geometry.vocab, student.geometry.layers if recompute else 1
+    dropped = [(n == vocab, tokens * (9 * m + 8 * rank)) for n, m in _adapted(student) if m != vocab]
+    activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=recompute)
+    activations += sum(size if outside else size // apart for outside, size in dropped)
+    seconds = (6 if recompute else 4) * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
     adapter = 16 * _adapter(student, rank)  # float32: itself, its gradient, two moments
     need = PerRank(student.parameters * student.width, activations, 0, adapter)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)

@@ -67,6 +67,7 @@ class Forecast:
     lengths: Lengths
     held: Hardware  # how the ranks hold the teacher, and what each takes through it at once
     choosing: Cost  # a trial's score on the validation split, which chooses
+    recompute: bool  # whether trainings compute their layers' activations again
 
     @property
     def replicated(self) -> bool:
@@ -91,6 +92,7 @@ class Forecast:
             "tokens_at_once": self.held.tokens,
             "answers_at_once": self.held.answers,
             "replicated": self.replicated,
+            "gradient_checkpointing": self.recompute,
             "choosing_gpu_hours": self.choosing.gpu_hours,
             "steps": {name: self.steps[name].as_json() if name in self.steps else None for name in STEPS},
         }
@@ -122,7 +124,12 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     held = _holding(hardware, asked)
     steps = asked(held)
     gpus = hardware.gpus or steps["measure"].ranks
-    steps["finetune"] = _alone(finetune_cost(student, recipe, rank, hardware, lengths))
+    plain, less = (
+        finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute) for recompute in (False, True)
+    )
+    auto, recompute = recipe.finetune.gradient_checkpointing, hardware.cuda and not plain.fits
+    recompute = recompute if auto == "auto" else auto
+    steps["finetune"] = _alone(less if recompute else plain)
     steps["score"], choosing = (
         _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
     )
@@ -146,7 +153,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
     recorded = recorded_bytes(teacher, student, recipe, lengths) if scale.exact else 0
-    return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, held, choosing)
+    return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, held, choosing, recompute)
 
 
 def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
@@ -260,7 +267,7 @@ def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
         trial = max(told.steps[name].per_rank.peak_bytes for name in ("finetune", "score"))
         if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial):
             fewer["trials_at_once"] = fitting
-    return run.model_copy(update={**fewer, "replicate": told.replicated})
+    return run.model_copy(update={**fewer, "replicate": told.replicated, "gradient_checkpointing": told.recompute})
 
 
 def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:

@@ -39,7 +39,20 @@ def test_the_table_says_what_does_not_fit(pkt: Call) -> None:  # noqa: F811
             ("extract", "--teacher", "llama2-70b", "--out", "x", "--ranks", "2", "--gpu-memory", "80GB"),
             "plan: measure (llama2-70b -> llama2-7b) takes 79.9 GB on each of 2 ranks",
         ),
-        (("sweep", "--teacher", "llama2-70b", "--gpu-memory", "40GB", "--ranks", "8"), "plan: finetune"),
+        (
+            (
+                "sweep",
+                "--teacher",
+                "llama2-70b",
+                "--gpu-memory",
+                "40GB",
+                "--ranks",
+                "8",
+                "--set",
+                "finetune.gradient_checkpointing=false",
+            ),
+            "plan: finetune",
+        ),
     ],
 )
 def test_bad_input_is_one_line(pkt: Call, words: tuple[str, ...], message: str) -> None:  # noqa: F811
