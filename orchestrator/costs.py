@@ -51,6 +51,10 @@ class Hardware:
     answers: int = budgets.ANSWERS  # of the teacher, in tokens with their questions, at once
     trial: float | None = None  # bytes that a trial has, where that isn't a rank's memory
 
+    def shards(self, ranks: int) -> bool:
+        """Whether none of so many ranks holds the teacher whole."""
+        return self.offload or (ranks > 1 and not self.replicate)
+
 
 @dataclass(frozen=True)
 class PerRank:
@@ -106,7 +110,7 @@ def measure_cost(
     if isinstance(part.metric, Magnitude):
         largest = max(n * m for n, m in teacher.matrices) * (teacher.width + 4)
         return Cost(1, PerRank(largest, 0, statistics), 0, 0.0, hardware.memory)
-    sharded = hardware.offload or (ranks > 1 and not hardware.replicate)
+    sharded = hardware.shards(ranks)
     recompute = hardware.cuda or sharded
     points, forward = len(part.metric.points()), isinstance(part.metric, Wanda)
     groups = alike([row.tokens for row in seed], hardware.tokens // points, -(-len(seed) // ranks))
@@ -127,7 +131,7 @@ def measure_cost(
     flops = sum(rounds) * teacher.multiplied * (2 if forward else 8 if recompute else 6)
     seconds = passes * max(flops / hardware.flops, gathered / hardware.bandwidth)
     network = ranks * passes * gathered + statistics * (ranks - 1)
-    need = PerRank(_held(teacher, ranks, hardware, sharded), activations, statistics)
+    need = PerRank(_held(teacher, ranks, hardware), activations, statistics)
     return Cost(ranks, need, network, seconds, hardware.memory)
 
 
@@ -233,7 +237,6 @@ def teacher_score_cost(teacher: Anatomy, lengths: Lengths, rows: Sequence[Row], 
     fewer. A rank that holds the whole teacher gathers nothing.
     """
     g, b, new = teacher.geometry, teacher.width, lengths.new
-    sharded = hardware.offload or (ranks > 1 and not hardware.replicate)
     longest, tokens = max(row.asked for row in rows), max(row.tokens for row in rows)
     at_once = hardware.tokens // tokens if lengths.choices else hardware.answers // (longest + new)
     count = max(1, min(at_once, -(-len(rows) // ranks)))
@@ -245,21 +248,20 @@ def teacher_score_cost(teacher: Anatomy, lengths: Lengths, rows: Sequence[Row], 
     asking = max(teacher.forward_bytes(count * longest, logits) + cache * count * longest,
                  cache * count * (longest + new) + logits)  # fmt: skip
     golds = teacher.forward_bytes(judged * tokens, judged * kept * g.vocab * b + 8 * kept * g.vocab)
-    gathered = rounds * forwards * teacher.parameters * b * (ranks - 1) // ranks if sharded else 0
+    gathered = rounds * forwards * teacher.parameters * b * (ranks - 1) // ranks if hardware.shards(ranks) else 0
     each = 2 * teacher.multiplied * count / hardware.flops  # seconds of a token of each row
     answering = new * max(STEP if hardware.cuda else 0.0, each)
     seconds = max(rounds * (each * (longest + tokens) + answering), gathered / hardware.bandwidth)
-    need = PerRank(_held(teacher, ranks, hardware, sharded), max(golds, asking if new else 0))
+    need = PerRank(_held(teacher, ranks, hardware), max(golds, asking if new else 0))
     return Cost(ranks, need, ranks * gathered, seconds, hardware.memory)
 
 
-def _held(teacher: Anatomy, ranks: int, hardware: Hardware, sharded: bool) -> int:
+def _held(teacher: Anatomy, ranks: int, hardware: Hardware) -> int:
     """Bytes of the teacher's weights on a rank: all, or its shard and what is gathered at once."""
     size = teacher.parameters * teacher.width
-    if not sharded:
-        return size
     live = min(teacher.parameters, GATHERED + max(n * m for n, m in teacher.matrices)) * teacher.width
-    return live + (0 if hardware.offload and hardware.cuda else size // ranks)
+    shard = 0 if hardware.offload and hardware.cuda else size // ranks
+    return live + shard if hardware.shards(ranks) else size
 
 
 def _adapted(student: Anatomy) -> list[tuple[int, int]]:

@@ -72,7 +72,7 @@ class Forecast:
     @property
     def replicated(self) -> bool:
         """Whether each of several ranks holds the whole teacher."""
-        return self.held.replicate and self.steps["measure"].ranks > 1
+        return self.held.replicate and self.steps["teacher_score"].ranks > 1
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -110,25 +110,22 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
     lengths = lengths or Lengths.longest(recipe)
 
-    def asked(held: Hardware) -> dict[str, Cost]:
-        """What the teacher does, held so."""
-        measure = _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, held, lengths), held.gpus)
-        score = teacher_score_cost(teacher, lengths, lengths.test, held.gpus or measure.ranks, held)
-        few = replace(held, answers=1)
-        smallest = _smallest(
-            lambda ranks: teacher_score_cost(teacher, lengths, lengths.test, ranks, few),
-            measure.smallest_cluster or LARGEST_CLUSTER,
-        )
-        return {"measure": measure, "teacher_score": replace(score, smallest_cluster=smallest)}
+    def measured(ranks: int, held: Hardware) -> Cost:
+        return measure_cost(teacher, recipe, scale, ranks, held, lengths)
 
-    held = _holding(hardware, asked)
-    steps = asked(held)
-    gpus = hardware.gpus or steps["measure"].ranks
+    def scored(ranks: int, held: Hardware) -> Cost:
+        return teacher_score_cost(teacher, lengths, lengths.test, ranks, held)
+
+    held = _holding(hardware, measured, scored)
+    measure = _sized(lambda ranks: measured(ranks, held), hardware.gpus)
+    gpus, few = hardware.gpus or measure.ranks, replace(held, answers=1)
+    enough = _smallest(lambda ranks: scored(ranks, few), measure.smallest_cluster or LARGEST_CLUSTER)
+    steps = {"measure": measure, "teacher_score": replace(scored(gpus, held), smallest_cluster=enough)}
     plain, less = (
         finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute) for recompute in (False, True)
     )
-    auto, recompute = recipe.finetune.gradient_checkpointing, hardware.cuda and not plain.fits
-    recompute = recompute if auto == "auto" else auto
+    said = recipe.finetune.gradient_checkpointing
+    recompute = hardware.cuda and not plain.fits if said == "auto" else said
     steps["finetune"] = _alone(less if recompute else plain)
     steps["score"], choosing = (
         _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
@@ -192,24 +189,34 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
     return told
 
 
-def _holding(hardware: Hardware, asked: Callable[[Hardware], dict[str, Cost]]) -> Hardware:
+def _holding(
+    hardware: Hardware, measured: Callable[[int, Hardware], Cost], scored: Callable[[int, Hardware], Cost]
+) -> Hardware:
     """How the teacher is held: whole by each rank that has room for it, as gathering shards would be for nothing.
 
     With as many tokens at once as fit; and with the largest batches of answers, each of whose tokens costs a gather.
     """
     tokens = hardware.tokens
     halves = range(tokens.bit_length() if hardware.fewer and hardware.gpus else 1)
-    for held in (replace(hardware, tokens=tokens >> times, replicate=whole)
-                 for times in halves for whole in (not hardware.offload, False)):  # fmt: skip
-        costs = asked(held)
-        if costs["measure"].fits and (costs["teacher_score"].fits or not held.replicate):
-            break
-    else:
-        held = hardware
+    ways = [
+        replace(hardware, tokens=tokens >> times, replicate=whole)
+        for times in halves
+        for whole in (not hardware.offload, False)
+    ]
+
+    def ranks(held: Hardware) -> int:
+        return held.gpus or _smallest(lambda count: measured(count, held)) or 1
+
+    def fits(held: Hardware) -> bool:
+        count = ranks(held)
+        return measured(count, held).fits and (not held.replicate or scored(count, held).fits)
+
+    held = next(filter(fits, ways), hardware)
     if not hardware.cuda:
         return held
+    count = ranks(held)
     larger = (replace(held, answers=budgets.MOST >> times) for times in range(budgets.MOST.bit_length()))
-    return next((one for one in larger if asked(one)["teacher_score"].fits), held)
+    return next((one for one in larger if scored(count, one).fits), held)
 
 
 def _smallest(cost: Callable[[int], Cost], least: int = 1) -> int | None:
