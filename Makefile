@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-long check bench lock clean
+.PHONY: demo test test-long check bench gpu lock clean
 
 # torch first and pinned: asked for by another package, it would come in its newest CUDA build
 $(VENV)/.installed: pyproject.toml requirements.lock
@@ -45,6 +45,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+gpu: $(VENV)/.installed  ## on any machine with CUDA, in at most 25 minutes; `--dry-run` for what a CPU can do of it
+	@$(BIN)/python -m benchmarks.gpu
 
 lock:  ## after a change of dependencies: resolve anew, and write down what was resolved
 	$(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STEPS = {
     "measure": "measure",
+    "teacher_score": "score, the teacher",
     "extract": "extract",
     "finetune": "fine-tune, a trial",
     "score": "score, a trial",
@@ -87,8 +88,14 @@ def text(told: Forecast, hardware: Any) -> str:
             )
     fitting = f"{sweep.smallest_cluster} GPU{'s'[: sweep.smallest_cluster - 1]}" if sweep.smallest_cluster else "none"
     lines += [f"can't be cut: {fault}" for fault in told.uncut]
-    if told.tokens < hardware.tokens:
-        lines.append(f"The teacher takes {told.tokens:,} tokens at once on a rank, as many as fit.")
+    if told.held.tokens < hardware.tokens:
+        lines.append(f"The teacher takes {told.held.tokens:,} tokens at once on a rank, as many as fit.")
+    if told.replicated:
+        lines.append("Each GPU holds the whole teacher, as it has room for it: nothing is gathered.")
+    if told.recompute:
+        lines.append(
+            "Trainings compute activations again (finetune.gradient_checkpointing): half more time, less memory."
+        )
     if told.recorded_bytes:
         lines.append(f"The second pass writes {size(told.recorded_bytes)}B to the store.")
     lines += [

@@ -68,7 +68,7 @@ def run(
         if asked.portable:
             portable()
         where = o.check_memory(recipe, steps, where, screen.say, gpu_memory=gpu_memory, force=force)
-        ready = prepare(recipe, screen.doing)
+        ready = prepare(recipe, screen.doing, where.gradient_checkpointing)
         check(recipe, ready)
     for line in room_lines({"fit": ready.fit}):
         screen.warn(line)

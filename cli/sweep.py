@@ -114,7 +114,7 @@ def sweep(
         if asked.portable:
             portable()
         run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
-        plan = Plan.of(asked, screen.doing)
+        plan = Plan.of(asked, screen.doing, run.gradient_checkpointing)
         ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
     screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")

@@ -9,6 +9,7 @@ are, or as they may be where nothing is known of the rows, and are batched as th
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +47,13 @@ class Hardware:
     fewer: bool = False  # tokens at once, where so many don't fit
     cuda: bool = True  # a GPU recomputes activations even where it is alone
     offload: bool = False  # the ranks' shards wait elsewhere
+    replicate: bool = False  # each rank holds the whole teacher
+    answers: int = budgets.ANSWERS  # of the teacher, in tokens with their questions, at once
     trial: float | None = None  # bytes that a trial has, where that isn't a rank's memory
+
+    def shards(self, ranks: int) -> bool:
+        """Whether none of so many ranks holds the teacher whole."""
+        return self.offload or (ranks > 1 and not self.replicate)
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,12 @@ def measure_cost(
     if isinstance(part.metric, Magnitude):
         largest = max(n * m for n, m in teacher.matrices) * (teacher.width + 4)
         return Cost(1, PerRank(largest, 0, statistics), 0, 0.0, hardware.memory)
-    recompute = hardware.cuda or ranks > 1
+    sharded = hardware.shards(ranks)
+    recompute = hardware.cuda or sharded
     points, forward = len(part.metric.points()), isinstance(part.metric, Wanda)
     groups = alike([row.tokens for row in seed], hardware.tokens // points, -(-len(seed) // ranks))
     batches = [_batch([seed[place] for place in group]) for group in groups]
     rounds = [max(count * points * longest for count, longest, _ in some) for some in _batched(batches, ranks)]
-    weights = 0 if hardware.offload and hardware.cuda else size // ranks
-    if ranks > 1 or hardware.offload:
-        weights += min(teacher.parameters, GATHERED + max(n * m for n, m in teacher.matrices)) * teacher.width
     activations = max(
         teacher.pass_bytes(
             count * points * longest,
@@ -122,11 +127,12 @@ def measure_cost(
         for count, longest, kept in dict.fromkeys(batches)
     )
     passes = 2 if scale.exact and not forward else 1
-    gathered = len(rounds) * (1 if forward else GATHERS) * size * (ranks - 1) // ranks
+    gathered = len(rounds) * (1 if forward else GATHERS) * size * (ranks - 1) // ranks if sharded else 0
     flops = sum(rounds) * teacher.multiplied * (2 if forward else 8 if recompute else 6)
     seconds = passes * max(flops / hardware.flops, gathered / hardware.bandwidth)
     network = ranks * passes * gathered + statistics * (ranks - 1)
-    return Cost(ranks, PerRank(weights, activations, statistics), network, seconds, hardware.memory)
+    need = PerRank(_held(teacher, ranks, hardware), activations, statistics)
+    return Cost(ranks, need, network, seconds, hardware.memory)
 
 
 def extract_cost(
@@ -171,17 +177,28 @@ def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe, lengths: 
 
 
 def finetune_cost(
-    student: Anatomy, recipe: Recipe, rank: int, hardware: Hardware, lengths: Lengths | None = None
+    student: Anatomy,
+    recipe: Recipe,
+    rank: int,
+    hardware: Hardware,
+    lengths: Lengths | None = None,
+    *,
+    recompute: bool = False,
 ) -> Cost:
-    """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation."""
+    """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation.
+
+    With `recompute` a layer's inputs are kept, and all else of one layer at a time, for another forward pass.
+    """
     part, rows = recipe.finetune, (lengths or Lengths.longest(recipe)).train
     longest = max(row.tokens for row in rows)
     at_once = part.micro_batch_size or fitting(longest, part.batch_size)
     fullest = _batch(sorted(rows, key=lambda row: row.asked - row.tokens)[:at_once])  # rows come in any order
     tokens = fullest.size * longest
-    dropped = tokens * sum(9 * m + 8 * rank for _, m in _adapted(student) if m != student.geometry.vocab)
-    activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=False) + dropped
-    seconds = 4 * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
+    vocab, apart = student.geometry.vocab, student.geometry.layers if recompute else 1
+    dropped = [(n == vocab, tokens * (9 * m + 8 * rank)) for n, m in _adapted(student) if m != vocab]
+    activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=recompute)
+    activations += sum(size if outside else size // apart for outside, size in dropped)
+    seconds = (6 if recompute else 4) * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
     adapter = 16 * _adapter(student, rank)  # float32: itself, its gradient, two moments
     need = PerRank(student.parameters * student.width, activations, 0, adapter)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
@@ -211,6 +228,40 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
         seconds += 2 * student.multiplied * count * longest / hardware.flops
     need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+
+
+def teacher_score_cost(teacher: Anatomy, lengths: Lengths, rows: Sequence[Row], ranks: int, hardware: Hardware) -> Cost:
+    """The untouched teacher asked and scored, by all ranks in step where they hold shards.
+
+    Each forward pass then gathers them all, and an answer takes one for each of its tokens: the larger a batch, the
+    fewer. A rank that holds the whole teacher gathers nothing.
+    """
+    g, b, new = teacher.geometry, teacher.width, lengths.new
+    longest, tokens = max(row.asked for row in rows), max(row.tokens for row in rows)
+    at_once = hardware.tokens // tokens if lengths.choices else hardware.answers // (longest + new)
+    count = max(1, min(at_once, -(-len(rows) // ranks)))
+    rounds = math.ceil(math.ceil(len(rows) / count) / ranks)
+    cache, kept = 2 * g.layers * g.size("key") * b, tokens + 1 - min(row.asked for row in rows)
+    judged = count if lengths.choices else min(count, max(1, budgets.TOKENS // tokens))  # whose golds go at once
+    forwards = new + -(-count // judged) + bool(lengths.choices)
+    logits = count * g.vocab * (b + 8)
+    asking = max(teacher.forward_bytes(count * longest, logits) + cache * count * longest,
+                 cache * count * (longest + new) + logits)  # fmt: skip
+    golds = teacher.forward_bytes(judged * tokens, judged * kept * g.vocab * b + 8 * kept * g.vocab)
+    gathered = rounds * forwards * teacher.parameters * b * (ranks - 1) // ranks if hardware.shards(ranks) else 0
+    each = 2 * teacher.multiplied * count / hardware.flops  # seconds of a token of each row
+    answering = new * max(STEP if hardware.cuda else 0.0, each)
+    seconds = max(rounds * (each * (longest + tokens) + answering), gathered / hardware.bandwidth)
+    need = PerRank(_held(teacher, ranks, hardware), max(golds, asking if new else 0))
+    return Cost(ranks, need, ranks * gathered, seconds, hardware.memory)
+
+
+def _held(teacher: Anatomy, ranks: int, hardware: Hardware) -> int:
+    """Bytes of the teacher's weights on a rank: all, or its shard and what is gathered at once."""
+    size = teacher.parameters * teacher.width
+    live = min(teacher.parameters, GATHERED + max(n * m for n, m in teacher.matrices)) * teacher.width
+    shard = 0 if hardware.offload and hardware.cuda else size // ranks
+    return live + shard if hardware.shards(ranks) else size
 
 
 def _adapted(student: Anatomy) -> list[tuple[int, int]]:

@@ -162,13 +162,16 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
             "seed": recipe.seed,
             "until": shares[-1],
             "template": recipe.task.template,
-            **part.model_dump(exclude={"examples", "alpha", "dtype"}),
+            **part.model_dump(exclude={"examples", "alpha", "dtype", "gradient_checkpointing"}),
             "dtype": _dtype(recipe, ready, who),
         },
         inputs=inputs,
         identity={"student": trained.sha256},
-        where={"student": trained.folder, "names": names},
-    )
+        where={
+            "student": trained.folder, "names": names,
+            "gradient_checkpointing": ready.recomputed(part.gradient_checkpointing),
+        },
+    )  # fmt: skip
 
 
 def evaluate_step(

@@ -37,6 +37,7 @@ from orchestrator.costs import (
     measure_cost,
     recorded_bytes,
     score_cost,
+    teacher_score_cost,
 )
 from orchestrator.errors import UserError
 from orchestrator.lengths import Lengths, lengths_of
@@ -46,9 +47,10 @@ from orchestrator.recipe import Run, Sweep
 from orchestrator.scale import Scale, scale_of
 from orchestrator.shapes import check_shapes
 from orchestrator.steps.compare import BOUNDS
+from orchestrator.tasks import budgets
 
 LARGEST_CLUSTER = 1024
-STEPS = ("measure", "extract", "finetune", "score", "sweep")
+STEPS = ("measure", "teacher_score", "extract", "finetune", "score", "sweep")
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ class Forecast:
     trials: int
     uncut: tuple[str, ...]
     recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
-    steps: dict[str, Cost]  # by name: measure, extract where all can be cut, finetune and score (one trial), sweep
+    steps: dict[str, Cost]  # by name: of STEPS, extract where all can be cut; finetune and score are one trial's
     lengths: Lengths
-    tokens: int  # that a rank takes through the teacher at once
+    held: Hardware  # how the ranks hold the teacher, and what each takes through it at once
     choosing: Cost  # a trial's score on the validation split, which chooses
+    recompute: bool  # whether trainings compute their layers' activations again
+
+    @property
+    def replicated(self) -> bool:
+        """Whether each of several ranks holds the whole teacher."""
+        return self.held.replicate and self.steps["teacher_score"].ranks > 1
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -81,7 +89,10 @@ class Forecast:
                 "train": max(row.tokens for row in self.lengths.train),
             },
             "unknown": self.lengths.unknown or None,
-            "tokens_at_once": self.tokens,
+            "tokens_at_once": self.held.tokens,
+            "answers_at_once": self.held.answers,
+            "replicated": self.replicated,
+            "gradient_checkpointing": self.recompute,
             "choosing_gpu_hours": self.choosing.gpu_hours,
             "steps": {name: self.steps[name].as_json() if name in self.steps else None for name in STEPS},
         }
@@ -99,17 +110,23 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
     lengths = lengths or Lengths.longest(recipe)
 
-    def measured(tokens: int) -> Cost:
-        room = replace(hardware, tokens=tokens)
-        return _sized(lambda ranks: measure_cost(teacher, recipe, scale, ranks, room, lengths), hardware.gpus)
+    def measured(ranks: int, held: Hardware) -> Cost:
+        return measure_cost(teacher, recipe, scale, ranks, held, lengths)
 
-    tokens = hardware.tokens
-    if hardware.fewer and hardware.gpus:
-        halves = [tokens >> times for times in range(tokens.bit_length())]
-        tokens = next((some for some in halves if measured(some).fits), tokens)
-    measure = measured(tokens)
-    gpus = hardware.gpus or measure.ranks
-    steps = {"measure": measure, "finetune": _alone(finetune_cost(student, recipe, rank, hardware, lengths))}
+    def scored(ranks: int, held: Hardware) -> Cost:
+        return teacher_score_cost(teacher, lengths, lengths.test, ranks, held)
+
+    held = _holding(hardware, measured, scored)
+    measure = _sized(lambda ranks: measured(ranks, held), hardware.gpus)
+    gpus, few = hardware.gpus or measure.ranks, replace(held, answers=1)
+    enough = _smallest(lambda ranks: scored(ranks, few), measure.smallest_cluster or LARGEST_CLUSTER)
+    steps = {"measure": measure, "teacher_score": replace(scored(gpus, held), smallest_cluster=enough)}
+    plain, less = (
+        finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute) for recompute in (False, True)
+    )
+    said = recipe.finetune.gradient_checkpointing
+    recompute = hardware.cuda and not plain.fits if said == "auto" else said
+    steps["finetune"] = _alone(less if recompute else plain)
     steps["score"], choosing = (
         _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
     )
@@ -124,7 +141,8 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
         "extract": shared["extractions"],
         "finetune": math.ceil(whole_trainings(sweep, trials) / gpus),
-        "score": math.ceil((compared + 2) / gpus),  # and both models as they are
+        "teacher_score": 1,
+        "score": math.ceil((compared + 1) / gpus),  # and the student as it is
     }
     seconds = sum(times[name] * cost.seconds for name, cost in steps.items())
     seconds += math.ceil((trials - compared) / gpus) * choosing.seconds
@@ -132,7 +150,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
     recorded = recorded_bytes(teacher, student, recipe, lengths) if scale.exact else 0
-    return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, tokens, choosing)
+    return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, held, choosing, recompute)
 
 
 def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
@@ -171,9 +189,44 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
     return told
 
 
+def _holding(
+    hardware: Hardware, measured: Callable[[int, Hardware], Cost], scored: Callable[[int, Hardware], Cost]
+) -> Hardware:
+    """How the teacher is held: whole by each rank that has room for it, as gathering shards would be for nothing.
+
+    With as many tokens at once as fit; and with the largest batches of answers, each of whose tokens costs a gather.
+    """
+    tokens = hardware.tokens
+    halves = range(tokens.bit_length() if hardware.fewer and hardware.gpus else 1)
+    ways = [
+        replace(hardware, tokens=tokens >> times, replicate=whole)
+        for times in halves
+        for whole in (not hardware.offload, False)
+    ]
+
+    def ranks(held: Hardware) -> int:
+        return held.gpus or _smallest(lambda count: measured(count, held)) or 1
+
+    def fits(held: Hardware) -> bool:
+        count = ranks(held)
+        return measured(count, held).fits and (not held.replicate or scored(count, held).fits)
+
+    held = next(filter(fits, ways), hardware)
+    if not hardware.cuda:
+        return held
+    count = ranks(held)
+    larger = (replace(held, answers=budgets.MOST >> times) for times in range(budgets.MOST.bit_length()))
+    return next((one for one in larger if scored(count, one).fits), held)
+
+
+def _smallest(cost: Callable[[int], Cost], least: int = 1) -> int | None:
+    """On how few ranks a step fits, from `least` on; None where on none."""
+    return next((count for count in range(least, LARGEST_CLUSTER + 1) if cost(count).fits), None)
+
+
 def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
     """The step on the ranks that there are, or on as few as it fits on; with that number noted."""
-    smallest = next((count for count in range(1, LARGEST_CLUSTER + 1) if cost(count).fits), None)
+    smallest = _smallest(cost)
     return replace(cost(ranks or smallest or 1), smallest_cluster=smallest)
 
 
@@ -212,14 +265,16 @@ def here(run: Run, memory: float | None) -> Hardware | None:
 def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
     """With as many tokens and, without GPUs, as many trials at once as there is memory for, where that wasn't said."""
     fewer: dict[str, int] = {}
-    if told.tokens < hardware.tokens:
-        fewer["tokens_at_once"] = told.tokens
+    if told.held.tokens < hardware.tokens:
+        fewer["tokens_at_once"] = told.held.tokens
+    if told.held.answers != hardware.answers:
+        fewer["answers_at_once"] = told.held.answers
     if not hardware.cuda and run.trials_at_once is None:
         room = USABLE * (hardware.trial or hardware.memory)
         trial = max(told.steps[name].per_rank.peak_bytes for name in ("finetune", "score"))
         if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial):
             fewer["trials_at_once"] = fitting
-    return run.model_copy(update=fewer)
+    return run.model_copy(update={**fewer, "replicate": told.replicated, "gradient_checkpointing": told.recompute})
 
 
 def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:

@@ -40,17 +40,28 @@ class Ready:
     splits: dict[Split, list[Example]]
     fit: dict[Split, dict[str, int]]  # by split: rows, and how many had too little room
     dtypes: dict[Who, str]  # what each is computed in: as the recipe says, or what suits the machines that do the work
+    recompute: bool = False  # what "auto" means for gradient checkpointing: what the plan found
 
     def dtype(self, who: Who, asked: str = "auto") -> str:
         """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
         return self.dtypes[who] if asked == "auto" else asked
+
+    def recomputed(self, asked: Literal["auto"] | bool) -> bool:
+        """Whether a training keeps its layers' inputs alone and computes the rest anew: no result depends on it."""
+        return self.recompute if asked == "auto" else asked
 
     def checkpoint(self, who: Who) -> Checkpoint:
         """The teacher's or the student's."""
         return self.teacher if who == "teacher" else self.student
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, seeds_alone: bool = False) -> Ready:
+def prepare(
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda line: None,
+    recompute: bool = False,
+    *,
+    seeds_alone: bool = False,
+) -> Ready:
     """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
 
     `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
@@ -64,7 +75,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, s
         "teacher": dtype_name(teacher.config, recipe.measure.dtype, native=native),
         "student": dtype_name(student.config, recipe.finetune.dtype, native=native),
     }
-    return Ready(teacher, student, task, splits, fit, dtypes)
+    return Ready(teacher, student, task, splits, fit, dtypes, recompute)
 
 
 def _fit(

@@ -59,6 +59,7 @@ class Finetune(Section):
     epochs: float = Field(3, gt=0)
     batch_size: int = Field(64, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)  # what fits on the device at once; same result, less memory
+    gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: where a trial would not fit otherwise; same result
     warmup: float = Field(0.03, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, ge=0)  # longer gradients are cut down to this length; 0: none is
     dropout: float = Field(0.05, ge=0, lt=1)
@@ -207,10 +208,13 @@ class Run(BaseModel):
     trials_at_once: int | None = Field(None, ge=1)
     ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
     offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
+    replicate: bool = False  # each rank holds the whole teacher, as the plan finds room for it
+    gradient_checkpointing: bool = False  # where the recipe leaves it open, as the plan finds it needed
     keep_tuned: bool = False  # the weights of settings that were only tried, too
     portable: bool = False  # a sweep's
     system_metrics: bool = False  # sample CPU, memory, disk, network and GPUs while trials train
     tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
+    answers_at_once: int | None = Field(None, ge=1)  # the teacher's, in tokens with their questions
 
 
 def one_line(error: ValidationError) -> str:

@@ -324,4 +324,5 @@ def _apart(step: Step, store: Store, placement: Placement, screen: Screen) -> No
 
 def placement_of(run: Run) -> Placement:
     """Where the teacher's steps are done."""
-    return Placement(run.ranks, run.cpus_per_trial, run.offload, run.tokens_at_once or Placement.tokens)
+    tokens = run.tokens_at_once or Placement.tokens
+    return Placement(run.ranks, run.cpus_per_trial, run.offload, tokens, run.answers_at_once, run.replicate)

@@ -45,10 +45,10 @@ class Plan:
     cells: tuple[Cell, ...]
 
     @classmethod
-    def of(cls, sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> Plan:
-        """UserError for an axis, a value or a combination that can't be; `say` hears how far finding the models is."""
+    def of(cls, sweep: Sweep, say: Callable[[str], None] = lambda line: None, recompute: bool = False) -> Plan:
+        """UserError for an axis, a value or a combination that can't be; `say` and `recompute` are as of `prepare`."""
         cells_of(sweep)  # what can't be is told before anything is fetched
-        ready = prepare(sweep.recipe, say)
+        ready = prepare(sweep.recipe, say, recompute)
         sweep = _typed(sweep, ready)
         cells = cells_of(sweep)
         for cell in cells:

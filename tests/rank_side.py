@@ -14,7 +14,7 @@ from orchestrator.cluster.ranks import Member
 from orchestrator.cluster.sharding import sharded
 from orchestrator.errors import UserError
 from orchestrator.steps.measure import Measuring, measuring
-from orchestrator.steps.teacher_pass import return_what_is_freed
+from orchestrator.steps.teacher_pass import opened, return_what_is_freed
 
 
 def die() -> None:
@@ -39,6 +39,12 @@ def dying_at_the_third(job: Measuring, member: Member) -> Iterator[Any]:
         yield event
         if number == 1:
             die()
+
+
+def shards_or_not(job: Measuring, member: Member) -> Iterator[bool]:
+    """Whether a rank's parameters lie elsewhere than on itself: DeepSpeed leaves empty tensors in their places."""
+    with opened(job, member) as model:
+        yield any(parameter.numel() == 0 for parameter in model.parameters())
 
 
 def square(item: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ from tiny import FAMILIES, batch, saved, tiny
 
 from orchestrator.cluster.ranks import Member, Placement
 from orchestrator.cluster.sharding import GATHERED
-from orchestrator.costs import GATHERS, Anatomy, Hardware, finetune_cost, measure_cost
+from orchestrator.costs import GATHERS, Anatomy, Cost, Hardware, finetune_cost, measure_cost, teacher_score_cost
 from orchestrator.errors import UserError
+from orchestrator.lengths import Lengths, Row
 from orchestrator.models.families import FAMILIES as ROWS
-from orchestrator.plan import forecast, refuse_unless_fits
+from orchestrator.plan import forecast, refuse_unless_fits, within
 from orchestrator.presets import complete
-from orchestrator.recipe import Recipe, Sweep
+from orchestrator.recipe import Recipe, Run, Sweep
 from orchestrator.scale import Scale
 from orchestrator.steps.measure import Measuring, measuring
 from orchestrator.steps.scores import FILE
@@ -99,6 +102,25 @@ def test_an_adapter_takes_what_peft_trains(tmp_path: Path) -> None:
     assert told == 16 * sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
+def test_a_trial_that_would_not_fit_computes_its_activations_again() -> None:
+    """On a GPU alone, unless the recipe says it; of each layer its inputs are kept, and it takes longer."""
+    large, small = (forecast(sweep(), Hardware(8, size)) for size in (80e9, 40e9))
+    assert not large.recompute and small.recompute and small.as_json()["gradient_checkpointing"]
+    plain, less = (told.steps["finetune"] for told in (large, small))
+    assert less.fits and less.seconds == pytest.approx(1.5 * plain.seconds)
+    assert less.per_rank.weights_bytes == plain.per_rank.weights_bytes
+    kept = 32 * 2048 * 4096 * 2  # layers, tokens, hidden size, bytes
+    assert kept < less.per_rank.activations_bytes < 5 * kept < plain.per_rank.activations_bytes / 10
+    assert within(Run(), small, Hardware(8, 40e9)).gradient_checkpointing
+    assert not within(Run(), large, Hardware(8, 80e9)).gradient_checkpointing
+    assert not forecast(sweep(), Hardware(1, 40e9, cuda=False)).recompute
+    for said, size in ((True, 80e9), (False, 40e9)):
+        told = forecast(
+            sweep(recipe={"teacher": "llama2-70b", "finetune": {"gradient_checkpointing": said}}), Hardware(8, size)
+        )
+        assert told.recompute is said and told.steps["finetune"].fits is said
+
+
 def test_one_rank_sends_nothing_and_a_metric_costs_what_it_does() -> None:
     teacher, scale = Anatomy.of("llama2-7b", "teacher"), Scale(128)
 
@@ -113,6 +135,46 @@ def test_one_rank_sends_nothing_and_a_metric_costs_what_it_does() -> None:
     steps = {"kind": "integrated_gradients", "steps": 4}
     assert cost(metric=steps, max_tokens=512)[1] == pytest.approx(4 * cost(max_tokens=512)[1])
     assert cost(2, metric="wanda")[0] < cost(2)[0]
+
+
+def test_a_teacher_that_a_gpu_has_room_for_is_held_whole_by_each() -> None:
+    """Nothing is gathered then, in measuring and in scoring; what is larger, or waits elsewhere, is sharded."""
+    pair: dict[str, object] = {"teacher": "llama2-13b", "student": "llama2-7b"}
+    told = forecast(sweep(recipe=pair), Hardware(4, 80e9))
+    one = forecast(sweep(recipe=pair), Hardware(1, 80e9))
+    assert told.replicated and told.as_json()["replicated"] and not one.replicated
+    for name in ("measure", "teacher_score"):
+        assert told.steps[name].per_rank.weights_bytes == 2 * told.teacher.parameters
+        assert told.steps[name].smallest_cluster == 1
+    assert told.steps["measure"].network_bytes == 3 * told.steps["measure"].per_rank.statistics_bytes
+    assert told.steps["teacher_score"].network_bytes == 0
+    for hardware in (Hardware(4, 24e9), Hardware(4, 80e9, offload=True)):
+        sharded = forecast(sweep(recipe=pair), hardware)
+        assert not sharded.replicated and sharded.steps["measure"].network_bytes > 9e11
+    assert not within(Run(), one, Hardware(1)).replicate and within(Run(), told, Hardware(4)).replicate
+
+
+def test_each_token_of_a_sharded_teachers_answers_takes_a_gather() -> None:
+    """By hand; and batches are as large as memory allows, so that there are few of them."""
+    recipe = sweep().recipe
+    lengths = replace(Lengths.longest(recipe), test=(Row(300, 150),) * 1319)
+    teacher, new = Anatomy.of("llama2-70b", "teacher"), lengths.new
+
+    def cost(answers: int, **more: bool) -> Cost:
+        return teacher_score_cost(teacher, lengths, lengths.test, 8, Hardware(8, answers=answers, **more))
+
+    few, many = cost(8192), cost(131072)
+    batch, share = 8192 // (150 + new), -(-1319 // 8)
+    gathers = {8192: math.ceil(math.ceil(1319 / batch) / 8) * (new + -(-batch // 13)), 131072: new + -(-share // 13)}
+    assert share < 131072 // (150 + new)
+    for told, answers in ((few, 8192), (many, 131072)):
+        assert told.network_bytes == pytest.approx(gathers[answers] * 2 * teacher.parameters * 7, rel=1e-6)
+        assert told.seconds == pytest.approx(told.network_bytes / 8 / 100e9, rel=1e-6)
+    assert many.per_rank.peak_bytes > few.per_rank.peak_bytes and many.per_rank.weights_bytes < 20e9
+    assert cost(8192, replicate=True).network_bytes == 0
+    told = forecast(sweep(), Hardware(8, 80e9), lengths)
+    assert told.held.answers >= 131072 and told.steps["teacher_score"].fits
+    assert within(Run(), told, Hardware(8)).answers_at_once == told.held.answers
 
 
 def test_offloaded_shards_leave_room_for_what_is_gathered() -> None:

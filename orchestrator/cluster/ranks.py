@@ -37,6 +37,8 @@ class Placement:
     cpus: int = 1  # of each rank
     offload: str | None = None  # "cpu", or a folder on a local disk: where a shard's parameters wait
     tokens: int = 4096  # padded ones, that a rank takes through the model at once
+    answers: int | None = None  # tokens of questions with their answers at once: shards are gathered for each
+    replicate: bool = False  # each rank holds the whole teacher: nothing is sent but the sums
 
     here: bool = False  # this process does the work itself, with whatever it was given
 
@@ -58,6 +60,16 @@ class Placement:
             if there and not os.environ.get("RAY_ADDRESS"):  # a rank does what this process would do with all of them
                 cpus = max(cpus, int(min(cores(), nodes()[0]["CPU"])) // there)
             yield replace(self, ranks=ranks, cpus=cpus, here=here)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no rank holds the teacher whole."""
+        return bool(self.offload) or ((self.ranks or 1) > 1 and not self.replicate)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How the teacher is held, for a step's manifest."""
+        return {"ranks": self.ranks, "teacher": "in shards" if self.sharded else "whole on each rank"}
 
 
 HERE = Placement(1, here=True)  # of a trial's worker, whose GPU is its own

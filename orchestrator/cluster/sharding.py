@@ -1,4 +1,4 @@
-"""A model that no rank ever holds: DeepSpeed ZeRO-3 shards, gathered a layer at a time.
+"""A model that no rank ever holds: DeepSpeed ZeRO-3 shards, gathered a layer at a time; or one on each rank.
 
     with sharded(folder, member, dtype="bfloat16") as model:
         loss(model(ids)).backward()       # the module itself is called; the engine would ask for an optimizer
@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,24 @@ import torch
 
 from orchestrator.cluster.ranks import GATHERED, Member
 from orchestrator.errors import UserError
+
+
+@contextmanager
+def joined(member: Member) -> Iterator[None]:
+    """This rank's group, where each rank holds a model of its own: they sum at the end, and agree now and then.
+
+    Nothing keeps them in step, so that they may wait for each other for long; that one has died is for Ray to tell.
+    """
+    if member.world == 1:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    torch.distributed.init_process_group(
+        "nccl" if cuda else "gloo", init_method=member.address, rank=member.rank, world_size=member.world,
+        timeout=timedelta(days=1), device_id=torch.device("cuda", 0) if cuda else None,  # Ray shows each its own alone
+    )  # fmt: skip
+    yield
+    torch.distributed.destroy_process_group()  # not after an error: it would wait for ranks that know of none
 
 
 @contextmanager

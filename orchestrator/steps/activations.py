@@ -73,7 +73,7 @@ def activations(
         (folder / name).mkdir()
         for path in (partial / name).iterdir():
             link(path, folder / name / path.name)  # not moved: should the step end before it is kept, they stay
-    return {"matrices": len(names)}
+    return {"matrices": len(names), **settled.facts}
 
 
 def recording(job: Recording, member: Member) -> Iterator[Progress]:

@@ -71,7 +71,7 @@ def labels(
         follow(labelling, job, track, "asking the teacher")
     for example in encoded:
         link(partial / file_of(example.id), folder / file_of(example.id))
-    return {"rows": len(encoded), "tokens": sum(len(example.ids) for example in encoded)}
+    return {"rows": len(encoded), "tokens": sum(len(example.ids) for example in encoded), **settled.facts}
 
 
 def affordable(encoded: list[Encoded], tokens: int) -> list[Encoded]:

@@ -74,7 +74,8 @@ def measure(
     left_out = json.loads((folder / LEFT_OUT).read_text()) if (folder / LEFT_OUT).is_file() else []
     if left_out:
         logging.getLogger("pkt").warning("seed examples left out, as their loss is not finite: %s", ", ".join(left_out))
-    return {"examples": len(encoded) - len(left_out), "left_out": left_out, "fit": fit.facts()}
+    held = {} if isinstance(chosen, Magnitude) else settled.facts
+    return {"examples": len(encoded) - len(left_out), "left_out": left_out, "fit": fit.facts(), **held}
 
 
 def measuring(job: Measuring, member: Member) -> Iterator[Progress]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement, RankDied, stream
+from orchestrator.cluster.sharding import joined, sharded
 from orchestrator.errors import UserError
 from orchestrator.models.dtypes import dtype_of, has_bfloat16
 from orchestrator.models.loading import load, read_config
@@ -126,18 +127,20 @@ def progress(round: Round) -> Progress:
 
 @contextmanager
 def opened(job: Job, member: Member) -> Iterator[nn.Module]:
-    """The teacher: whole where there is one rank, in shards otherwise; its layers recompute their activations."""
+    """The teacher: whole where there is one rank or each is to hold it, in shards otherwise.
+
+    Its layers recompute their activations, but for a whole one's on a CPU.
+    """
     if not torch.cuda.is_available():
         return_what_is_freed()
     offload = job.placement.offload
-    if member.world == 1 and not offload:
-        model = load(job.teacher, dtype=job.dtype, device=str(device()))
-        if torch.cuda.is_available():
-            recompute(model)
-        yield model
+    if not offload and (member.world == 1 or job.placement.replicate):
+        with joined(member):
+            model = load(job.teacher, dtype=job.dtype, device=str(device()))
+            if torch.cuda.is_available():
+                recompute(model)
+            yield model
         return
-    from orchestrator.cluster.sharding import sharded
-
     config = read_config(Path(job.teacher), "teacher")
     dtype = dtype_of(config, job.dtype, native=has_bfloat16())
     with sharded(job.teacher, member, dtype=dtype, offload=offload) as model:

@@ -55,6 +55,7 @@ def arguments(
     micro: int,
     warmup: float,
     max_grad_norm: float,
+    recompute: bool,
     seed: int,
 ) -> TrainingArguments:
     """The Trainer's arguments: AdamW without weight decay, linear decay after warm-up, nothing reported.
@@ -71,6 +72,8 @@ def arguments(
         warmup_steps=math.ceil(warmup * steps),
         lr_scheduler_type="linear",
         max_grad_norm=max_grad_norm,
+        activation_checkpointing=recompute,
+        activation_checkpointing_kwargs={"use_reentrant": False},  # a frozen layer's inputs may have no gradient
         logging_steps=max(1, round(steps / LOGGED_POINTS)),
         logging_nan_inf_filter=False,
         save_strategy="no",

@@ -178,7 +178,7 @@ def test_what_the_configs_tell_is_told_by_a_dry_run_too(
         (["--gpu-memory", "80", "--dry-run"], "--gpu-memory: '80' is no amount; write it as 80GB"),
         (["--budget", "lots"], "budget: 'lots' is no amount; write it as 8gpu-hours"),
         (["--teacher", "llama2-70b", "--budget", "1gpu-hours"], "fine-tunings, this sweep makes 36; give more, or"),
-        (["--teacher", "llama2-70b", "--budget", "1gpu-hours", "--search", "asha"], "pays for 1 fine-tunings; trials"),
+        (["--teacher", "llama2-70b", "--budget", "4gpu-hours", "--search", "asha"], "pays for 3 fine-tunings; trials"),
         (["--search", "random", "--trials", "10"], "trials: 10 leave 0 settings to try for each of 5 arms"),
         (["--search", "hyperband"], "search: 'hyperband' is not known; known: grid, random, optuna, asha"),
         (["--rank", "8", "--set", "rank=4"], "axes: rank is an axis, and recipe.rank is fixed to 4"),
@@ -201,7 +201,7 @@ def test_a_budget_becomes_trials(pkt: Call) -> None:  # noqa: F811
     told = json.loads(pkt(*words, "--budget", "16gpu-hours")[1])
     plan = json.loads(pkt("plan", "--teacher", "llama2-70b", "--gpus", "1", "--json")[1])
     hours = {name: step["gpu_hours"] for name, step in plan["steps"].items()}
-    once = hours["measure"] + hours["extract"] + 2 * hours["score"]  # of both models as they are, too
+    once = sum(hours[name] for name in ("measure", "extract", "teacher_score", "score"))  # both models as they are, too
     compared = told["compared"] * (hours["finetune"] + hours["score"])
     tries = int((16 - once - compared) / (hours["finetune"] + plan["choosing_gpu_hours"]))
     assert tries - 4 < told["choosing"] <= tries  # what is left over doesn't make one more for each arm

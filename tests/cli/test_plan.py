@@ -12,7 +12,7 @@ def test_the_json_has_the_fields_that_are_promised(pkt: Call) -> None:  # noqa: 
     code, out, err = pkt("plan", "--teacher", "llama2-70b", "--gpus", "8", "--gpu-memory", "80GB", "--json")
     told = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(told["steps"]) == {"measure", "extract", "finetune", "score", "sweep"}
+    assert set(told["steps"]) == {"measure", "teacher_score", "extract", "finetune", "score", "sweep"}
     for step in told["steps"].values():
         assert {"fits", "per_rank", "network_bytes", "seconds", "gpu_hours", "smallest_cluster"} <= set(step)
         parts = dict(step["per_rank"])
@@ -39,7 +39,20 @@ def test_the_table_says_what_does_not_fit(pkt: Call) -> None:  # noqa: F811
             ("extract", "--teacher", "llama2-70b", "--out", "x", "--ranks", "2", "--gpu-memory", "80GB"),
             "plan: measure (llama2-70b -> llama2-7b) takes 79.9 GB on each of 2 ranks",
         ),
-        (("sweep", "--teacher", "llama2-70b", "--gpu-memory", "40GB", "--ranks", "8"), "plan: finetune"),
+        (
+            (
+                "sweep",
+                "--teacher",
+                "llama2-70b",
+                "--gpu-memory",
+                "40GB",
+                "--ranks",
+                "8",
+                "--set",
+                "finetune.gradient_checkpointing=false",
+            ),
+            "plan: finetune",
+        ),
     ],
 )
 def test_bad_input_is_one_line(pkt: Call, words: tuple[str, ...], message: str) -> None:  # noqa: F811

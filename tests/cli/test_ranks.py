@@ -52,6 +52,8 @@ def test_llama2_70b_to_7b_in_miniature_from_rows_to_a_scored_adapter(tmp_path: P
     adapter = Path(json.loads(done.stdout)["adapter"])
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "llama2-7b-mini")
     assert PeftModel.from_pretrained(stock, str(adapter)).peft_config["default"].r == 8
+    measured = json.loads(next(tmp_path.glob("pkt-store/measure/*/manifest.json")).read_text())
+    assert measured["facts"]["ranks"] == 2 and measured["facts"]["teacher"] == "whole on each rank"  # there is room
     record = next(tmp_path.glob("pkt-store/extract/*/transfer.json"))
     assert json.loads(record.read_text())["layers"][-1] > 32
 

@@ -100,13 +100,17 @@ def test_the_plan_knows_the_smallest_gpu_of_all_nodes(
     assert told(Run()) == (5, 40960 * 2**20, Placement.tokens)
     assert told(Run(ranks=3, tokens_at_once=512)) == (3, 40960 * 2**20, 512)
     assert told(Run(), 24e9) == (5, 24e9, Placement.tokens)
-    asked = Sweep.model_validate(complete({"recipe": {"teacher": "llama2-13b", "student": "llama2-7b"}}))
+    pair = {"teacher": "llama2-13b", "student": "llama2-7b"}
+    asked = Sweep.model_validate(complete({"recipe": pair}))
+    plain = Sweep.model_validate(complete({"recipe": {**pair, "finetune": {"gradient_checkpointing": False}}}))
     steps = ("measure", "extract", "finetune")
     with pytest.raises(UserError, match=r"finetune \(llama2-13b .* takes 47\.4 GB on 1 rank, of which 39\.5"):
-        check_memory(asked, steps, Run(), print, gpu_memory=None, force=False)
-    check_memory(asked, steps, Run(), print, gpu_memory="80GB", force=False)
+        check_memory(plain, steps, Run(), print, gpu_memory=None, force=False)
+    for memory, again in ((None, True), ("80GB", False)):
+        found = check_memory(asked, steps, Run(), print, gpu_memory=memory, force=False)
+        assert (found.replicate, found.gradient_checkpointing) == (True, again)
     with pytest.raises(UserError, match=r"takes 47\.4 GB on 1 rank, of which 36\.8"):  # of which two share each
-        check_memory(asked, steps, Run(gpus_per_trial=0.5), print, gpu_memory="80GB", force=False)
+        check_memory(plain, steps, Run(gpus_per_trial=0.5), print, gpu_memory="80GB", force=False)
 
 
 def test_of_this_machine_those_gpus_count_that_it_may_use(

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import rank_side
 import torch
-from rank_side import dying_at_the_third, dying_once, memory_of_shards, process, square
+from rank_side import dying_at_the_third, dying_once, memory_of_shards, process, shards_or_not, square
 from safetensors.torch import load_file
 from tiny import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -75,7 +75,8 @@ def brute_force(encoded: list[Encoded]) -> dict[str, torch.Tensor]:
 
 def job(teacher: Path, encoded: list[Encoded], folder: Path, **more: Any) -> Measuring:
     folder.mkdir()
-    placement = Placement(more.pop("ranks", 1), offload=more.pop("offload", None), tokens=more.pop("tokens", 4096))
+    where = {name: more.pop(name) for name in ("offload", "tokens", "replicate") if name in more}
+    placement = Placement(more.pop("ranks", 1), **where)
     return Measuring(str(teacher), encoded, 0, "float32", folder / "partial", placement, out=folder, **more)
 
 
@@ -90,13 +91,14 @@ def distance(folder: Path, right: dict[str, torch.Tensor], granularity: int) -> 
     return worst
 
 
+@pytest.mark.parametrize("replicate", [False, True], ids=["in shards", "whole on each"])
 @pytest.mark.parametrize(("ranks", "granularity", "count"), [(2, 1, 7), (2, 16, 1), (4, 16, 7)])
 def test_any_number_of_ranks_equals_brute_force(
-    ray_here: None, teacher: Path, tmp_path: Path, ranks: int, granularity: int, count: int
+    ray_here: None, teacher: Path, tmp_path: Path, ranks: int, granularity: int, count: int, replicate: bool
 ) -> None:
     """Also with fewer examples than ranks, and with examples that don't divide by them."""
     encoded = rows(count)
-    work = job(teacher, encoded, tmp_path / "out", granularity=granularity, ranks=ranks)
+    work = job(teacher, encoded, tmp_path / "out", granularity=granularity, ranks=ranks, replicate=replicate)
     told = list(stream(work.placement, measuring, work, work.partial))
     assert {rank for rank, _ in told} == set(range(ranks))
     assert sum(event.examples for _, event in told) == count
@@ -110,19 +112,31 @@ def test_parameters_that_wait_in_memory_give_the_same(ray_here: None, teacher: P
     assert distance(tmp_path / "out", brute_force(rows(3)), 16) < 1e-5
 
 
+def test_ranks_that_hold_the_whole_teacher_know_nothing_of_shards(
+    ray_here: None, teacher: Path, tmp_path: Path
+) -> None:
+    """Where each holds shards, their parameters are empty between two gathers."""
+    for replicate in (True, False):
+        made = job(teacher, rows(2), tmp_path / str(replicate), ranks=2, replicate=replicate)
+        told = [event for _, event in stream(made.placement, shards_or_not, made, made.partial)]
+        assert told == [not replicate] * 2
+
+
 def test_a_folder_that_cannot_take_parameters_is_told(ray_here: None, teacher: Path, tmp_path: Path) -> None:
     work = job(teacher, rows(3), tmp_path / "out", offload=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"offload: .*nowhere is no folder on this rank's machine"):
         list(stream(work.placement, measuring, work, work.partial))
 
 
+@pytest.mark.parametrize("replicate", [False, True], ids=["in shards", "whole on each"])
 def test_a_killed_rank_resumes_from_the_checkpoint_with_the_same_scores(
-    ray_here: None, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ray_here: None, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, replicate: bool
 ) -> None:
     encoded = rows(7)
-    whole = job(teacher, encoded, tmp_path / "whole", granularity=16, ranks=2, tokens=1)
+    how = {"granularity": 16, "ranks": 2, "tokens": 1, "replicate": replicate}
+    whole = job(teacher, encoded, tmp_path / "whole", **how)
     follow(measuring, whole, lambda items, *_: items, "")
-    broken = job(teacher, encoded, tmp_path / "broken", granularity=16, ranks=2, tokens=1, checkpoint_every=2)
+    broken = job(teacher, encoded, tmp_path / "broken", checkpoint_every=2, **how)
     follow(dying_once, broken, lambda items, *_: items, "")
     assert (broken.partial / "died").exists()
     assert "rank 1 died" in caplog.text and "about to be killed" in caplog.text

@@ -57,10 +57,10 @@ def agree(one: Path, other: Path) -> None:
         assert mine == theirs
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(("ranks", "replicate"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("kind", ["exact_match", "multiple_choice"])
 def test_ranks_score_as_the_whole_model_does(
-    demo_models: dict[str, Path], tmp_path: Path, kind: str, ranks: int
+    demo_models: dict[str, Path], tmp_path: Path, kind: str, ranks: int, replicate: bool
 ) -> None:
     """Seven rows, two at a time, on three ranks: in the last round two of them have none left."""
     recipe = Recipe.model_validate({**PAIR, "arm": "lora", "evaluate": {"examples": 7}})
@@ -79,7 +79,8 @@ def test_ranks_score_as_the_whole_model_does(
     whole = materialise(both[evaluate], Store(tmp_path / "whole"))
     varied = "output" if kind == "exact_match" else "score"
     assert len({line[varied] for line in lines(whole)}) > 1  # else equal ones would prove little
-    shared = materialise(both[teacher_score], Store(tmp_path / "ranks"), placement=Placement(ranks, tokens=100))
+    where = Placement(ranks, tokens=100, answers=100, replicate=replicate)
+    shared = materialise(both[teacher_score], Store(tmp_path / "ranks"), placement=where)
     assert both[evaluate].fingerprint == both[teacher_score].fingerprint
     agree(whole, shared)
     told = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, shared)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,42 @@ def test_fewer_rows_than_a_batch_in_several_parts(arm: str, demo_models: dict[st
     asked = recipe(arm, finetune=few)
     folder = materialise(pipeline.finetune_step(asked, prepare(asked)), Store(tmp_path))
     assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_activations_that_are_computed_again_change_no_result(
+    demo_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, whose masks have to come again; and it is one and the same step, wherever it is done."""
+    from transformers.models.llama import modeling_llama
+
+    calls, forward = [0], modeling_llama.LlamaMLP.forward
+
+    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", counted)
+    steps, curves, passes = [], [], []
+    for again in (False, True):
+        short = {"examples": 48, "epochs": 2, "batch_size": 16, "dropout": 0.1, "gradient_checkpointing": again}
+        asked = recipe("pissa", finetune=short)
+        steps.append(pipeline.finetune_step(asked, prepare(asked)))
+        folder = materialise(steps[-1], Store(tmp_path / str(again)))
+        curves.append(json.loads((folder / "history.json").read_text()))
+        passes.append(calls[0] - sum(passes))
+    assert steps[0].fingerprint == steps[1].fingerprint
+    assert passes[1] == 2 * passes[0]
+    for one, other in zip(*curves, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norms"] == pytest.approx(other["grad_norms"], rel=1e-5)
+
+
+def test_auto_is_what_the_plan_found(demo_models: dict[str, Path]) -> None:
+    short = {"examples": 48}
+    for said, found, told in (("auto", True, True), ("auto", False, False), (False, True, False), (True, False, True)):
+        asked = recipe("lora", finetune={**short, "gradient_checkpointing": said})
+        step = pipeline.finetune_step(asked, prepare(asked, recompute=found))
+        assert step.where["gradient_checkpointing"] is told and "gradient_checkpointing" not in step.config
 
 
 def test_the_rest_is_one_outcome_and_the_divergence_is_torchs() -> None:
