@@ -198,7 +198,7 @@ def check_memory(
         if cost := told.steps.get(step):
             refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})", assumed)
     found = within(run, told, hardware)
-    for field in ("tokens_at_once", "trials_at_once"):
+    for field in ("tokens_at_once", *(["trials_at_once"] if isinstance(asked, Sweep) else [])):
         if (value := getattr(found, field)) != getattr(run, field):
             say(f"{field.replace('_', ' ')}: {value}, as many as there is memory for by `pkt plan`")
     return found
