@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -77,6 +78,14 @@ def run_trials(
     )  # fmt: skip
     try:
         tuner.fit()
+    except RuntimeError as error:  # Tune knows workers that died, but not those that Ray ended to save the rest
+        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            raise
+        used = re.search(r"[\d.]+GB used / [\d.]+GB limit", str(error.__cause__))
+        raise UserError(
+            f"trials: a machine has no memory left ({used[0] if used else 'says Ray'}), and a worker was ended; what"
+            " was finished is kept: free some, or take fewer --trials-at-once, and the same command goes on from there"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if told.error is not None:
