@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
-from orchestrator.cluster.session import cores, session
+from orchestrator.cluster.session import cores, nodes, session
 from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
 from orchestrator.errors import disk_is_full, passes
 from orchestrator.labbook import trial_record
@@ -306,7 +306,7 @@ def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
                 if part.name == "data" or store.find(part.name, part.fingerprint):
                     continue
                 screen.say(f"{part.name} ...")
-                if part.of_teacher or placement.here:
+                if part.of_teacher or placement.here or not any(node.get("GPU") for node in nodes()):
                     materialise(part, store, screen.track, placement)
                 else:
                     _apart(part, store, placement, screen)
