@@ -39,7 +39,12 @@ def sweep(
     store: o.StoreDir = o.STORE,
     tracking: o.Tracking = None,
     cpus_per_trial: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Fractions share a GPU; by default 1.")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(min=0, help="Fractions share a GPU, more than one share a training; by default 1.")
+    ] = None,
+    workers_per_trial: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share a training; by default one a GPU.")
+    ] = None,
     trials_at_once: Annotated[int | None, typer.Option(min=1)] = None,
     keep_tuned: Annotated[
         bool, typer.Option("--keep-tuned", help="Keep the weights of settings that were only tried, too.")
@@ -103,9 +108,11 @@ def sweep(
     kept.check()
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
-        ranks=ranks, offload=offload, tokens_at_once=tokens,
+        workers_per_trial=workers_per_trial, ranks=ranks, offload=offload, tokens_at_once=tokens,
         keep_tuned=keep_tuned, system_metrics=system_metrics,
     )  # fmt: skip
+    if run.workers > 1:
+        screen.say(f"each fine-tuning is shared by {run.workers} workers")
     steps = ("measure", "extract", "finetune", "score")
     with screen.lasting(o.finding(asked.recipe)):
         from orchestrator.sweep import Plan, run_sweep

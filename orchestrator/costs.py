@@ -20,7 +20,7 @@ from orchestrator.lengths import Lengths, Row
 from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
-from orchestrator.steps.batches import fitting
+from orchestrator.steps.batches import fitting, steps_of
 from orchestrator.tasks import budgets
 from orchestrator.tasks.template import alike
 from orchestrator.transfer.metrics import Magnitude, Wanda
@@ -46,7 +46,8 @@ class Hardware:
     fewer: bool = False  # tokens at once, where so many don't fit
     cuda: bool = True  # a GPU recomputes activations even where it is alone
     offload: bool = False  # the ranks' shards wait elsewhere
-    trial: float | None = None  # bytes that a trial has, where that isn't a rank's memory
+    trial: float | None = None  # bytes that each process of a trial has, where that isn't a rank's memory
+    workers: int = 1  # processes that share a fine-tuning
 
 
 @dataclass(frozen=True)
@@ -173,18 +174,22 @@ def recorded_bytes(teacher: Anatomy, student: Anatomy, recipe: Recipe, lengths: 
 def finetune_cost(
     student: Anatomy, recipe: Recipe, rank: int, hardware: Hardware, lengths: Lengths | None = None
 ) -> Cost:
-    """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation."""
+    """One trial: on each device the frozen student, an adapter of rank 2r with AdamW's moments, all activations."""
     part, rows = recipe.finetune, (lengths or Lengths.longest(recipe)).train
     longest = max(row.tokens for row in rows)
-    at_once = part.micro_batch_size or fitting(longest, part.batch_size)
+    workers = hardware.workers
+    at_once = -(-fitting(longest, part.batch_size, part.micro_batch_size, workers) // workers)
     fullest = _batch(sorted(rows, key=lambda row: row.asked - row.tokens)[:at_once])  # rows come in any order
     tokens = fullest.size * longest
     dropped = tokens * sum(9 * m + 8 * rank for _, m in _adapted(student) if m != student.geometry.vocab)
     activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=False) + dropped
-    seconds = 4 * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
-    adapter = 16 * _adapter(student, rank)  # float32: itself, its gradient, two moments
+    numbers, steps = _adapter(student, rank), steps_of(len(rows), part.batch_size, part.epochs)
+    adapter = (16 if workers == 1 else 20) * numbers  # float32: itself, its gradient, two moments; what is sent
+    sent = 2 * 4 * numbers * (workers - 1) * steps  # by a ring, of each gradient
+    products = 4 * student.multiplied * _padded(rows, at_once) * part.epochs / workers / hardware.flops
     need = PerRank(student.parameters * student.width, activations, 0, adapter)
-    return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+    seconds = max(products, sent / workers / hardware.bandwidth)
+    return Cost(workers, need, sent, seconds, hardware.trial or hardware.memory)
 
 
 def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: int, hardware: Hardware) -> Cost:

@@ -6,15 +6,16 @@ import gc
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.groups import Group
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.step import Step, Track, materialise
+from orchestrator.steps.step import Step, Track, itself, materialise
 from orchestrator.store import Store
 from orchestrator.system_metrics import sampled, samples_of
 
@@ -30,6 +31,7 @@ class Work:
     notes: str  # a folder of the store, in which each trial notes how far it is
     cpus: int
     sampled: bool = False  # watch the machine meanwhile
+    group: Group | None = None  # who trains, where that isn't this process; one of them scores
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """The evaluation's figures; nothing for another step."""
@@ -41,11 +43,16 @@ class Work:
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
         try:
             with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
-                folder = materialise(step, store, noting(note))
+                folder = materialise(step, store, noting(note), do=self._by_group if self.group else itself)
         finally:
             note.unlink(missing_ok=True)
         _settle()
         return read_metrics(folder) if step.name == "evaluate" else {}
+
+    def _by_group(self, step: Step, work: Callable[[], Any]) -> Any:
+        assert self.group
+        group = self.group if step.name == "finetune" else replace(self.group, workers=1)
+        return group(work, Path(self.notes) / f".{step.fingerprint}")
 
 
 def noting(file: Path) -> Track[Any]:

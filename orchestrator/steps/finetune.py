@@ -59,6 +59,7 @@ def finetune(
 
     With `until` < 1 the training stops after that share of its steps and leaves its state, which a step with more of
     them takes as `before`. `max_grad_norm` 0 clips nothing. UserError at the step at which the loss isn't finite.
+    Every rank of a training does this, and the first one writes.
     """
     from transformers import set_seed
 
@@ -69,7 +70,8 @@ def finetune(
     tokenizer = load_tokenizer(student)
     fit = fitted(data.read(rows), template, tokenizer, max_tokens)
     encoded = fit.rows
-    micro = micro_batch_size or fitting(max(len(example.ids) for example in encoded), batch_size)
+    longest = max(len(example.ids) for example in encoded)
+    micro = fitting(longest, batch_size, micro_batch_size)
     model = load(student, dtype=dtype, device=device)
     chosen = TypeAdapter[Any](Arm).validate_python(arm)
     first = encoded[:batch_size] if chosen.initialiser else []  # what a start may look at
@@ -78,7 +80,8 @@ def finetune(
     distillation = labels and training.Distillation(read_labels(labels), chosen.weight, chosen.temperature)
     steps = steps_of(len(encoded), batch_size, epochs)
     args = training.arguments(
-        partial or folder, steps=steps, lr=lr, epochs=epochs, batch=batch_size, micro=micro, warmup=warmup,
+        partial or folder, steps=steps, lr=lr, epochs=epochs, batch=batch_size,
+        micro=fitting(longest, batch_size, micro_batch_size, training.ranks()), warmup=warmup,
         max_grad_norm=max_grad_norm, seed=seed,
     )  # fmt: skip
     last = None if until == 1.0 else max(1, round(steps * until))
@@ -86,15 +89,19 @@ def finetune(
         distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
         callbacks=[training.Watch(last)],
     )  # fmt: skip
-    history = training.run(trainer, last, partial, before, track(repeat(None), "training", last or steps))
-    (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
-    adapters.save(peft_model, folder, names["student"])
-    if last is not None:
-        name = f"checkpoint-{last}"
-        shutil.copytree(Path(args.output_dir) / name, folder / training.RUNG / name)
-    write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
+    first_rank = trainer.is_world_process_zero()
+    bar = (track if first_rank else silent)(repeat(None), "training", last or steps)
+    history = training.run(trainer, last, partial, before, bar)
+    if first_rank:
+        (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
+        adapters.save(peft_model, folder, names["student"])
+        if last is not None:
+            name = f"checkpoint-{last}"
+            shutil.copytree(Path(args.output_dir) / name, folder / training.RUNG / name)
+        write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
     norms = [norm for point in history for norm in point["grad_norms"]]
     return {
+        "workers": training.ranks(),
         "steps": trainer.state.global_step,
         "loss": history[-1]["loss"],
         "clipped": sum(norm > max_grad_norm > 0 for norm in norms) / len(norms),  # of all steps
