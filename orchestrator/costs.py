@@ -48,6 +48,7 @@ class Hardware:
     offload: bool = False  # the ranks' shards wait elsewhere
     trial: float | None = None  # bytes that each process of a trial has, where that isn't a rank's memory
     workers: int = 1  # processes that share a fine-tuning
+    sharded: bool = False  # each of them holds a part of the student
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,16 @@ def finetune_cost(
     numbers, steps = _adapter(student, rank), steps_of(len(rows), part.batch_size, part.epochs)
     adapter = (16 if workers == 1 else 20) * numbers  # float32: itself, its gradient, two moments; what is sent
     sent = 2 * 4 * numbers * (workers - 1) * steps  # by a ring, of each gradient
+    weights, gathered = student.parameters * student.width, 0
+    if hardware.sharded:
+        micros = steps * part.batch_size / (at_once * workers)
+        gathered = int(2 * micros * weights * (workers - 1))  # forward and backward
+        live = GATHERED + max(n * m for n, m in student.matrices)
+        weights = weights // workers + min(student.parameters, live) * student.width
     products = 4 * student.multiplied * _padded(rows, at_once) * part.epochs / workers / hardware.flops
-    need = PerRank(student.parameters * student.width, activations, 0, adapter)
-    seconds = max(products, sent / workers / hardware.bandwidth)
-    return Cost(workers, need, sent, seconds, hardware.trial or hardware.memory)
+    need = PerRank(weights, activations, 0, adapter)
+    seconds = max(products, (sent + gathered) / workers / hardware.bandwidth)
+    return Cost(workers, need, sent + gathered, seconds, hardware.trial or hardware.memory)
 
 
 def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: int, hardware: Hardware) -> Cost:

@@ -192,7 +192,7 @@ def here(run: Run, memory: float | None) -> Hardware | None:
 
     found = Hardware(
         tokens=run.tokens_at_once or Placement.tokens, fewer=run.tokens_at_once is None, offload=bool(run.offload),
-        native=workers_have_bfloat16(), workers=run.workers,
+        native=workers_have_bfloat16(), workers=run.workers, sharded=run.shard_student,
     )  # fmt: skip
     ranks, remote = run.ranks, bool(os.environ.get("RAY_ADDRESS"))
     with connected() if remote else nullcontext():

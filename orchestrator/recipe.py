@@ -205,6 +205,7 @@ class Run(BaseModel):
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float | None = Field(None, ge=0)  # None: one, or one a worker, where there is one
     workers_per_trial: int | None = Field(None, ge=1)  # that share a fine-tuning; None: one a GPU
+    shard_student: bool = False  # each of them holds a part of it
     trials_at_once: int | None = Field(None, ge=1)
     ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
     offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
@@ -214,7 +215,7 @@ class Run(BaseModel):
 
     @property
     def workers(self) -> int:
-        """Processes that share a fine-tuning. UserError where not each could have a whole GPU, or none."""
+        """Processes that share a fine-tuning. UserError where they can't have a GPU each, or the student in shards."""
         gpus = self.gpus_per_trial or 0.0
         count = self.workers_per_trial or max(1, int(gpus))
         if gpus and gpus != count and (count > 1 or gpus > 1):
@@ -222,6 +223,8 @@ class Run(BaseModel):
             if self.workers_per_trial:
                 each, remedy = f"of {count} workers", f"give {count}, or leave it out"
             raise UserError(f"gpus-per-trial: {gpus:g} GPUs are not one for each {each}; {remedy}")
+        if self.shard_student and count == 1:
+            raise UserError("shard-student: a training has one worker; give --gpus-per-trial 2 or more")
         return count
 
 

@@ -240,7 +240,7 @@ class Runner:
         cpus, gpus, workers = self.run.cpus_per_trial, self._session(), self.run.workers
         group = Group(workers, cpus, gpus / workers) if workers > 1 else None
         run_trials(
-            Work(str(self.store.root), str(self._notes), cpus, self.run.system_metrics, group),
+            Work(str(self.store.root), str(self._notes), cpus, self.run.system_metrics, group, self.run.shard_student),
             works(items),
             done,
             cpus=0 if group else cpus,

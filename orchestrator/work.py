@@ -32,12 +32,14 @@ class Work:
     cpus: int
     sampled: bool = False  # watch the machine meanwhile
     group: Group | None = None  # who trains, where that isn't this process; one of them scores
+    sharded: bool = False  # each of the group holds a part of the student while it trains
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """The evaluation's figures; nothing for another step."""
         import torch
 
         torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
+        step = in_shards(step) if self.sharded else step
         store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
@@ -53,6 +55,12 @@ class Work:
         assert self.group
         group = self.group if step.name == "finetune" else replace(self.group, workers=1)
         return group(work, Path(self.notes) / f".{step.fingerprint}")
+
+
+def in_shards(step: Step) -> Step:
+    """The same step, whose trainings are done by ranks that hold a part of the student each."""
+    where = {**step.where, "sharded": True} if step.name == "finetune" else step.where
+    return replace(step, where=where, inputs={key: in_shards(before) for key, before in step.inputs.items()})
 
 
 def noting(file: Path) -> Track[Any]:

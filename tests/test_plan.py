@@ -168,4 +168,9 @@ def test_a_fine_tuning_that_two_share() -> None:
     steps = 3 * -(-recipe.finetune.examples // recipe.finetune.batch_size)
     assert two.network_bytes == 2 * one.per_rank.factors_bytes // 4 * steps
     assert two.seconds == pytest.approx(one.seconds / 2)
+    half = finetune_cost(student, recipe, 8, Hardware(workers=2, sharded=True))
+    live = 2 * (GATHERED + 32000 * 4096)
+    assert half.per_rank.weights_bytes == pytest.approx(one.per_rank.weights_bytes / 2 + live, abs=2)
+    rounds = half.network_bytes - two.network_bytes
+    assert rounds == 2 * one.per_rank.weights_bytes * steps * recipe.finetune.batch_size // 2  # a row each at a time
     assert forecast(sweep(), Hardware(8, 80e9, workers=2)).steps["finetune"].smallest_cluster == 2

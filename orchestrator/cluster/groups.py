@@ -59,7 +59,9 @@ class Group:
             return trainer.fit().return_value
         except TrainingFailedError as error:
             raise self._reason(error) from error
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayTaskError:  # a fault of Ray Train's own
+            raise
+        except ray.exceptions.RayError as error:
             raise Broken("the group's controller died: killed, or its node is gone") from error
 
     def _reason(self, error: Any) -> BaseException:

@@ -14,10 +14,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from orchestrator.cluster.sharding import in_shards
+from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
-from orchestrator.models.initialisers import initialised
-from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.models.initialisers import WITH_ROWS, initialised
+from orchestrator.models.loading import computed_in, load, load_tokenizer
 from orchestrator.steps import data
 from orchestrator.steps.batches import fitting, steps_of
 from orchestrator.steps.card import write_card
@@ -53,13 +55,15 @@ def finetune(
     labels: Path | None = None,
     before: Path | None = None,
     partial: Path | None = None,
+    sharded: bool = False,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write the portable adapter, its card and the training curve (history.json).
 
     With `until` < 1 the training stops after that share of its steps and leaves its state, which a step with more of
     them takes as `before`. `max_grad_norm` 0 clips nothing. UserError at the step at which the loss isn't finite.
-    Every rank of a training does this, and the first one writes.
+    Every rank of a training does this, and the first one writes. `sharded`: each holds a part of the frozen student.
+    UserError for starts that would run rows through it.
     """
     from transformers import set_seed
 
@@ -72,8 +76,13 @@ def finetune(
     encoded = fit.rows
     longest = max(len(example.ids) for example in encoded)
     micro = fitting(longest, batch_size, micro_batch_size)
-    model = load(student, dtype=dtype, device=device)
     chosen = TypeAdapter[Any](Arm).validate_python(arm)
+    if sharded and chosen.initialiser in WITH_ROWS:
+        raise UserError(f"arm: {chosen.kind} can't start on a student in shards; leave --shard-student out")
+    if sharded:
+        model = in_shards(student, dtype=computed_in(student, dtype))
+    else:
+        model = load(student, dtype=dtype, device=device)
     first = encoded[:batch_size] if chosen.initialiser else []  # what a start may look at
     batches = [collate(first[at : at + micro], tokenizer.pad_token_id) for at in range(0, len(first), micro)]
     peft_model = adapted(model, chosen, rank, alpha, dropout, seed, start, batches)

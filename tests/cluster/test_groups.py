@@ -25,6 +25,7 @@ from orchestrator.recipe import Run
 from orchestrator.runner import Runner, Trial
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store
+from orchestrator.work import in_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("groups")]
 SHORT = {"examples": 37, "epochs": 2, "batch_size": 8, "dropout": 0.0}  # the last batch of an epoch has five rows
@@ -57,6 +58,46 @@ def alike(one: Path, other: Path) -> None:
     for wanted, point in zip(*curves, strict=True):
         assert point["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
         assert point["grad_norms"] == pytest.approx(wanted["grad_norms"], rel=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["pissa", "transfer"])
+def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_path: Path) -> None:
+    """DeepSpeed's shards of the frozen student; the adapter is whole on each. Also from a checkpoint."""
+    step, held = trained(arm), tmp_path / "held"
+    two, dies = by(2, tmp_path), tmp_path / "died"
+
+    def watched(work: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            from orchestrator.steps import training
+
+            class Watched(training.Watch):
+                def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+                    frozen = [one for one in more["model"].parameters() if hasattr(one, "ds_numel")]
+                    large = [one for one in frozen if one.ds_numel > 100_000]
+                    if args.process_index == 0:
+                        held.write_text(f"{len(large)} {sum(one.numel() for one in large)}")
+                    control.should_save = state.global_step == 5
+                    if state.global_step == 6 and args.process_index == 0 and not dies.exists():
+                        dies.touch()
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    super().on_step_end(args, state, control, **more)
+
+            training.Watch = Watched  # type: ignore[misc]
+            return work()
+
+        return run
+
+    def do(step: Step, work: Callable[[], Any]) -> Any:
+        return two(step, watched(work))
+
+    store = Store(tmp_path / "two")
+    with pytest.raises(Broken):
+        materialise(in_shards(step), store, do=do)
+    together = materialise(in_shards(step), store, do=do)
+    assert together.name == step.fingerprint
+    alike(materialise(step, Store(tmp_path / "one")), together)
+    count, elements = map(int, held.read_text().split())
+    assert count > 0 and elements == 0  # between steps a rank has its half aside, and nothing gathered
 
 
 @pytest.mark.parametrize(("arm", "workers", "fields"), [("transfer", 2, {}), ("distil", 3, {"micro_batch_size": 2})])
