@@ -40,8 +40,12 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
     )
     if offload not in (None, "cpu"):
         _check_disk(offload)
-    yield in_shards(folder, dtype=dtype, offload=offload)
-    torch.distributed.destroy_process_group()  # not after an error: it would wait for ranks that know of none
+    model = in_shards(folder, dtype=dtype, offload=offload)
+    try:
+        yield model
+        torch.distributed.destroy_process_group()  # not after an error: it would wait for ranks that know of none
+    finally:
+        del model.shards
 
 
 def in_shards(folder: str, *, dtype: torch.dtype, offload: str | None = None) -> Any:
