@@ -90,8 +90,8 @@ Force = Annotated[
 ]
 STORE = Path("pkt-store")
 WHERE = (
-    "store", "tracking", "cpus_per_trial", "gpus_per_trial", "trials_at_once", "keep_tuned", "system_metrics",
-    "ranks", "offload", "tokens", "gpu_memory", "force",
+    "store", "tracking", "cpus_per_trial", "gpus_per_trial", "workers_per_trial", "shard_student", "trials_at_once",
+    "keep_tuned", "system_metrics", "ranks", "offload", "tokens", "gpu_memory", "force",
 )  # fmt: skip
 SHORT = {"task": "name", "search": "kind"}  # fields for which a name stands in
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

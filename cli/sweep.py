@@ -39,7 +39,15 @@ def sweep(
     store: o.StoreDir = o.STORE,
     tracking: o.Tracking = None,
     cpus_per_trial: Annotated[int, typer.Option(min=1)] = 1,
-    gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Fractions share a GPU; by default 1.")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(min=0, help="Fractions share a GPU, more than one share a training; by default 1.")
+    ] = None,
+    workers_per_trial: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share a training; by default one a GPU.")
+    ] = None,
+    shard_student: Annotated[
+        bool, typer.Option("--shard-student", help="Each of these holds a part of the student: slower, less memory.")
+    ] = False,
     trials_at_once: Annotated[int | None, typer.Option(min=1)] = None,
     keep_tuned: Annotated[
         bool, typer.Option("--keep-tuned", help="Keep the weights of settings that were only tried, too.")
@@ -103,9 +111,13 @@ def sweep(
     kept.check()
     run = Run(
         store=store, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, trials_at_once=trials_at_once,
+        workers_per_trial=workers_per_trial, shard_student=shard_student,
         ranks=ranks, offload=offload, tokens_at_once=tokens,
         keep_tuned=keep_tuned, portable=asked.portable, system_metrics=system_metrics,
     )  # fmt: skip
+    if run.workers > 1:
+        whole = "a part of the student" if shard_student else "the whole student"
+        screen.say(f"each fine-tuning is shared by {run.workers} workers, which hold {whole} each")
     steps = ("measure", "extract", "finetune", "score")
     with screen.lasting(o.finding(asked.recipe)):
         from orchestrator.models.portable import portable

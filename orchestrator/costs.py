@@ -21,7 +21,7 @@ from orchestrator.lengths import Lengths, Row
 from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
 from orchestrator.scale import Scale
-from orchestrator.steps.batches import fitting
+from orchestrator.steps.batches import fitting, steps_of
 from orchestrator.tasks import budgets
 from orchestrator.tasks.template import alike
 from orchestrator.transfer.metrics import Magnitude, Wanda
@@ -49,7 +49,9 @@ class Hardware:
     offload: bool = False  # the ranks' shards wait elsewhere
     replicate: bool = False  # each rank holds the whole teacher
     answers: int = budgets.ANSWERS  # of the teacher, in tokens with their questions, at once
-    trial: float | None = None  # bytes that a trial has, where that isn't a rank's memory
+    trial: float | None = None  # bytes that each process of a trial has, where that isn't a rank's memory
+    workers: int = 1  # processes that share a fine-tuning
+    sharded: bool = False  # each of them holds a part of the student
 
     def shards(self, ranks: int) -> bool:
         """Whether none of so many ranks holds the teacher whole."""
@@ -185,23 +187,33 @@ def finetune_cost(
     *,
     recompute: bool = False,
 ) -> Cost:
-    """One trial on one device: the frozen student, an adapter of rank 2r with AdamW's moments, every activation.
+    """One trial: on each device the frozen student, an adapter of rank 2r with AdamW's moments, all activations.
 
     With `recompute` a layer's inputs are kept, and all else of one layer at a time, for another forward pass.
     """
     part, rows = recipe.finetune, (lengths or Lengths.longest(recipe)).train
     longest = max(row.tokens for row in rows)
-    at_once = part.micro_batch_size or fitting(longest, part.batch_size)
+    workers = hardware.workers
+    at_once = -(-fitting(longest, part.batch_size, part.micro_batch_size, workers) // workers)
     fullest = _batch(sorted(rows, key=lambda row: row.asked - row.tokens)[:at_once])  # rows come in any order
     tokens = fullest.size * longest
     vocab, apart = student.geometry.vocab, student.geometry.layers if recompute else 1
     dropped = [(n == vocab, tokens * (9 * m + 8 * rank)) for n, m in _adapted(student) if m != vocab]
     activations = student.pass_bytes(tokens, longest, fullest.size * fullest.kept, recompute=recompute)
     activations += sum(size if outside else size // apart for outside, size in dropped)
-    seconds = (6 if recompute else 4) * student.multiplied * _padded(rows, at_once) * part.epochs / hardware.flops
-    adapter = 16 * _adapter(student, rank)  # float32: itself, its gradient, two moments
-    need = PerRank(student.parameters * student.width, activations, 0, adapter)
-    return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+    numbers, steps = _adapter(student, rank), steps_of(len(rows), part.batch_size, part.epochs)
+    adapter = (16 if workers == 1 else 20) * numbers  # float32: itself, its gradient, two moments; what is sent
+    sent = 2 * 4 * numbers * (workers - 1) * steps  # by a ring, of each gradient
+    weights, gathered = student.parameters * student.width, 0
+    if hardware.sharded:
+        micros = steps * part.batch_size / (at_once * workers)
+        gathered = int((3 if recompute else 2) * micros * weights * (workers - 1))  # forward, anew, and backward
+        live = GATHERED + max(n * m for n, m in student.matrices)
+        weights = weights // workers + min(student.parameters, live) * student.width
+    flops = (6 if recompute else 4) * student.multiplied * _padded(rows, at_once) * part.epochs
+    need = PerRank(weights, activations, 0, adapter)
+    seconds = max(flops / workers / hardware.flops, (sent + gathered) / workers / hardware.bandwidth)
+    return Cost(workers, need, sent + gathered, seconds, hardware.trial or hardware.memory)
 
 
 def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: int, hardware: Hardware) -> Cost:

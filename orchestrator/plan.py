@@ -126,7 +126,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     )
     said = recipe.finetune.gradient_checkpointing
     recompute = hardware.cuda and not plain.fits if said == "auto" else said
-    steps["finetune"] = _alone(less if recompute else plain)
+    steps["finetune"] = _alone(less if recompute else plain, hardware.workers)
     steps["score"], choosing = (
         _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
     )
@@ -140,7 +140,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     times = {
         "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
         "extract": shared["extractions"],
-        "finetune": math.ceil(whole_trainings(sweep, trials) / gpus),
+        "finetune": math.ceil(whole_trainings(sweep, trials) / max(1, gpus // hardware.workers)),
         "teacher_score": 1,
         "score": math.ceil((compared + 1) / gpus),  # and the student as it is
     }
@@ -230,9 +230,9 @@ def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
     return replace(cost(ranks or smallest or 1), smallest_cluster=smallest)
 
 
-def _alone(cost: Cost) -> Cost:
-    """A step whose memory doesn't depend on how many ranks share its work."""
-    return replace(cost, smallest_cluster=1 if cost.fits else None)
+def _alone(cost: Cost, least: int = 1) -> Cost:
+    """A step whose memory doesn't depend on how many ranks share its work, be they as many as it asks for at least."""
+    return replace(cost, smallest_cluster=least if cost.fits else None)
 
 
 def here(run: Run, memory: float | None) -> Hardware | None:
@@ -244,7 +244,7 @@ def here(run: Run, memory: float | None) -> Hardware | None:
 
     found = Hardware(
         tokens=run.tokens_at_once or Placement.tokens, fewer=run.tokens_at_once is None, offload=bool(run.offload),
-        native=workers_have_bfloat16(),
+        native=workers_have_bfloat16(), workers=run.workers, sharded=run.shard_student,
     )  # fmt: skip
     ranks, remote = run.ranks, bool(os.environ.get("RAY_ADDRESS"))
     with connected() if remote else nullcontext():
@@ -259,7 +259,8 @@ def here(run: Run, memory: float | None) -> Hardware | None:
     if count or remote:
         return None
     own = psutil.virtual_memory().total
-    return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=own / (run.trials_at_once or 1))
+    trial = own / (run.trials_at_once or 1) / run.workers
+    return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=trial)
 
 
 def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
@@ -272,7 +273,7 @@ def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
     if not hardware.cuda and run.trials_at_once is None:
         room = USABLE * (hardware.trial or hardware.memory)
         trial = max(told.steps[name].per_rank.peak_bytes for name in ("finetune", "score"))
-        if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial):
+        if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial // run.workers):
             fewer["trials_at_once"] = fitting
     return run.model_copy(update={**fewer, "replicate": told.replicated, "gradient_checkpointing": told.recompute})
 

@@ -13,9 +13,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.cluster.groups import Group
 from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
-from orchestrator.cluster.session import cores, nodes, session
+from orchestrator.cluster.session import cores, nodes, room, session
 from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
 from orchestrator.errors import disk_is_full, passes
 from orchestrator.labbook import trial_record
@@ -193,14 +194,18 @@ class Runner:
 
     @property
     def _at_once(self) -> int | None:
-        """As many trials as this process has cores for. A cluster bounds itself."""
+        """As many trials as this process has cores for. A cluster bounds itself, unless trials wait for groups."""
+        if self.run.workers > 1 and not self.run.trials_at_once:
+            gpus = self._session() / self.run.workers
+            return max(1, room(nodes(), self.run.cpus_per_trial, gpus) // self.run.workers)
         here = None if "RAY_ADDRESS" in os.environ else max(1, cores() // self.run.cpus_per_trial)
         return self.run.trials_at_once or here
 
     def _session(self) -> float:
         """A trial's share of GPUs, once Ray runs."""
         if self._gpus is None:
-            self._gpus = self._stack.enter_context(session(cpus=self.run.cpus_per_trial, gpus=self.run.gpus_per_trial))
+            cpus, gpus, workers = self.run.cpus_per_trial, self.run.gpus_per_trial, self.run.workers
+            self._gpus = self._stack.enter_context(session(cpus=cpus, gpus=gpus, workers=workers))
         return self._gpus
 
     def _run(
@@ -232,12 +237,16 @@ class Runner:
             items.extend(more)
             return works(more)
 
+        cpus, gpus, workers = self.run.cpus_per_trial, self._session(), self.run.workers
+        group = Group(workers, cpus, gpus / workers) if workers > 1 else None
         run_trials(
-            Work(str(self.store.root), str(self._notes), run.cpus_per_trial, run.system_metrics, run.portable),
+            Work(
+                str(self.store.root), str(self._notes), cpus, run.system_metrics, run.portable, group, run.shard_student
+            ),
             works(items),
             done,
-            cpus=self.run.cpus_per_trial,
-            gpus=self._session(),
+            cpus=0 if group else cpus,
+            gpus=0 if group else gpus,
             at_once=self._at_once,
             **how,
         )

@@ -6,16 +6,17 @@ import gc
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.groups import Group
 from orchestrator.models.portable import portable
 from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.step import Step, Track, materialise
+from orchestrator.steps.step import Step, Track, itself, materialise
 from orchestrator.store import Store
 from orchestrator.system_metrics import sampled, samples_of
 
@@ -32,6 +33,8 @@ class Work:
     cpus: int
     sampled: bool = False  # watch the machine meanwhile
     portable: bool = False  # compute by kernels that CPUs share
+    group: Group | None = None  # who trains, where that isn't this process; one of them scores
+    sharded: bool = False  # each of the group holds a part of the student while it trains
 
     def __call__(self, step: Step) -> dict[str, Any]:
         """The evaluation's figures; nothing for another step."""
@@ -40,16 +43,28 @@ class Work:
         torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
         if self.portable:
             portable()
+        step = in_shards(step) if self.sharded else step
         store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
         try:
             with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
-                folder = materialise(step, store, noting(note))
+                folder = materialise(step, store, noting(note), do=self._by_group if self.group else itself)
         finally:
             note.unlink(missing_ok=True)
         _settle()
         return read_metrics(folder) if step.name == "evaluate" else {}
+
+    def _by_group(self, step: Step, work: Callable[[], Any]) -> Any:
+        assert self.group
+        group = self.group if step.name == "finetune" else replace(self.group, workers=1)
+        return group(work, Path(self.notes) / f".{step.fingerprint}")
+
+
+def in_shards(step: Step) -> Step:
+    """The same step, whose trainings are done by ranks that hold a part of the student each."""
+    where = {**step.where, "sharded": True} if step.name == "finetune" else step.where
+    return replace(step, where=where, inputs={key: in_shards(before) for key, before in step.inputs.items()})
 
 
 def noting(file: Path) -> Track[Any]:

@@ -215,3 +215,24 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_figures() -> None:
     with pytest.raises(UserError, match=r"measure takes 79\.9 GB on each of 2 ranks.* 73\.6 GB are usable; 3 ranks"):
         refuse_unless_fits(told.steps["measure"], "measure")
     assert Placement.tokens == Hardware().tokens
+
+
+def test_a_fine_tuning_that_two_share() -> None:
+    """Each has the whole student and adapter, what is sent of its gradient, and half of the rows."""
+    recipe = sweep().recipe
+    student = Anatomy.of("llama2-7b", "student")
+    one, two = (finetune_cost(student, recipe, 8, Hardware(workers=workers)) for workers in (1, 2))
+    assert (one.ranks, two.ranks) == (1, 2)
+    assert two.per_rank.weights_bytes == one.per_rank.weights_bytes
+    assert two.per_rank.activations_bytes == one.per_rank.activations_bytes  # a row at a time
+    assert 16 * two.per_rank.factors_bytes == 20 * one.per_rank.factors_bytes
+    assert one.network_bytes == 0
+    steps = 3 * -(-recipe.finetune.examples // recipe.finetune.batch_size)
+    assert two.network_bytes == 2 * one.per_rank.factors_bytes // 4 * steps
+    assert two.seconds == pytest.approx(one.seconds / 2)
+    half = finetune_cost(student, recipe, 8, Hardware(workers=2, sharded=True))
+    live = 2 * (GATHERED + 32000 * 4096)
+    assert half.per_rank.weights_bytes == pytest.approx(one.per_rank.weights_bytes / 2 + live, abs=2)
+    rounds = half.network_bytes - two.network_bytes
+    assert rounds == 2 * one.per_rank.weights_bytes * steps * recipe.finetune.batch_size // 2  # a row each at a time
+    assert forecast(sweep(), Hardware(8, 80e9, workers=2)).steps["finetune"].smallest_cluster == 2

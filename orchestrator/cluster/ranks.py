@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster import gpus
-from orchestrator.cluster.session import connected, cores, inventory, nodes
+from orchestrator.cluster.session import connected, cores, inventory, nodes, room
 from orchestrator.errors import UserError
 
 LAST_LINES = 12
@@ -163,7 +163,7 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
         logs.mkdir(parents=True, exist_ok=True)
         compiled = tempfile.mkdtemp(prefix="compiled-", dir=logs)
         bundles = [{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count
-        near = max(_room(node, placement.cpus, gpu) for node in nodes()) >= count
+        near = max(room([node], placement.cpus, gpu) for node in nodes()) >= count
         group = placement_group(bundles, strategy="STRICT_PACK" if near else "PACK")
         actors = []
         try:
@@ -191,21 +191,15 @@ def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
             shutil.rmtree(compiled, ignore_errors=True)
 
 
-def _room(node: dict[str, float], cpus: int, gpu: int) -> int:
-    """Ranks that a node could have if it had nothing else."""
-    most = node.get("CPU", 0) // cpus
-    return int(min(most, node.get("GPU", 0)) if gpu else most)
-
-
 def _check(count: int, cpus: int, gpu: int) -> None:
     """UserError where the cluster has no room for the group even when idle: Ray would wait for ever."""
     there, held = nodes(), gpus.assigned() if gpu else 0
-    room = sum(_room(node, cpus, gpu) for node in there) - held
-    if room < count:
+    most = room(there, cpus, gpu) - held
+    if most < count:
         own = f" and this job holds {held} of the GPUs itself," if held else ""
         raise UserError(
             f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {inventory(there)},"
-            f"{own} which is room for {room}; {f'ask for --ranks {room} or ' if room > 0 else ''}add nodes"
+            f"{own} which is room for {most}; {f'ask for --ranks {most} or ' if most > 0 else ''}add nodes"
         )
 
 

@@ -66,27 +66,36 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def room(there: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    """Processes of so many CPUs and GPUs that nodes could have at once if they had nothing else."""
+    most = ([node.get("CPU", 0) // cpus] + ([node.get("GPU", 0) // gpus] if gpus else []) for node in there)
+    return sum(int(min(each)) for each in most)
+
+
 def inventory(there: list[dict[str, float]]) -> str:
     """What nodes have, for people."""
     return "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in there)
 
 
 @contextmanager
-def session(*, cpus: float, gpus: float | None) -> Iterator[float]:
-    """Ray, with room for a trial; yields a trial's share of GPUs. `gpus` None: one, where any node has one.
+def session(*, cpus: float, gpus: float | None, workers: int = 1) -> Iterator[float]:
+    """Ray, with room for a trial; yields a trial's GPUs. `gpus` None: one a worker, where any node has one.
 
-    UserError where no node could ever place a trial of `cpus` and that many GPUs, since Ray would let it wait for ever.
+    UserError where no node could ever place a worker of `cpus` and its share of the GPUs, or all together not a trial's
+    `workers`, since Ray would let them wait for ever.
     """
     with connected():
         there = nodes()
         if gpus is None:
-            gpus = 1.0 if any(node.get("GPU") for node in there) else 0.0
+            gpus = float(workers) if any(node.get("GPU") for node in there) else 0.0
         held = assigned() if gpus else 0
-        fits = any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in there)
+        fits = room(there, cpus, gpus / workers) >= workers
         if not fits or sum(node.get("GPU", 0) for node in there) - held < gpus:
             own = f", of which this job itself holds {held} GPUs" if held else ""
+            needs = f"{cpus:g} CPUs and {gpus / workers:g} GPUs on one node"
+            needs = needs if workers == 1 else f"{workers} workers, each of {needs}"
             raise UserError(
-                f"run: a trial needs {cpus:g} CPUs and {gpus:g} GPUs on one node, the nodes have {inventory(there)}"
+                f"run: a trial needs {needs}, the nodes have {inventory(there)}"
                 f"{own}; ask for less with --cpus-per-trial or --gpus-per-trial"
             )
         yield gpus

@@ -47,17 +47,8 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
 
     `offload` "cpu" keeps a rank's shard in its machine's memory, a folder keeps it on that disk (NVMe).
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["LOCAL_RANK"] = "0"  # Ray shows each rank its own GPU alone
-    import deepspeed
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.utils import logging as chatter
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at each user's first use, for nothing
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    chatter.disable_progress_bar()
+    deepspeed = _deepspeed()
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
         auto_mpi_discovery=False,
@@ -68,15 +59,43 @@ def sharded(folder: str, member: Member, *, dtype: torch.dtype, offload: str | N
     )
     if offload not in (None, "cpu"):
         _check_disk(offload)
-    settings = _settings(dtype, offload)
-    alive = HfDeepSpeedConfig(settings)  # a weak reference in transformers: without it every rank loads the whole model
+    model = in_shards(folder, dtype=dtype, offload=offload)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-        engine, *_ = deepspeed.initialize(model=model, config=settings)
-        yield engine.module.eval()
+        yield model
         torch.distributed.destroy_process_group()  # not after an error: it would wait for ranks that know of none
     finally:
-        del alive
+        del model.shards
+
+
+def in_shards(folder: str, *, dtype: torch.dtype, offload: str | None = None) -> Any:
+    """The same over the process group that this process is in already.
+
+    What is added to the model afterwards, as an adapter, is whole on every rank, and its gradients are the rank's own.
+    """
+    deepspeed = _deepspeed()
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.utils import logging as chatter
+
+    chatter.disable_progress_bar()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    settings = _settings(dtype, offload)
+    alive = HfDeepSpeedConfig(settings)  # a weak reference in transformers: without it every rank loads the whole model
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    model.shards = (alive, engine)  # which would take its hooks off the model when it goes
+    return model.eval()
+
+
+def _deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at each user's first use, for nothing
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
 
 
 def _check_disk(folder: str) -> None:

@@ -30,6 +30,7 @@ Rungs = Sequence[Sequence[T]]  # an item's works: those of a rung together make 
 Done = Callable[[int, int, list[dict[str, Any]]], Sequence[Rungs[T]]]
 TIE = 1e-6  # of the loss, off the score: it decides among equal scores alone
 PATIENCE = 15.0  # seconds before what may have passed by then is tried again
+WAITING = {"cpu": 0, "gpu": 0, "memory": 2**20}  # of a worker that waits for others: Tune wants it to ask for something
 MANY = 200  # items at once where the cluster alone decides: as for Tune, enough to make one grow
 
 
@@ -50,8 +51,8 @@ def run_trials(
     side, and the score of a result decides for its own alone. An exception in `work` ends its item alone: the result is
     {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies, or has
     to end (`broken.py`), is begun again in another, and so, after `patience` seconds, is one that met a disk or a
-    network at a bad moment; after RETRIES its rung is -1. Needs a running Ray session. KeyboardInterrupt stops all
-    workers and is raised again.
+    network at a bad moment; after RETRIES its rung is -1. Without `cpus`, `work` has others
+    do it, who ask for their own. Needs a running Ray session. KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
@@ -65,7 +66,7 @@ def run_trials(
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
     trainable = tune.with_parameters(_trainable, work=work, patience=patience)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
+        tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus} if cpus else WAITING),
         tune_config=tune.TuneConfig(
             reuse_actors=True, metric="score", mode="max", search_alg=queue, scheduler=Apart(halved, items),
             # Without a bound Tune asks for one worker, waits until it is there, and asks for the next.
@@ -161,6 +162,8 @@ def _trainable(config: dict[str, Any], work: Callable[[Any], dict[str, Any]], pa
 def _guarded(work: Callable[[Any], dict[str, Any]], item: Any, patience: float) -> dict[str, Any]:
     try:
         return work(item)
+    except Broken:  # those that it had do the work
+        raise
     except Exception as error:  # whatever it is, it is this item's result and not the sweep's end
         memory = remedy(error)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

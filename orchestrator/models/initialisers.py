@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from orchestrator.errors import UserError
 
 Batch = dict[str, Tensor]  # input_ids, attention_mask and labels, each (examples, longest)
 Start = tuple[Tensor, Tensor]
+WITH_ROWS = ("eva", "lora_ga")  # these look at what rows do in the model
 
 
 def initialised(
@@ -39,7 +41,20 @@ def initialised(
     config = LoraConfig(target_modules=["matrix"], **options)
     matrices = {name: module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in targets and name}
     gradients = _gradients(model, matrices, batches) if how == "lora_ga" else {}
-    return {name: _stand_in(module.weight, config, gradients.get(name)) for name, module in matrices.items()}
+    made: dict[str, Start] = {}
+    for name, module in matrices.items():
+        with _whole(module.weight):
+            made[name] = _stand_in(module.weight, config, gradients.get(name))
+    return made
+
+
+def _whole(weight: Tensor) -> AbstractContextManager[Any]:
+    """While open, a weight of which DeepSpeed keeps shards is all here."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([weight])
 
 
 def _stand_in(weight: Tensor, config: Any, gradient: Tensor | None) -> Start:

@@ -131,9 +131,13 @@ def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one line a tensor; our own progress says what is loaded
-    chosen = dtype_of(read_config(Path(folder), "model"), dtype, native=has_bfloat16())
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in(folder, dtype), use_safetensors=True)
     return model.to(device).eval()
+
+
+def computed_in(folder: str, dtype: str) -> torch.dtype:
+    """The type that a checkpoint is computed in here, where `dtype` asks for that."""
+    return dtype_of(read_config(Path(folder), "model"), dtype, native=has_bfloat16())
 
 
 def config_of(name: str, field: str) -> Any:

@@ -14,10 +14,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from orchestrator.cluster.sharding import in_shards
+from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
-from orchestrator.models.initialisers import initialised
-from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.models.initialisers import WITH_ROWS, initialised
+from orchestrator.models.loading import computed_in, load, load_tokenizer
 from orchestrator.models.portable import RoundedRoots
 from orchestrator.steps import data
 from orchestrator.steps.batches import fitting, steps_of
@@ -55,14 +57,16 @@ def finetune(
     labels: Path | None = None,
     before: Path | None = None,
     partial: Path | None = None,
+    sharded: bool = False,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write the portable adapter, its card and the training curve (history.json).
 
     With `until` < 1 the training stops after that share of its steps and leaves its state, which a step with more of
     them takes as `before`. `max_grad_norm` 0 clips nothing. With `gradient_checkpointing` a layer keeps its inputs and
-    computes the rest again in the backward pass: same result, less memory, half more time. UserError at the step at
-    which the loss isn't finite.
+    computes the rest again in the backward pass: same result, less memory, half more time. Every rank of a training
+    does this, and the first one writes. `sharded`: each holds a part of the frozen student. UserError at the step at
+    which the loss isn't finite, and for starts that would run rows through a sharded student.
     """
     from transformers import set_seed
 
@@ -73,16 +77,23 @@ def finetune(
     tokenizer = load_tokenizer(student)
     fit = fitted(data.read(rows), template, tokenizer, max_tokens)
     encoded = fit.rows
-    micro = micro_batch_size or fitting(max(len(example.ids) for example in encoded), batch_size)
-    model = load(student, dtype=dtype, device=device)
+    longest = max(len(example.ids) for example in encoded)
+    micro = fitting(longest, batch_size, micro_batch_size)
     chosen = TypeAdapter[Any](Arm).validate_python(arm)
+    if sharded and chosen.initialiser in WITH_ROWS:
+        raise UserError(f"arm: {chosen.kind} can't start on a student in shards; leave --shard-student out")
+    if sharded:
+        model = in_shards(student, dtype=computed_in(student, dtype))
+    else:
+        model = load(student, dtype=dtype, device=device)
     first = encoded[:batch_size] if chosen.initialiser else []  # what a start may look at
     batches = [collate(first[at : at + micro], tokenizer.pad_token_id) for at in range(0, len(first), micro)]
     peft_model = adapted(model, chosen, rank, alpha, dropout, seed, start, batches)
     distillation = labels and training.Distillation(read_labels(labels), chosen.weight, chosen.temperature)
     steps = steps_of(len(encoded), batch_size, epochs)
     args = training.arguments(
-        partial or folder, steps=steps, lr=lr, epochs=epochs, batch=batch_size, micro=micro, warmup=warmup,
+        partial or folder, steps=steps, lr=lr, epochs=epochs, batch=batch_size,
+        micro=fitting(longest, batch_size, micro_batch_size, training.ranks()), warmup=warmup,
         max_grad_norm=max_grad_norm, recompute=gradient_checkpointing, seed=seed,
     )  # fmt: skip
     last = None if until == 1.0 else max(1, round(steps * until))
@@ -90,15 +101,19 @@ def finetune(
         distillation or None, tokenizer.pad_token_id, model=peft_model, args=args, train_dataset=encoded,
         callbacks=[training.Watch(last)],
     )  # fmt: skip
-    history = training.run(trainer, last, partial, before, track(repeat(None), "training", last or steps))
-    (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
-    adapters.save(peft_model, folder, names["student"])
-    if last is not None:
-        name = f"checkpoint-{last}"
-        shutil.copytree(Path(args.output_dir) / name, folder / training.RUNG / name)
-    write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
+    first_rank = trainer.is_world_process_zero()
+    bar = (track if first_rank else silent)(repeat(None), "training", last or steps)
+    history = training.run(trainer, last, partial, before, bar)
+    if first_rank:
+        (folder / "history.json").write_text(json.dumps(history, indent=0) + "\n")
+        adapters.save(peft_model, folder, names["student"])
+        if last is not None:
+            name = f"checkpoint-{last}"
+            shutil.copytree(Path(args.output_dir) / name, folder / training.RUNG / name)
+        write_card(folder, {**names, "arm": arm["kind"], "rank": rank, "alpha": alpha, "lr": lr, "seed": seed})
     norms = [norm for point in history for norm in point["grad_norms"]]
     return {
+        "workers": training.ranks(),
         "steps": trainer.state.global_step,
         "loss": history[-1]["loss"],
         "clipped": sum(norm > max_grad_norm > 0 for norm in norms) / len(norms),  # of all steps

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,15 @@ from orchestrator.store import Store, fingerprint
 T = TypeVar("T")
 # Items as they come, and progress through them; an item's line is the item, where it is a string, or what is sent back.
 Track = Callable[[Iterable[T], str, int], Generator[T, str | None, None]]
+
+
+# How a step's work is done: in this process, or by others that it waits for.
+Do = Callable[["Step", Callable[[], T]], T]
+
+
+def itself(step: Step, work: Callable[[], T]) -> T:
+    """In this process."""
+    return work()
 
 
 def silent(items: Iterable[T], what: str, total: int) -> Generator[T, str | None, None]:
@@ -76,39 +85,46 @@ def materialise(
     store: Store,
     track: Track[Any] = silent,
     placement: Placement = HERE,
+    do: Do[Any] = itself,
 ) -> Path:
     """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
 
     The teacher's steps, training and scoring show their progress with `track`; the teacher's are done where `placement`
-    says.
+    says, training and scoring as `do` does them.
     """
     if folder := store.find(step.name, step.fingerprint):
         return folder
-    inputs = {key: materialise(before, store, track, placement) for key, before in step.inputs.items()}
+    inputs = {key: materialise(before, store, track, placement, do) for key, before in step.inputs.items()}
     try:
         if not (step.of_teacher or step.name in ("finetune", "evaluate")):
             return _run(step, store, inputs)
-        extra: dict[str, Any] = {"track": track} | ({"placement": placement} if step.of_teacher else {})
+        extra: dict[str, Any] = {"track": track}
+        extra |= {"placement": placement} if step.of_teacher else {"do": do}
         with store.resumable(step.name, step.fingerprint) as partial:
             found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
             return found or _run(step, store, inputs, partial=partial, **extra)
     except Exception:
         if all(store.find(before.name, before.fingerprint) for before in step.inputs.values()):
             raise
-        return materialise(step, store, track, placement)  # another sweep has let go of what this one was reading
+        return materialise(step, store, track, placement, do)  # another sweep has let go of what this one was reading
 
 
-def _run(step: Step, store: Store, inputs: Mapping[str, Path], **extra: Any) -> Path:
+def _run(step: Step, store: Store, inputs: Mapping[str, Path], do: Do[Any] = itself, **extra: Any) -> Path:
     manifest: dict[str, Any] = {"lineage": step.lineage, "versions": versions()}
     with store.writing(step.name, step.fingerprint, manifest) as folder:
         began = time.perf_counter()
-        facts = step.run(folder, **step.config, **step.where, **inputs, **extra)
+        work = partial(_work, step.run, folder, {**step.config, **step.where, **inputs, **extra})
+        facts, manifest["peak_memory_bytes"] = do(step, work)
         manifest["seconds"] = round(time.perf_counter() - began, 3)
-        manifest["peak_memory_bytes"] = peak_memory()
         manifest["facts"] = facts or {}
     found = store.find(step.name, step.fingerprint)
     assert found is not None
     return found
+
+
+def _work(run: Callable[..., Any], folder: Path, arguments: Mapping[str, Any]) -> tuple[Any, int]:
+    """What the step says of its result, and the memory of the process that made it."""
+    return run(folder, **arguments), peak_memory()
 
 
 @cache

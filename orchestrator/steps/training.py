@@ -1,7 +1,10 @@
-"""transformers' Trainer as a trial needs it: one device, nothing reported, and checkpoints only where time is at stake.
+"""transformers' Trainer as a trial needs it: nothing reported, and checkpoints only where time is at stake.
 
 A training that is killed goes on from its last whole checkpoint and ends in the same adapter, bit for bit. One that is
 to stop early, as a rung of a search, leaves what the next rung goes on from.
+
+Its ranks are those of torch's process group, where there is one (`cluster/groups.py`), each with one device. How many
+there are changes no number but by rounding, dropout aside, which each of them draws for itself.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from orchestrator.cluster.ranks import Member
 from orchestrator.errors import UserError
+from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.labels import divergence, file_of
 from orchestrator.tasks.template import Encoded, collate, labelled
 from orchestrator.transfer.sensitivity import widened
@@ -31,7 +37,8 @@ LOGGED_POINTS = 50  # of the training curve
 CHECKPOINT_SECONDS = 300.0
 RUNG = "rung"  # the folder in which a training that stopped early left its state
 ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
-ZIPPED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # as torch.save writes
+ZIPPED = ("optimizer.pt", "scheduler.pt")  # as torch.save writes
+RANDOM = "rng_state*.pth"  # the same, of each rank
 
 Labels = Mapping[str, tuple[Tensor, Tensor]]  # by a row's file: the teacher's likeliest tokens and their logs
 
@@ -43,6 +50,11 @@ class Distillation:
     labels: Labels
     weight: float
     temperature: float
+
+
+def ranks() -> int:
+    """Processes that share this training."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def arguments(
@@ -60,11 +72,11 @@ def arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments: AdamW without weight decay, linear decay after warm-up, nothing reported.
 
-    `steps` are those of the optimizer that `epochs` come to.
+    `steps` are those of the optimizer that `epochs` come to, `micro` the rows of a batch that all ranks take at once.
     """
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=micro,
+        per_device_train_batch_size=micro,  # of which each rank collates its own
         gradient_accumulation_steps=batch // micro,
         num_train_epochs=epochs,
         learning_rate=lr,
@@ -84,25 +96,44 @@ def arguments(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # every row, labelled or not, goes through all of the adapter
+        ddp_broadcast_buffers=False,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # a trial has one device; DataParallel would multiply the batch
     return arguments
 
 
 class Training(Trainer):
-    """A Trainer that also learns a teacher's predictions, where there are any."""
+    """A Trainer of one or several ranks that also learns a teacher's predictions, where there are any."""
 
     def __init__(self, distillation: Distillation | None, pad: int, **options: Any) -> None:
         self._distillation = distillation
         self._norms: list[Any] = []  # of the gradients since the last point of the curve
         super().__init__(data_collator=lambda rows: self._collated(rows, pad), **options)
-        self.loss_is_scaled_for_ga = True  # by the answer tokens of the whole batch, ours as the model's own
+        self.loss_is_scaled_for_ga = True  # by the answer tokens of all ranks' batch, ours as the model's own
         self.remove_callback(PrinterCallback)  # without a progress bar it prints each log line; the curve is kept
 
+    def get_train_dataloader(self) -> Any:
+        """The same batches in the same order on every rank; accelerate's shards would fill up the last one."""
+        from accelerate.data_loader import prepare_data_loader
+
+        loader = DataLoader(
+            self.train_dataset, batch_size=self.args.train_batch_size, shuffle=True, collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )  # fmt: skip
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, use_seedable_sampler=True,
+            data_seed=self.args.seed,
+        )  # fmt: skip
+
     def _collated(self, rows: list[Encoded], pad: int) -> dict[str, Any]:
-        batch = collate(rows, pad)
+        """This rank's rows of a batch; where there is none left for it, one that nothing is learnt from."""
+        own = rows[self.args.process_index :: self.args.world_size]
+        batch = collate(own or rows[:1], pad)
+        if not own:
+            batch["labels"].fill_(-100)
         if self._distillation:
-            batch["rows"] = [file_of(row.id) for row in rows]
+            batch["rows"] = [file_of(row.id) for row in own]
         return batch
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -112,6 +143,11 @@ class Training(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Counted at each step by a walk through all modules, for a figure that nobody reads."""
         return 0
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of all ranks, before the checkpoint's state says that it is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Of each optimizer step, before it is made: its norm is kept; UserError where the loss isn't finite.
@@ -148,7 +184,7 @@ class Training(Trainer):
                 tokens, logs = (tensor.to(logits.device) for tensor in found)
                 apart = divergence(logits[place][asked[place]], tokens, logs, self._distillation.temperature)
                 total = total + self._distillation.weight * (apart.sum() - own[owners == place].sum())
-        return total / options["num_items_in_batch"]
+        return total * self.args.world_size / options["num_items_in_batch"]  # ranks' gradients are averaged
 
 
 @dataclass
@@ -161,11 +197,16 @@ class Watch(TrainerCallback):
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Ranks have drawn the same start; what they drop out is their own. A checkpoint's state comes after this."""
+        if args.process_index:
+            torch.manual_seed(args.seed + args.process_index)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Of every optimizer step."""
+        """Of every optimizer step. Rank 0's clock is everybody's."""
         control.should_training_stop = control.should_training_stop or state.global_step == self.last
         control.should_log = control.should_log or state.global_step == state.max_steps
-        if state.global_step == self.last or time.monotonic() - self._saved >= self.every:
+        if state.global_step == self.last or agreed(time.monotonic() - self._saved >= self.every, _member(args)):
             control.should_save = control.should_log = True
             self._saved = time.monotonic()
 
@@ -199,15 +240,22 @@ def run(
 
     One at the step to stop after is of no use: the Trainer would go on beyond it. `bar` hears of each step.
     """
-    for torn in [path for path in saved(partial) if not whole(path)]:
-        shutil.rmtree(torn)  # else the Trainer would count it among those that it keeps
-    own = [path for path in saved(partial) if step_of(path) != last]
-    earlier = [path for path in saved(before and before / RUNG) if whole(path)]
-    checkpoint = max(own or earlier, key=step_of, default=None)
+    checkpoint = None
+    if trainer.is_world_process_zero():
+        for torn in [path for path in saved(partial) if not whole(path)]:
+            shutil.rmtree(torn)  # else the Trainer would count it among those that it keeps
+        own = [path for path in saved(partial) if step_of(path) != last]
+        earlier = [path for path in saved(before and before / RUNG) if whole(path)]
+        checkpoint = max(own or earlier, key=step_of, default=None)
+    checkpoint = agreed(checkpoint, _member(trainer.args))
     trainer.add_callback(Told(bar))
     with closing(bar):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return [point for point in trainer.state.log_history if "loss" in point]
+
+
+def _member(args: Any) -> Member:
+    return Member(args.process_index, args.world_size)
 
 
 def saved(folder: Path | None) -> list[Path]:
@@ -230,10 +278,11 @@ def whole(checkpoint: Path) -> bool:
         state = json.loads((checkpoint / STATE).read_text())
         with safe_open(checkpoint / ADAPTER, framework="pt"):
             pass
-        for name in ZIPPED:
+        random = [path.name for path in checkpoint.glob(RANDOM)]
+        for name in (*ZIPPED, *random):
             with zipfile.ZipFile(checkpoint / name) as parts:
                 if parts.testzip():
                     return False
     except (FileNotFoundError, ValueError, SafetensorError, zipfile.BadZipFile):
         return False
-    return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
+    return bool(random) and isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)

@@ -50,6 +50,12 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
             "teacher: 'lama2-70b' is not known; did you mean llama2-70b? `pkt models`",
         ),
         (["sweep", "--teacher", "some/model"], "student: 'some/model' has no natural student; name one with --student"),
+        (["sweep", "--gpus-per-trial", "1.5"], "gpus-per-trial: 1.5 GPUs are not one for each worker; give a whole"),
+        (
+            ["sweep", "--gpus-per-trial", "4", "--workers-per-trial", "2"],
+            "gpus-per-trial: 4 GPUs are not one for each of 2 workers; give 2, or leave it out",
+        ),
+        (["sweep", "--shard-student"], "shard-student: a training has one worker; give --gpus-per-trial 2 or more"),
         (["sweep", "--tracking", "nonsense"], "tracking: 'nonsense' can't be used: it is no address; give http://"),
         (["sweep", "--set", "arm.rows=all"], "recipe.arm: {'rows': 'all'} doesn't say which kind; write it as {kind:"),
         (["sweep", "--teacher", "lama", "--student", "demo-student"], "teacher: 'lama' is no alias (see `pkt models`)"),
