@@ -212,6 +212,7 @@ def test_the_loss_mixes_answers_and_predictions(demo_models: dict[str, Path], tm
     targets = {file_of(one.id): likeliest(torch.randn(len(one.ids) - 4, 101, generator=draw), 2.0) for one in rows[:2]}
     labels = {name: (kept["tokens"], kept["logs"]) for name, kept in targets.items()}
     how: dict[str, Any] = {"lr": 1e-3, "epochs": 1, "batch": 3, "micro": 3, "warmup": 0.0, "max_grad_norm": 1.0}
+    how |= {"recompute": False}
     args = training.arguments(tmp_path, steps=1, **how, seed=0)
     trainer = training.Training(training.Distillation(labels, 0.3, 2.0), 0, model=model, args=args, train_dataset=rows)
     inputs = trainer.data_collator(rows)
