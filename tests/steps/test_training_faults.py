@@ -195,7 +195,7 @@ def test_the_steps_that_are_counted_are_the_trainers(
     model = torch.nn.Linear(1, 1)
     args = training.arguments(
         tmp_path, steps=(steps := steps_of(examples, batch, epochs)), lr=1.0, epochs=epochs, batch=batch, micro=micro,
-        warmup=0.1, max_grad_norm=1.0, seed=0,
+        warmup=0.1, max_grad_norm=1.0, recompute=False, seed=0,
     )  # fmt: skip
     trainer = training.Training(None, 0, model=model, args=args, train_dataset=[0] * examples)
     told = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
