@@ -184,7 +184,7 @@ def memory_of(name: str) -> Callable[[Path, bool], str]:
 
         from benchmarks.measuring import peak_bytes
         from orchestrator import pipeline
-        from orchestrator.costs import Hardware
+        from orchestrator.hardware import Hardware
         from orchestrator.lengths import lengths_of
         from orchestrator.native import workers_have_bfloat16
         from orchestrator.plan import forecast

@@ -45,7 +45,8 @@ def measured(name: str) -> tuple[int, int, int]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from orchestrator.cluster.ranks import Member, Placement
-    from orchestrator.costs import Anatomy, Hardware, measure_cost
+    from orchestrator.costs import Anatomy, measure_cost
+    from orchestrator.hardware import Hardware
     from orchestrator.recipe import Recipe
     from orchestrator.scale import Scale
     from orchestrator.steps.measure import Measuring, measuring

@@ -7,9 +7,10 @@ from typing import Any
 
 from cli.options import amount
 from cli.plan import duration
-from orchestrator.cells import cells_of, fine_tunings, groups_of, share_of_a_try
-from orchestrator.costs import Hardware
+from orchestrator.cells import cells_of
 from orchestrator.errors import UserError
+from orchestrator.groups import fine_tunings, groups_of, share_of_a_try
+from orchestrator.hardware import Hardware
 from orchestrator.lengths import at_hand, lengths_of
 from orchestrator.plan import counts, forecast
 from orchestrator.recipe import Grid, Sweep

@@ -57,7 +57,7 @@ def plan(
 
     from cli.screen import Terminal
     from orchestrator.cluster.ranks import Placement
-    from orchestrator.costs import Hardware
+    from orchestrator.hardware import Hardware
     from orchestrator.lengths import lengths_of
     from orchestrator.plan import forecast
 

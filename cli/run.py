@@ -60,9 +60,9 @@ def run(
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline
+        from orchestrator.alone import alone
         from orchestrator.models.portable import portable
         from orchestrator.prepare import check, prepare
-        from orchestrator.runner import alone
         from orchestrator.steps.evaluate import read_metrics
 
         if asked.portable:

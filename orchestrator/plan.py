@@ -14,32 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.anatomy import Anatomy
-from orchestrator.cells import (
-    cells_of,
-    check_rungs,
-    fine_tunings,
-    groups_of,
-    rates_of,
-    seeds_of,
-    shared_by,
-    tries_of,
-    whole_trainings,
-)
+from orchestrator.cells import cells_of, check_rungs, seeds_of
 from orchestrator.cluster import gpus
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import connected, cores, nodes
-from orchestrator.costs import (
-    USABLE,
-    Cost,
-    Hardware,
-    extract_cost,
-    finetune_cost,
-    measure_cost,
-    recorded_bytes,
-    score_cost,
-    teacher_score_cost,
-)
+from orchestrator.costs import extract_cost, finetune_cost, measure_cost, recorded_bytes, score_cost, teacher_score_cost
 from orchestrator.errors import UserError
+from orchestrator.groups import fine_tunings, groups_of, rates_of, shared_by, tries_of, whole_trainings
+from orchestrator.hardware import USABLE, Cost, Hardware
 from orchestrator.lengths import Lengths, lengths_of
 from orchestrator.models.families import too_small
 from orchestrator.native import workers_have_bfloat16

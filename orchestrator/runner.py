@@ -6,15 +6,15 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.cluster.groups import Group
-from orchestrator.cluster.ranks import Placement, spread
+from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
 from orchestrator.cluster.session import cores, nodes, room, session
 from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
@@ -22,6 +22,7 @@ from orchestrator.errors import disk_is_full, passes
 from orchestrator.labbook import trial_record
 from orchestrator.recipe import Run
 from orchestrator.run_record import Record, Status, one_line
+from orchestrator.screen import Screen
 from orchestrator.steps.data import light
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.kept import LARGE, note, noted
@@ -29,24 +30,6 @@ from orchestrator.steps.step import Step, materialise
 from orchestrator.store import LATE, Store
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.work import Work, under_way
-
-
-class Screen(Protocol):
-    """What a person sees of the work."""
-
-    def track(self, items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
-        """Progress through the items of one long step."""
-
-    def trials(
-        self, what: str, total: int, running: Callable[[], str]
-    ) -> AbstractContextManager[Callable[[str], None]]:
-        """Progress through trials; what it yields takes each finished one's line. `running` tells of the others."""
-
-    def warn(self, line: str) -> None:
-        """Something to know, now."""
-
-    def say(self, line: str) -> None:
-        """How far it is."""
 
 
 @dataclass(frozen=True)
@@ -302,33 +285,6 @@ class Runner:
         adapter = trial.step.inputs.get("adapter")
         if adapter and not self._needs[trial.step.fingerprint] and self._folder(trial):
             self.store.let_go(adapter.name, adapter.fingerprint, LARGE)
-
-
-def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
-    """A trial outside of any sweep, with all that it builds on.
-
-    Where there is a GPU, each part is done in a process that ends and gives all of it back to the next.
-    """
-    if store.find(step.name, step.fingerprint) is None:
-        with placement_of(run).settled() as placement:
-            for part in step.ancestors():
-                if part.name == "data" or store.find(part.name, part.fingerprint):
-                    continue
-                screen.say(f"{part.name} ...")
-                if part.of_teacher or placement.here or not any(node.get("GPU") for node in nodes()):
-                    materialise(part, store, screen.track, placement)
-                else:
-                    _apart(part, store, placement, screen)
-    return materialise(step, store)
-
-
-def _apart(step: Step, store: Store, placement: Placement, screen: Screen) -> None:
-    with store.resumable(step.name, f"{step.fingerprint}-logs") as logs:
-        work = Work(str(store.root), str(logs), placement.cpus)
-        going = partial(under_way, logs, {step.fingerprint: step.name})
-        with screen.trials(step.name, 1, going) as tick:
-            for _ in spread(replace(placement, ranks=1, offload=None), work, [light(step, store)], logs):
-                tick("")
 
 
 def placement_of(run: Run) -> Placement:

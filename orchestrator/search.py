@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import Cell, Group, check_rungs, fine_tunings, rates_of, tuning_of
+from orchestrator.cells import Cell, check_rungs, tuning_of
 from orchestrator.cluster.searches import FAILED, Halving, Proposals
+from orchestrator.groups import Group, fine_tunings, rates_of
 from orchestrator.prepare import Ready
 from orchestrator.recipe import Asha, Grid, Optuna, Sweep
 from orchestrator.runner import Runner, Trial

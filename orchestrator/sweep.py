@@ -14,14 +14,16 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cells import Cell, Group, asked_flat, cells_of, fine_tunings, groups_of, seeds_of, trained
-from orchestrator.costs import Hardware
+from orchestrator.cells import Cell, asked_flat, cells_of, seeds_of
 from orchestrator.errors import UserError
+from orchestrator.groups import Group, fine_tunings, groups_of, trained
+from orchestrator.hardware import Hardware
 from orchestrator.labbook import commit, sweep_record, with_verdict
 from orchestrator.plan import counts
 from orchestrator.prepare import Ready, Who, check, prepare
 from orchestrator.recipe import Run, Sweep
-from orchestrator.runner import Runner, Screen, Trial
+from orchestrator.runner import Runner, Trial
+from orchestrator.screen import Screen
 from orchestrator.search import Choice, choose, rungs_of, table_of
 from orchestrator.steps.compare import BOUNDS, leaderboard
 from orchestrator.steps.data import data_step

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.cells import cells_of, fine_tunings
+from orchestrator.cells import cells_of
+from orchestrator.groups import fine_tunings
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
 

@@ -13,8 +13,9 @@ from tiny import FAMILIES, batch, saved, tiny
 
 from orchestrator.cluster.ranks import Member, Placement
 from orchestrator.cluster.sharding import GATHERED
-from orchestrator.costs import GATHERS, Anatomy, Cost, Hardware, finetune_cost, measure_cost, teacher_score_cost
+from orchestrator.costs import GATHERS, Anatomy, finetune_cost, measure_cost, teacher_score_cost
 from orchestrator.errors import UserError
+from orchestrator.hardware import Cost, Hardware
 from orchestrator.lengths import Lengths, Row
 from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.plan import forecast, refuse_unless_fits, within

@@ -12,17 +12,10 @@ from typing import Any
 import pytest
 
 from cli.screen import Terminal
-from orchestrator.cells import (
-    TUNING_SEED,
-    cells_of,
-    fine_tunings,
-    groups_of,
-    share_of_a_try,
-    shared_by,
-    whole_trainings,
-)
+from orchestrator.cells import TUNING_SEED, cells_of
 from orchestrator.cluster.searches import FAILED, Halving
 from orchestrator.errors import UserError
+from orchestrator.groups import fine_tunings, groups_of, share_of_a_try, shared_by, whole_trainings
 from orchestrator.presets import complete
 from orchestrator.recipe import RATES, Run, Sweep
 from orchestrator.runner import Runner, Trial

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cells import cells_of, expand, fine_tunings
+from orchestrator.cells import cells_of, expand
 from orchestrator.errors import UserError
+from orchestrator.groups import fine_tunings
 from orchestrator.labbook import sweep_record, trial_record
 from orchestrator.plan import counts
 from orchestrator.presets import complete

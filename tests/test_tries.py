@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cells import cells_of, finer, groups_of, tries_of
+from orchestrator.cells import cells_of
+from orchestrator.groups import finer, groups_of, tries_of
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
 

@@ -16,12 +16,12 @@ from tiny import saved
 
 from cli.screen import Terminal
 from orchestrator import pipeline
+from orchestrator.alone import alone
 from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.cluster.session import connected
 from orchestrator.prepare import prepare
 from orchestrator.presets import complete
 from orchestrator.recipe import Run, Sweep
-from orchestrator.runner import alone
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.store import Store
 

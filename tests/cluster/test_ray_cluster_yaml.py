@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from orchestrator.costs import Hardware
+from orchestrator.hardware import Hardware
 from orchestrator.plan import forecast
 from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
