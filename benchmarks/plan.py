@@ -69,7 +69,7 @@ def measured(name: str) -> tuple[int, int, int]:
     measure = {"examples": EXAMPLES, "max_tokens": LENGTH}
     recipe = Recipe.model_validate({"teacher": "a", "student": "b", "measure": measure})
     told = measure_cost(teacher, recipe, Scale(GRANULARITY), 1, Hardware(tokens=TOKENS, cuda=False))
-    return teacher.parameters * teacher.width, told.per_rank.peak_bytes, found
+    return teacher.parameters * teacher.width, told.per_rank.peak_bytes - told.per_rank.process_bytes, found
 
 
 if __name__ == "__main__":

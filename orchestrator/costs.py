@@ -43,7 +43,7 @@ def measure_cost(
     statistics = 4 * each
     if isinstance(part.metric, Magnitude):
         largest = max(n * m for n, m in teacher.matrices) * (teacher.width + 4)
-        return Cost(1, PerRank(largest, 0, statistics), 0, 0.0, hardware.memory)
+        return Cost(1, PerRank(largest, 0, statistics, 0, hardware.process), 0, 0.0, hardware.memory)
     sharded = hardware.shards(ranks)
     recompute = hardware.cuda or sharded
     points, forward = len(part.metric.points()), isinstance(part.metric, Wanda)
@@ -65,7 +65,7 @@ def measure_cost(
     flops = sum(rounds) * teacher.multiplied * (2 if forward else 8 if recompute else 6)
     seconds = passes * max(flops / hardware.flops, gathered / hardware.bandwidth)
     network = ranks * passes * gathered + statistics * (ranks - 1)
-    need = PerRank(_held(teacher, ranks, hardware), activations, statistics)
+    need = PerRank(_held(teacher, ranks, hardware), activations, statistics, 0, hardware.process)
     return Cost(ranks, need, network, seconds, hardware.memory)
 
 
@@ -93,6 +93,7 @@ def extract_cost(
             sliding + recorded,
             4 * n * m // scored,
             4 * (height + breadth) * (width * (KRYLOV + 1) + rank),
+            hardware.process,
         )
         fullest = max(fullest, here, key=lambda need: need.peak_bytes)
         flops += FLOAT32 * 2 * height * breadth * width * 3 * KRYLOV + (2 * n * m * tokens if scale.exact else 0)
@@ -143,7 +144,7 @@ def finetune_cost(
         live = GATHERED + max(n * m for n, m in student.matrices)
         weights = weights // workers + min(student.parameters, live) * student.width
     flops = (6 if recompute else 4) * student.multiplied * _padded(rows, at_once) * part.epochs
-    need = PerRank(weights, activations, 0, adapter)
+    need = PerRank(weights, activations, 0, adapter, hardware.process)
     seconds = max(flops / workers / hardware.flops, (sent + gathered) / workers / hardware.bandwidth)
     return Cost(workers, need, sent + gathered, seconds, hardware.trial or hardware.memory)
 
@@ -170,7 +171,7 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
         wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
         most = max(most, student.forward_bytes(count * longest, wide))
         seconds += 2 * student.multiplied * count * longest / hardware.flops
-    need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b)
+    need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b, hardware.process)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
 
 
@@ -196,7 +197,7 @@ def teacher_score_cost(teacher: Anatomy, lengths: Lengths, rows: Sequence[Row], 
     each = 2 * teacher.multiplied * count / hardware.flops  # seconds of a token of each row
     answering = new * max(STEP if hardware.cuda else 0.0, each)
     seconds = max(rounds * (each * (longest + tokens) + answering), gathered / hardware.bandwidth)
-    need = PerRank(_held(teacher, ranks, hardware), max(golds, asking if new else 0))
+    need = PerRank(_held(teacher, ranks, hardware), max(golds, asking if new else 0), 0, 0, hardware.process)
     return Cost(ranks, need, ranks * gathered, seconds, hardware.memory)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.cluster.ranks import Placement
 from orchestrator.tasks import budgets
 
+PROCESS = 500_000_000  # bytes: Python, its libraries and a tokenizer, where they share what the model is in
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the kernels' and fragments
 
 
@@ -30,6 +31,11 @@ class Hardware:
     workers: int = 1  # processes that share a fine-tuning
     sharded: bool = False  # each of them holds a part of the student
 
+    @property
+    def process(self) -> int:
+        """Bytes that a process takes of this memory before a model is there; those beside a GPU are in none of its."""
+        return 0 if self.cuda else PROCESS
+
     def shards(self, ranks: int) -> bool:
         """Whether none of so many ranks holds the teacher whole."""
         return self.offload or (ranks > 1 and not self.replicate)
@@ -43,11 +49,12 @@ class PerRank:
     activations_bytes: int = 0
     statistics_bytes: int = 0
     factors_bytes: int = 0
+    process_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
         """All at once: no part waits for another to go."""
-        return self.weights_bytes + self.activations_bytes + self.statistics_bytes + self.factors_bytes
+        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True)

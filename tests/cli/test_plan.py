@@ -17,7 +17,13 @@ def test_the_json_has_the_fields_that_are_promised(pkt: Call) -> None:  # noqa: 
         assert {"fits", "per_rank", "network_bytes", "seconds", "gpu_hours", "smallest_cluster"} <= set(step)
         parts = dict(step["per_rank"])
         assert parts.pop("peak_bytes") == sum(parts.values())
-        assert set(parts) == {"weights_bytes", "activations_bytes", "statistics_bytes", "factors_bytes"}
+        assert set(parts) == {
+            "weights_bytes",
+            "activations_bytes",
+            "statistics_bytes",
+            "factors_bytes",
+            "process_bytes",
+        }
     assert told["teacher"] == {"name": "llama2-70b", "parameters": 68_976_648_192}
 
 

@@ -22,8 +22,8 @@ MINI_70B |= {"intermediate_size": 224, "head_dim": 2, "vocab_size": 104}
 MINI_7B = {"hidden_size": 64, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
 MINI_7B |= {"intermediate_size": 86, "head_dim": 2, "vocab_size": 104}
 OURS = re.compile(
-    r"(measuring the teacher|extracting blocks|choosing|trials|asking|training): \d+/\d+ after \d+ s  .*|\w+ \.\.\."
-    r"|(reading|finding) .*"
+    r"(measuring the teacher|extracting blocks|choosing|trials|asking|training|losses of gold answers): "
+    r"\d+/\d+ after \d+ s  .*|\w+ \.\.\.|(reading|finding) .*"
 )
 
 

@@ -78,6 +78,7 @@ def test_the_leaderboard_and_its_line(swept: tuple[Path, Any]) -> None:
 
 NOISE_FREE = {"small", "measuring the teacher", "extracting blocks", "scoring the untouched models", "trials"} | {
     "warning",  # of the gate, below
+    "finding demo-teacher and demo-student ...",  # on a busy machine
     "14 fine-tunings",
     "Shared by all of them",
     "2 random seeds can describe, not claim",
