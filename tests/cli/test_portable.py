@@ -40,6 +40,7 @@ def pkt(folder: Path, environment: dict[str, str], *words: str) -> dict[str, byt
     return {str(path.relative_to(store)): path.read_bytes() for path in paths}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arm", ["transfer", "pissa"])
 def test_a_trial_has_the_same_bits_by_whatever_kernels(arm: str, demo_models: dict[str, Path], tmp_path: Path) -> None:
     """And hasn't where it needn't be portable."""
@@ -53,6 +54,7 @@ def test_a_trial_has_the_same_bits_by_whatever_kernels(arm: str, demo_models: di
     assert own != other
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_sweeps_workers_compute_as_one_process_does(demo_models: dict[str, Path], tmp_path: Path) -> None:
     words = (

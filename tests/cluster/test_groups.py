@@ -60,6 +60,7 @@ def alike(one: Path, other: Path) -> None:
         assert point["grad_norms"] == pytest.approx(wanted["grad_norms"], rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arm", ["pissa", "transfer"])
 def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_path: Path) -> None:
     """DeepSpeed's shards of the frozen student; the adapter is whole on each. Also from a checkpoint."""
@@ -108,7 +109,10 @@ def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_pa
     assert here == pytest.approx(whole / 2, rel=0.01)  # of a rank between steps: nothing stays gathered
 
 
-@pytest.mark.parametrize(("arm", "workers", "fields"), [("transfer", 2, {}), ("distil", 3, {"micro_batch_size": 2})])
+@pytest.mark.parametrize(
+    ("arm", "workers", "fields"),
+    [("transfer", 2, {}), pytest.param("distil", 3, {"micro_batch_size": 2}, marks=pytest.mark.long)],
+)
 def test_any_number_of_workers_trains_as_one(arm: str, workers: int, fields: dict[str, Any], tmp_path: Path) -> None:
     """Adapter, losses and norms: also where a batch doesn't divide by them, or one has no row of it."""
     step = trained(arm, **fields)
@@ -132,6 +136,7 @@ def test_the_first_fault_is_told_and_not_who_missed_that_worker(tmp_path: Path) 
         Group(2, 1, 0)(work, tmp_path / "scratch")
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_ends_its_group_and_the_next_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     step, mark, told, two = trained("lora"), tmp_path / "died", [], by(2, tmp_path)
 
@@ -177,6 +182,7 @@ def test_a_worker_that_is_killed_ends_its_group_and_the_next_goes_on_from_the_ch
     alike(materialise(step, Store(tmp_path / "whole")), folder)
 
 
+@pytest.mark.long
 def test_trials_of_a_sweep_are_groups(tmp_path: Path) -> None:
     """Two at once, in as many CPUs as they have; then scored, each by one process."""
     trials = []
