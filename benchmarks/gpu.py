@@ -209,7 +209,8 @@ def memory_of(name: str) -> Callable[[Path, bool], str]:
         }
         room = {"cuda": False} if dry else {"memory": float(torch.cuda.mem_get_info()[1])}
         held = Hardware(gpus=1, native=workers_have_bfloat16(), **room)
-        told = forecast(asked, held, lengths_of(recipe)).steps[name].per_rank.peak_bytes
+        need = forecast(asked, held, lengths_of(recipe)).steps[name].per_rank
+        told = need.peak_bytes - need.process_bytes  # what is found begins once libraries are there
         store = Store(folder / "store")
         for one in list(steps[name].ancestors())[:-1]:
             materialise(one, store)

@@ -173,6 +173,7 @@ def test_two_passes_choose_what_one_chooses(demo_models: dict[str, Path], store:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.xdist_group("ray")
+@pytest.mark.long
 def test_any_number_of_ranks_gives_the_same_adapter(room: None, demo_models: dict[str, Path], tmp_path: Path) -> None:
     """In two passes, so that measuring, recording and cutting are all shared out; in shares of a rank's tokens, too."""
     asked = recipe(measure={"passes": 2, "examples": 5})

@@ -50,6 +50,7 @@ def test_a_missed_gate_ends_the_sweep_before_it_trains(demo_models: dict[str, Pa
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_tuned_teacher_is_waited_for_and_told_once_it_is_known(demo_models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "tuned_teacher": True, "name": "tuned"}))
     done = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "1")

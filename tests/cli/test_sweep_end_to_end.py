@@ -240,6 +240,7 @@ def test_a_failed_trial_is_a_line_and_not_the_end(swept: tuple[Path, Any]) -> No
     assert " r4 lr 1e+20 seed 0: lr: the loss is nan" in done.stdout
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_in_seconds_and_the_sweep_goes_on_from_there(demo_models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     words = [*PKT, "sweep", "sweep.yaml", "--trials-at-once", "2"]

@@ -126,6 +126,7 @@ def test_any_number_of_workers_trains_as_one(arm: str, workers: int, fields: dic
     assert manifest["facts"]["steps"] == 10 and manifest["peak_memory_bytes"] > 1e8
 
 
+@pytest.mark.long
 def test_the_first_fault_is_told_and_not_who_missed_that_worker(tmp_path: Path) -> None:
     def work() -> None:
         if torch.distributed.get_rank() == 1:

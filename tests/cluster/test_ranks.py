@@ -92,7 +92,9 @@ def distance(folder: Path, right: dict[str, torch.Tensor], granularity: int) -> 
 
 
 @pytest.mark.parametrize("replicate", [False, True], ids=["in shards", "whole on each"])
-@pytest.mark.parametrize(("ranks", "granularity", "count"), [(2, 1, 7), (2, 16, 1), (4, 16, 7)])
+@pytest.mark.parametrize(
+    ("ranks", "granularity", "count"), [(2, 1, 7), (2, 16, 1), pytest.param(4, 16, 7, marks=pytest.mark.long)]
+)
 def test_any_number_of_ranks_equals_brute_force(
     ray_here: None, teacher: Path, tmp_path: Path, ranks: int, granularity: int, count: int, replicate: bool
 ) -> None:
@@ -128,7 +130,9 @@ def test_a_folder_that_cannot_take_parameters_is_told(ray_here: None, teacher: P
         list(stream(work.placement, measuring, work, work.partial))
 
 
-@pytest.mark.parametrize("replicate", [False, True], ids=["in shards", "whole on each"])
+@pytest.mark.parametrize(
+    "replicate", [pytest.param(False, marks=pytest.mark.long), True], ids=["in shards", "whole on each"]
+)
 def test_a_killed_rank_resumes_from_the_checkpoint_with_the_same_scores(
     ray_here: None, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, replicate: bool
 ) -> None:
@@ -183,6 +187,7 @@ def test_no_process_outlives_its_group(ray_here: None, tmp_path: Path) -> None:
     assert not alive and len(set(pids)) >= 1
 
 
+@pytest.mark.long
 def test_no_rank_ever_holds_the_model(ray_here: None, tmp_path: Path) -> None:
     """Half a gigabyte in eight layers: a rank has its share, and never much more of it at once while loading."""
     config = LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=512)

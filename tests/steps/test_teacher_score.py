@@ -57,7 +57,9 @@ def agree(one: Path, other: Path) -> None:
         assert mine == theirs
 
 
-@pytest.mark.parametrize(("ranks", "replicate"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize(
+    ("ranks", "replicate"), [(1, False), pytest.param(3, False, marks=pytest.mark.long), (3, True)]
+)
 @pytest.mark.parametrize("kind", ["exact_match", "multiple_choice"])
 def test_ranks_score_as_the_whole_model_does(
     demo_models: dict[str, Path], tmp_path: Path, kind: str, ranks: int, replicate: bool
