@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -77,6 +79,7 @@ def main() -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's end is Ctrl-C, too
+        sys.unraisablehook = _unraisable
         code = app(standalone_mode=False)
     except TyperException as error:
         _fail(error.format_message(), error.exit_code)
@@ -92,6 +95,14 @@ def main() -> NoReturn:
         raise
     else:
         sys.exit(code or 0)
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """A Ctrl-C that comes while an object of a library's is cleared away would be printed and lost: it comes again."""
+    if what.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main, (signal.SIGTERM,)).start()
+    else:
+        sys.__unraisablehook__(what)
 
 
 def _fail(message: str, code: int) -> NoReturn:

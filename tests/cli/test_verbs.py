@@ -159,3 +159,16 @@ def test_a_sweep_that_was_begun_alone_is_named(pkt: Call, tmp_path: Path) -> Non
         code, _, err = pkt(*words)
         assert code == 2
         assert "sweep: 'half' was begun and has not ended; `pkt sweep --resume half` goes on with it" in err
+
+
+def test_an_interrupt_that_meets_a_finaliser_is_not_lost() -> None:
+    """Python prints what a `__del__` raises, and goes on: so it went on once, when Ray's was what the signal met."""
+    code = (
+        "import os, signal, sys, time\nfrom cli import main\n"
+        "class Mine:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(0.01)\n"
+        "def app(**how):\n    Mine()\n    time.sleep(20)\n"
+        "main.app = app\nmain.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert "Exception ignored" not in done.stderr and done.stderr.startswith("pkt: stopped;")
