@@ -24,18 +24,19 @@ SHORT = {"examples": 36, "epochs": 1, "batch_size": 36, "dtype": "auto"}
 @pytest.fixture(scope="module")
 def half(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's teacher in bfloat16."""
-    folder = tmp_path_factory.mktemp("models") / "teacher"
-    AutoModelForCausalLM.from_pretrained(demo_models["demo-teacher"], dtype=torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(demo_models["demo-teacher"]).save_pretrained(folder)
-    return folder
+    return stored(demo_models["demo-teacher"], torch.bfloat16, tmp_path_factory.mktemp("models") / "teacher")
 
 
 @pytest.fixture(scope="module")
 def wide(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's student in float32."""
-    folder = tmp_path_factory.mktemp("models") / "student"
-    AutoModelForCausalLM.from_pretrained(demo_models["demo-student"], dtype=torch.float32).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(demo_models["demo-student"]).save_pretrained(folder)
+    return stored(demo_models["demo-student"], torch.float32, tmp_path_factory.mktemp("models") / "student")
+
+
+def stored(model: Path, dtype: torch.dtype, folder: Path) -> Path:
+    """A checkpoint in another type."""
+    AutoModelForCausalLM.from_pretrained(model, dtype=dtype).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
     return folder
 
 

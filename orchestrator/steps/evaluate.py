@@ -81,8 +81,13 @@ def read_said(path: Path) -> dict[str, Said]:
         except ValueError:
             continue
         id = fields.pop("id")
-        found[id] = Said(**fields | {"logs": tuple(fields["logs"])})
+        found[id] = said_of(fields)
     return found
+
+
+def said_of(fields: dict[str, Any]) -> Said:
+    """One answer as JSON kept it."""
+    return Said(**fields | {"logs": tuple(fields["logs"])})
 
 
 def asked(

@@ -20,7 +20,7 @@ from torch import nn
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.steps.checkpoints import agreed
-from orchestrator.steps.evaluate import asked, context_of, gold_losses, write
+from orchestrator.steps.evaluate import asked, context_of, gold_losses, said_of, write
 from orchestrator.steps.labels import file_of
 from orchestrator.steps.step import Track, silent
 from orchestrator.steps.teacher_pass import Job, Passed, Progress, device, follow, opened, passes, progress
@@ -73,8 +73,8 @@ def teacher_score(
         follow(asking, job, track, "scoring the teacher")
     told = {row.id: json.loads((partial / _file(row.id)).read_text()) for row in job.encoded}
     losses = [told[item.id].pop("loss") if item.id in told else None for item in items]
-    said_of = [_read(told[item.id]) if item.id in told else Said(asked=False) for item in items]
-    return write(folder, judge(items, said_of, judged), losses, metric, trained=False)
+    answers = [said_of(told[item.id]) if item.id in told else Said(asked=False) for item in items]
+    return write(folder, judge(items, answers, judged), losses, metric, trained=False)
 
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:
@@ -109,10 +109,6 @@ def _alike(rows: list[Encoded], job: Any, member: Member) -> list[list[Encoded]]
     """As many parts as the largest batch of any rank has; those that are left are an example that doesn't count."""
     most = min(job.at_once, -(-len(job.encoded) // member.world))
     return [rows[start : start + job.judged] or rows[:1] for start in range(0, most, job.judged)]
-
-
-def _read(fields: dict[str, Any]) -> Said:
-    return Said(**fields | {"logs": tuple(fields["logs"])})
 
 
 def _file(identity: str) -> str:
