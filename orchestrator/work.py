@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -43,7 +42,7 @@ class Work:
         torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
         if self.portable:
             portable()
-        step = in_shards(step) if self.sharded else step
+        step = sharded(step) if self.sharded else step
         store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
@@ -61,23 +60,28 @@ class Work:
         return group(work, Path(self.notes) / f".{step.fingerprint}")
 
 
-def in_shards(step: Step) -> Step:
+def sharded(step: Step) -> Step:
     """The same step, whose trainings are done by ranks that hold a part of the student each."""
     where = {**step.where, "sharded": True} if step.name == "finetune" else step.where
-    return replace(step, where=where, inputs={key: in_shards(before) for key, before in step.inputs.items()})
+    return replace(step, where=where, inputs={key: sharded(before) for key, before in step.inputs.items()})
 
 
 def noting(file: Path) -> Track[Any]:
     """Progress for a screen elsewhere: how far the step is, in a file, for whoever looks."""
 
+    def write(line: str) -> None:
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        with suppress(OSError):  # no reason to lose a training
+            aside.write_text(line)
+            aside.replace(file)
+
     def track(items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
-        last = -math.inf
+        last = time.monotonic()
+        write(f"{what} 0/{total}")  # the first alone may take minutes
         for done, item in enumerate(items):
             if (now := time.monotonic()) - last >= NOTED:
-                last, aside = now, file.with_name(f".{file.name}.{os.getpid()}")
-                with suppress(OSError):  # no reason to lose a training
-                    aside.write_text(f"{what} {done}/{total}")
-                    aside.replace(file)
+                last = now
+                write(f"{what} {done}/{total}")
             yield item
 
     return track

@@ -19,6 +19,7 @@ from orchestrator.runner import Runner, Trial
 from orchestrator.steps.kept import noted
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store
+from orchestrator.work import noting
 
 
 def train(folder: Path, *, number: int, partial: Path, before: Path | None = None, **_: Any) -> None:
@@ -215,3 +216,8 @@ def test_how_far_a_trial_is_that_runs_elsewhere(
     assert seen == [f"running: lora rank 8 asking {done}/3" for done in range(3)]
     assert told[0].startswith("trials: 0/1 after 0 s  running: lora rank 8 asking ")
     assert not (tmp_path / ".sweep.running").exists()
+
+
+def test_what_has_not_ended_its_first_batch_is_told(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    assert list(noting(note)((note.read_text() for _ in range(1)), "asking", 3)) == ["asking 0/3"]
