@@ -25,7 +25,7 @@ from orchestrator.recipe import Run
 from orchestrator.runner import Runner, Trial
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store
-from orchestrator.work import in_shards
+from orchestrator.work import sharded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("groups")]
 SHORT = {"examples": 37, "epochs": 2, "batch_size": 8, "dropout": 0.0}  # the last batch of an epoch has five rows
@@ -100,8 +100,8 @@ def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_pa
 
     store = Store(tmp_path / "two")
     with pytest.raises(Broken):
-        materialise(in_shards(step), store, do=do)
-    together = materialise(in_shards(step), store, do=do)
+        materialise(sharded(step), store, do=do)
+    together = materialise(sharded(step), store, do=do)
     assert together.name == step.fingerprint
     alike(materialise(step, Store(tmp_path / "one")), together)
     here, whole = map(int, held.read_text().split())
