@@ -28,6 +28,7 @@ from orchestrator.models import hub
 from orchestrator.models.aliases import ALIASES
 from orchestrator.models.dtypes import dtype_of, has_bfloat16
 from orchestrator.models.families import Geometry, ModelFamily, family
+from orchestrator.models.freed import give_back
 from orchestrator.models.vocabulary import token_map
 
 if not torch.cuda.device_count():  # else DeepSpeed, imported by transformers' Trainer, looks for one and says so
@@ -131,6 +132,7 @@ def load(folder: str, *, dtype: str = "auto", device: str = "cpu") -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one line a tensor; our own progress says what is loaded
+    give_back()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=computed_in(folder, dtype), use_safetensors=True)
     return model.to(device).eval()
 

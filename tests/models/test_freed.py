@@ -1,0 +1,37 @@
+"""Memory that large tensors leave is the system's again, whatever sizes come and go."""
+
+import subprocess
+import sys
+
+import pytest
+
+HOLES = """
+import sys, torch
+from orchestrator.models.freed import give_back
+if sys.argv[1] == "given back":
+    give_back()
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+torch.ones(8 << 20)  # of 32 MB: glibc's own rule learns from the first that is freed
+before, kept = resident(), []
+for _ in range(20):
+    large = torch.ones(4 << 20)  # 16 MB, freed
+    kept.append(torch.ones(1 << 18))  # 1 MB above it, kept
+    del large
+    large = torch.ones((4 << 20) + 4096 * len(kept))  # fits into none of the holes before
+    del large
+grown = [torch.ones((4 << 20) + 4096 * at) for at in range(20)]
+kept += [torch.ones(1 << 18)]
+del grown
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's and Linux's own")
+def test_what_is_freed_between_things_that_are_kept_is_returned():
+    def left(how: str) -> float:
+        done = subprocess.run([sys.executable, "-c", HOLES, how], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    assert left("kept") > 150  # megabytes; else there would be nothing to mend
+    assert left("given back") < 40
