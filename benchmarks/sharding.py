@@ -78,12 +78,12 @@ def _rank(rank: int, ranks: int, address: str, work: Callable[..., Any], folder:
     import torch
 
     from orchestrator.cluster.ranks import Member
-    from orchestrator.steps.teacher_pass import return_what_is_freed
+    from orchestrator.models.freed import give_back
 
     torch.set_num_threads(1)
     for stream in (sys.stdout, sys.stderr):  # libraries' notices; an error comes back as one
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return_what_is_freed()
+    give_back()
     results.put(work(folder, Member(rank, ranks, address)))
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from orchestrator.cluster.ranks import Member
 from orchestrator.cluster.sharding import sharded
 from orchestrator.errors import UserError
+from orchestrator.models.freed import give_back
 from orchestrator.steps.measure import Measuring, measuring
-from orchestrator.steps.teacher_pass import opened, return_what_is_freed
+from orchestrator.steps.teacher_pass import opened
 
 
 def die() -> None:
@@ -72,7 +73,7 @@ def memory_of_shards(folder: str, member: Member) -> Iterator[tuple[int, int]]:
     import torch
     from transformers import AutoModelForCausalLM  # noqa: F401
 
-    return_what_is_freed()
+    give_back()
     before = anonymous()
     with watching() as most, sharded(folder, member, dtype=torch.float32):
         yield most[0] - before, anonymous() - before
