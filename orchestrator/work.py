@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.groups import Group
+from orchestrator.models.freed import trim
 from orchestrator.models.portable import portable
 from orchestrator.steps.evaluate import read_metrics
 from orchestrator.steps.step import Step, Track, itself, materialise
@@ -52,6 +53,7 @@ class Work:
         finally:
             note.unlink(missing_ok=True)
         _settle()
+        trim()
         return read_metrics(folder) if step.name == "evaluate" else {}
 
     def _by_group(self, step: Step, work: Callable[[], Any]) -> Any:
@@ -98,8 +100,13 @@ def under_way(folder: Path, labels: Mapping[str, str]) -> str:
     return f"running: {', '.join(found[:MOST])}{more}" if found else ""
 
 
-@cache
 def _settle() -> None:
-    """Once the first trial has imported it all: each collection that Trainer asks for walked all libraries again."""
+    """A trial's models, which lie in circles, are let go before the next loads its own."""
     gc.collect()
+    _freeze()
+
+
+@cache
+def _freeze() -> None:
+    """Once the first trial has imported it all: each collection that Trainer asks for walked all libraries again."""
     gc.freeze()

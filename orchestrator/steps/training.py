@@ -28,6 +28,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from orchestrator.cluster.ranks import Member
 from orchestrator.errors import UserError
+from orchestrator.models.freed import trim
 from orchestrator.steps.checkpoints import agreed
 from orchestrator.steps.labels import divergence, file_of
 from orchestrator.tasks.template import Encoded, collate, labelled
@@ -204,6 +205,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Of every optimizer step. Rank 0's clock is everybody's."""
+        trim()
         control.should_training_stop = control.should_training_stop or state.global_step == self.last
         control.should_log = control.should_log or state.global_step == state.max_steps
         if state.global_step == self.last or agreed(time.monotonic() - self._saved >= self.every, _member(args)):

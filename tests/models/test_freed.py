@@ -7,7 +7,7 @@ import pytest
 
 HOLES = """
 import sys, torch
-from orchestrator.models.freed import give_back
+from orchestrator.models.freed import give_back, trim
 if sys.argv[1] == "given back":
     give_back()
 def resident():
@@ -23,6 +23,8 @@ for _ in range(20):
 grown = [torch.ones((4 << 20) + 4096 * at) for at in range(20)]
 kept += [torch.ones(1 << 18)]
 del grown
+if sys.argv[1] == "trimmed":
+    trim()
 print(resident() - before)
 """
 
@@ -33,5 +35,6 @@ def test_what_is_freed_between_things_that_are_kept_is_returned():
         done = subprocess.run([sys.executable, "-c", HOLES, how], capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    assert left("kept") > 150  # megabytes; else there would be nothing to mend
-    assert left("given back") < 40
+    assert left("kept") > 500  # megabytes; else there would be nothing to mend
+    assert left("given back") < 100
+    assert left("trimmed") < 100
