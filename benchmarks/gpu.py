@@ -90,7 +90,7 @@ def ran(command: list[str], limit: float, folder: Path, dry: bool) -> tuple[str,
     began = time.monotonic()
     if "--section" in command:
         command = [*command, "--folder", str(folder), *(["--dry-run"] if dry else [])]
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""} if dry else None
+    env = os.environ | {"PYTEST_ADDOPTS": ""} | ({"CUDA_VISIBLE_DEVICES": ""} if dry else {})  # its last line is read
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
