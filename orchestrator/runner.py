@@ -83,6 +83,13 @@ class Runner:
         artifacts = [(str(folder), "sweep")] if folder else []
         self.tracker.put(replace(self.told, status=status, artifacts=artifacts, time_ms=int(time.time() * 1000)))
         self.told = None
+        try:
+            self._send(seconds)
+        except KeyboardInterrupt:  # whoever won't wait is told what waits
+            self._send(0)
+            raise
+
+    def _send(self, seconds: float) -> None:
         left = self.tracker.flush(seconds)
         if left.records:
             reason = left.reason or "no answer yet"

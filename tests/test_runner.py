@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 from cli.screen import Terminal
+from orchestrator.outbox import Waiting
 from orchestrator.recipe import Run
+from orchestrator.run_record import Record
 from orchestrator.runner import Runner, Trial
 from orchestrator.steps.kept import noted
 from orchestrator.steps.step import Step, materialise
 from orchestrator.store import Store
+from orchestrator.tracking import NullTracker
 from orchestrator.work import noting
 
 
@@ -221,3 +224,19 @@ def test_how_far_a_trial_is_that_runs_elsewhere(
 def test_what_has_not_ended_its_first_batch_is_told(tmp_path: Path) -> None:
     note = tmp_path / "note"
     assert list(noting(note)((note.read_text() for _ in range(1)), "asking", 3)) == ["asking 0/3"]
+
+
+def test_whoever_does_not_wait_for_mlflow_is_told_what_waits(
+    runner: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hangs(NullTracker):
+        def flush(self, seconds: float) -> Waiting:
+            if seconds:
+                raise KeyboardInterrupt
+            return Waiting(3, "no answer yet")
+
+    one = runner()
+    one.begin(Hangs(), Record("key", "sweep", "RUNNING"))
+    with pytest.raises(KeyboardInterrupt):
+        one.end("FINISHED", seconds=20)
+    assert "3 records wait for MLflow (no answer yet)" in capsys.readouterr().err

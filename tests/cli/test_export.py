@@ -151,6 +151,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.long
 @pytest.mark.cluster
+@pytest.mark.xdist_group("export")
 def test_the_best_row_of_a_sweep_or_of_an_arm(
     pkt: Call,  # noqa: F811
     swept: Path,
@@ -205,6 +206,7 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
 
 @pytest.mark.long
 @pytest.mark.cluster
+@pytest.mark.xdist_group("export")
 def test_what_a_sweep_lacks_is_told_with_what_it_has(pkt: Call, swept: Path, tmp_path: Path) -> None:  # noqa: F811
     for words, message in (
         (["smal"], f"sweep: 'smal' is not in {swept}; there: small"),

@@ -36,7 +36,7 @@ SWEEP = {
     "gate": None,
 }  # fmt: skip
 TRIALS = 10  # two models as they are, two arms by two learning rates, two random seeds of each arm
-ROUNDS, KILLS = 5, 4
+ROUNDS, KILLS = 4, 3
 SIGNALS = {"interrupt": signal.SIGINT, "scheduler": signal.SIGTERM}  # those that `pkt` answers
 
 
