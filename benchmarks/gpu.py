@@ -112,7 +112,7 @@ def ran(command: list[str], limit: float, folder: Path, dry: bool) -> tuple[str,
 
 def page(name: str, found: dict[str, tuple[str, float, str]]) -> str:
     """The table, and below it what the kernel's benchmark printed."""
-    from orchestrator.steps.step import versions
+    from orchestrator.step import versions
 
     rows = [f"| {what} | {said.replace('|', '/')} | {seconds:.0f} |" for what, (said, seconds, _) in found.items()]
     kernel, _, printed = found["sensitivity kernel"]
@@ -129,11 +129,11 @@ def ranks(folder: Path, dry: bool) -> str:
     from orchestrator.cluster import gpus
     from orchestrator.cluster.ranks import Placement
     from orchestrator.pipeline import measure_step
-    from orchestrator.prepare import prepare
+    from orchestrator.prepare.ready import prepare
     from orchestrator.recipe import Recipe
-    from orchestrator.steps.scores import FILE
-    from orchestrator.steps.step import materialise
+    from orchestrator.step import materialise
     from orchestrator.store import Store
+    from orchestrator.teacher.scores import FILE
 
     if dry:
         os.environ.setdefault("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
@@ -184,14 +184,14 @@ def memory_of(name: str) -> Callable[[Path, bool], str]:
 
         from benchmarks.measuring import peak_bytes
         from orchestrator import pipeline
-        from orchestrator.hardware import Hardware
-        from orchestrator.lengths import lengths_of
-        from orchestrator.native import workers_have_bfloat16
-        from orchestrator.plan import forecast
-        from orchestrator.prepare import prepare
+        from orchestrator.prepare.native import workers_have_bfloat16
+        from orchestrator.prepare.ready import prepare
         from orchestrator.recipe import Sweep
-        from orchestrator.steps.step import materialise
+        from orchestrator.step import materialise
         from orchestrator.store import Store
+        from orchestrator.sweep.hardware import Hardware
+        from orchestrator.sweep.lengths import lengths_of
+        from orchestrator.sweep.plan import forecast
 
         if not (dry or torch.cuda.is_available()):
             raise SystemExit("torch has no CUDA device")

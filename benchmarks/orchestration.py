@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 
 from benchmarks.measuring import table
-from orchestrator.presets import complete
 from orchestrator.recipe import Run, Sweep
-from orchestrator.run_record import Record
-from orchestrator.runner import Runner, Trial
-from orchestrator.steps.step import Step
+from orchestrator.step import Step
 from orchestrator.store import Store
-from orchestrator.sweep import Plan
+from orchestrator.sweep.presets import complete
+from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.sweep import Plan
+from orchestrator.tracking.run_record import Record
 
 PKT = str(Path(sys.executable).with_name("pkt"))
 SLOTS = 2

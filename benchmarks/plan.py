@@ -45,12 +45,12 @@ def measured(name: str) -> tuple[int, int, int]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from orchestrator.cluster.ranks import Member, Placement
-    from orchestrator.costs import Anatomy, measure_cost
-    from orchestrator.hardware import Hardware
     from orchestrator.recipe import Recipe
-    from orchestrator.scale import Scale
-    from orchestrator.steps.measure import Measuring, measuring
+    from orchestrator.sweep.costs import Anatomy, measure_cost
+    from orchestrator.sweep.hardware import Hardware
     from orchestrator.tasks.template import Encoded
+    from orchestrator.teacher.measure import Measuring, measuring
+    from orchestrator.teacher.scale import Scale
 
     with tempfile.TemporaryDirectory() as made:
         folder, sizes = Path(made), SHAPES[name] | HEADS

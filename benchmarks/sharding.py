@@ -116,8 +116,8 @@ def _sent(folder: str, member: Any) -> dict[str, int]:
     _count(counted, member.world)
     from orchestrator.cluster import sharding
     from orchestrator.cluster.ranks import Placement
-    from orchestrator.steps.measure import Measuring, measuring
     from orchestrator.tasks.template import Encoded
+    from orchestrator.teacher.measure import Measuring, measuring
 
     sharding.GATHERED = 12_000_000  # one layer of eight, so that none waits gathered for its backward pass
     rows = [list(range(number, number + LENGTH)) for number in range(EXAMPLES)]

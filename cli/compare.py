@@ -22,7 +22,7 @@ def compare(
     debug: o.Debug = False,
 ) -> int:
     """Show a sweep's leaderboard."""
-    from orchestrator.steps.record import read_record
+    from orchestrator.report.record import read_record
     from orchestrator.store import Store
 
     kept = Store(store)
@@ -33,9 +33,9 @@ def compare(
 def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | None) -> None:
     """Print the leaderboard on stdout."""
     from orchestrator.errors import UserError
-    from orchestrator.steps.compare import leaderboard
-    from orchestrator.steps.record import results
-    from orchestrator.steps.verdict import verdict_of
+    from orchestrator.report.record import results
+    from orchestrator.verdict.estimates import leaderboard
+    from orchestrator.verdict.verdict import verdict_of
 
     asked, baseline = baseline, baseline or record["baseline"]
     found = results(record, store)
@@ -68,8 +68,8 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
 
 def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> list[str]:
     """What to know before reading the figures."""
-    from orchestrator.steps.words import about_rows, clipped_line, cut_line, gate_line, room_lines
     from orchestrator.tasks import TASKS
+    from orchestrator.verdict.words import about_rows, clipped_line, cut_line, gate_line, room_lines
 
     task = [f"{record['task']}: {TASKS[record['task']].about}."] if record["task"] in TASKS else []
     about = about_rows([row["arm"] for row in rows], baseline)

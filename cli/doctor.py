@@ -32,7 +32,7 @@ def report(store: Any) -> dict[str, Any]:
 
     from orchestrator.cluster.session import cores
     from orchestrator.errors import UserError
-    from orchestrator.steps.step import versions
+    from orchestrator.step import versions
     from orchestrator.store import Store
 
     memory = psutil.virtual_memory()

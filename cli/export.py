@@ -41,9 +41,9 @@ def export(
     if rank and not lora:
         raise UserError(f"rank: {rank} is for a LoRA, and none is written; add --lora DIR")
 
+    from orchestrator.export import export as work
+    from orchestrator.export.source import find_adapter
     from orchestrator.models.loading import resolve
-    from orchestrator.steps import export as work
-    from orchestrator.steps.source import find_adapter
     from orchestrator.store import Store
 
     for option, path in targets.items():

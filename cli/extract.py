@@ -61,9 +61,9 @@ def extract(
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline
         from orchestrator.models.portable import portable
-        from orchestrator.prepare import check, prepare
-        from orchestrator.runner import placement_of
-        from orchestrator.steps.step import materialise
+        from orchestrator.prepare.ready import check, prepare
+        from orchestrator.step import materialise
+        from orchestrator.sweep.runner import placement_of
 
         if asked.portable:
             portable()

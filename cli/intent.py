@@ -7,18 +7,18 @@ from typing import Any
 
 from cli.options import amount
 from cli.plan import duration
-from orchestrator.cells import cells_of
 from orchestrator.errors import UserError
-from orchestrator.groups import fine_tunings, groups_of, share_of_a_try
-from orchestrator.hardware import Hardware
-from orchestrator.lengths import at_hand, lengths_of
-from orchestrator.plan import counts, forecast
+from orchestrator.prepare.rows import find_task
 from orchestrator.recipe import Grid, Sweep
-from orchestrator.rows import find_task
-from orchestrator.steps.power import EXPECTED, Spread, smallest_effect
-from orchestrator.steps.record import asked_for, differences
-from orchestrator.steps.verdict import ENOUGH_SEEDS, beforehand
+from orchestrator.report.record import asked_for, differences
 from orchestrator.store import Store
+from orchestrator.sweep.cells import cells_of
+from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try
+from orchestrator.sweep.hardware import Hardware
+from orchestrator.sweep.lengths import at_hand, lengths_of
+from orchestrator.sweep.plan import counts, forecast
+from orchestrator.verdict.power import EXPECTED, Spread, smallest_effect
+from orchestrator.verdict.verdict import ENOUGH_SEEDS, beforehand
 
 DEFAULT_MEMORY = "80GB"
 MOST_NAMES = 12  # of rows, on the screen

@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.recipe import Recipe, Run, Sweep
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
 File = Annotated[
     Path | None, typer.Argument(help="A sweep as YAML; flags say it differently or say more.", metavar="[FILE.yaml]")
@@ -110,8 +110,8 @@ def sweep_of(
     """
     from pydantic import ValidationError
 
-    from orchestrator.presets import complete
     from orchestrator.recipe import Sweep, one_line
+    from orchestrator.sweep.presets import complete
 
     begun = None if file else begun
     document = _read(file) if file else begun.model_dump(mode="json") if begun else {}
@@ -183,9 +183,9 @@ def check_memory(
 
     UserError where the plan says that one of `steps` can't fit.
     """
-    from orchestrator.lengths import lengths_of
-    from orchestrator.plan import forecast, here, refuse_unless_fits, within
     from orchestrator.recipe import Recipe, Sweep
+    from orchestrator.sweep.lengths import lengths_of
+    from orchestrator.sweep.plan import forecast, here, refuse_unless_fits, within
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
     memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None
@@ -206,7 +206,7 @@ def check_memory(
 
 def where_of(context: typer.Context) -> str:
     """The options that say where and how, and not what, as they were given: whoever goes on needs them again."""
-    from orchestrator.run_record import masked
+    from orchestrator.tracking.run_record import masked
 
     words = []
     for parameter in context.command.params:
@@ -273,7 +273,7 @@ def _put(document: dict[str, Any], path: str, value: Any) -> None:
 
 def tracker_of(store: Path, uri: str | None) -> Tracker:
     """MLflow at the address, or in the store."""
-    from orchestrator.tracking import MlflowTracker
+    from orchestrator.tracking.tracker import MlflowTracker
 
     here = store.expanduser().absolute()
     if uri:

@@ -10,7 +10,7 @@ import typer
 from cli import options as o
 
 if TYPE_CHECKING:
-    from orchestrator.plan import Forecast
+    from orchestrator.sweep.plan import Forecast
 
 STEPS = {
     "measure": "measure",
@@ -57,9 +57,9 @@ def plan(
 
     from cli.screen import Terminal
     from orchestrator.cluster.ranks import Placement
-    from orchestrator.hardware import Hardware
-    from orchestrator.lengths import lengths_of
-    from orchestrator.plan import forecast
+    from orchestrator.sweep.hardware import Hardware
+    from orchestrator.sweep.lengths import lengths_of
+    from orchestrator.sweep.plan import forecast
 
     amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
     hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None)

@@ -22,8 +22,8 @@ def report(
 ) -> int:
     """Write a sweep's report: one HTML file that needs nothing else."""
     from orchestrator.errors import UserError
-    from orchestrator.steps.record import read_record, results
-    from orchestrator.steps.report import page
+    from orchestrator.report.record import read_record, results
+    from orchestrator.report.report import page
     from orchestrator.store import Store
 
     kept = Store(store)

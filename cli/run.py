@@ -51,8 +51,8 @@ def run(
 
     from cli.screen import Terminal
     from orchestrator.recipe import Run
-    from orchestrator.steps.words import room_lines
     from orchestrator.store import Store
+    from orchestrator.verdict.words import room_lines
 
     kept = Store(store)
     kept.check()
@@ -60,10 +60,10 @@ def run(
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline
-        from orchestrator.alone import alone
         from orchestrator.models.portable import portable
-        from orchestrator.prepare import check, prepare
-        from orchestrator.steps.evaluate import read_metrics
+        from orchestrator.prepare.ready import check, prepare
+        from orchestrator.scoring.evaluate import read_metrics
+        from orchestrator.sweep.alone import alone
 
         if asked.portable:
             portable()

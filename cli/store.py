@@ -24,7 +24,7 @@ AGES = (("d", 86400), ("h", 3600), ("min", 60))
 @app.command()
 def ls(store: o.StoreDir = o.STORE, as_json: o.Json = False, debug: o.Debug = False) -> int:
     """List every finished step, the largest first: its size, its age and the sweeps that build on it."""
-    from orchestrator.steps.kept import holdings
+    from orchestrator.sweep.kept import holdings
 
     there = sorted(holdings(_open(store)), key=lambda one: -one.bytes)
     if as_json:
@@ -45,7 +45,7 @@ def ls(store: o.StoreDir = o.STORE, as_json: o.Json = False, debug: o.Debug = Fa
 @app.command()
 def du(store: o.StoreDir = o.STORE, as_json: o.Json = False, debug: o.Debug = False) -> int:
     """Count bytes by what they are and by sweep, and what `pkt store gc` would free."""
-    from orchestrator.steps.kept import clutter, holdings, usage
+    from orchestrator.sweep.kept import clutter, holdings, usage
 
     kept = _open(store)
     there = holdings(kept)
@@ -83,7 +83,7 @@ def gc(
 
     What a sweep needs to be shown, exported or resumed stays. Nothing is removed while a sweep or a run is at work.
     """
-    from orchestrator.steps.kept import clutter, holdings
+    from orchestrator.sweep.kept import clutter, holdings
 
     kept = _open(store)
     if not yes:

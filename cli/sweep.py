@@ -83,10 +83,10 @@ def sweep(
     from cli.compare import show
     from cli.intent import DEFAULT_MEMORY, afford, as_begun, intent, refuse_another, too_many_of
     from cli.screen import Terminal
-    from orchestrator.plan import counts
     from orchestrator.recipe import Run
-    from orchestrator.steps.words import room_lines
     from orchestrator.store import Store
+    from orchestrator.sweep.plan import counts
+    from orchestrator.verdict.words import room_lines
 
     screen = Terminal()
     kept = Store(store)
@@ -121,7 +121,7 @@ def sweep(
     steps = ("measure", "extract", "finetune", "score")
     with screen.lasting(o.finding(asked.recipe)):
         from orchestrator.models.portable import portable
-        from orchestrator.sweep import Plan, run_sweep
+        from orchestrator.sweep.sweep import Plan, run_sweep
 
         if asked.portable:
             portable()

@@ -7,26 +7,28 @@ folder = materialise(step, Store("pkt-store"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from orchestrator.models.families import FAMILIES, pairs
-from orchestrator.prepare import Ready, Who
+from orchestrator.prepare.ready import Ready, Who
+from orchestrator.prepare.rows import used_rows
 from orchestrator.recipe import Recipe
-from orchestrator.rows import used_rows
-from orchestrator.scale import Scale, scale_of
-from orchestrator.steps.activations import activations
-from orchestrator.steps.data import data_step
-from orchestrator.steps.evaluate import evaluate
-from orchestrator.steps.extract import extract
-from orchestrator.steps.finetune import finetune
-from orchestrator.steps.labels import FORWARDS_OF_A_PASS, labels
-from orchestrator.steps.measure import measure
-from orchestrator.steps.step import Step
-from orchestrator.steps.teacher_score import teacher_score
+from orchestrator.scoring.evaluate import evaluate
+from orchestrator.step import Step
+from orchestrator.student.finetune import finetune
 from orchestrator.tasks.base import Split
-from orchestrator.transfer.arms import Distil
+from orchestrator.tasks.rows import data_step
+from orchestrator.teacher.activations import activations
+from orchestrator.teacher.extract import extract
+from orchestrator.teacher.labels import FORWARDS_OF_A_PASS, labels
+from orchestrator.teacher.measure import measure
+from orchestrator.teacher.scale import Scale, scale_of
+from orchestrator.teacher.states import states
+from orchestrator.teacher.teacher_score import teacher_score
+from orchestrator.transfer.arms import Need
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 
@@ -111,7 +113,7 @@ def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
 
 def labels_step(recipe: Recipe, ready: Ready) -> Step:
     """The teacher's predictions on training rows, shared by every trial that distils at this temperature."""
-    assert isinstance(recipe.arm, Distil)
+    arm: Any = recipe.arm
     measured = measure_step(recipe, ready)
     points = len(recipe.measure.metric.points()) if hasattr(recipe.measure.metric, "points") else 1
     return Step(
@@ -123,8 +125,8 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
             "max_tokens": recipe.finetune.max_tokens,
             "seed_tokens": recipe.measure.max_tokens,
             "dtype": ready.dtype("teacher", recipe.measure.dtype),
-            "temperature": recipe.arm.temperature,
-            "passes": FORWARDS_OF_A_PASS * points if recipe.arm.rows == "equal" else None,
+            "temperature": arm.temperature,
+            "passes": FORWARDS_OF_A_PASS * points if arm.rows == "equal" else None,
         },
         inputs={
             "rows": data_step(used_rows(recipe, ready.splits, "train")),
@@ -135,6 +137,31 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
     )
 
 
+def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:
+    """Where one of the two models is when it begins to answer the seed examples: shared by every trial."""
+    return Step(
+        "states",
+        states,
+        of_teacher=True,
+        config={
+            "template": recipe.task.template,
+            "max_tokens": recipe.measure.max_tokens,
+            "dtype": _dtype(recipe, ready, who),
+        },
+        inputs={"seeds": data_step(used_rows(recipe, ready.splits, "seed"))},
+        identity={"model": ready.checkpoint(who).sha256},
+        where={"model": ready.checkpoint(who).folder},
+    )
+
+
+GIVEN: dict[Need, Callable[[Recipe, Ready], Step]] = {
+    "factors": extract_step,
+    "labels": labels_step,
+    "teacher_states": partial(states_step, who="teacher"),
+    "student_states": partial(states_step, who="student"),
+}
+
+
 def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Sequence[float] = (1.0,)) -> Step:
     """The training of one trial; of the teacher itself, where the teacher's own reach on the task is asked for.
 
@@ -142,14 +169,11 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
     """
     part, trained = recipe.finetune, ready.checkpoint(who)
     inputs = {"rows": data_step(used_rows(recipe, ready.splits, "train"))}
-    if recipe.arm.extracts:
-        inputs["start"] = extract_step(recipe, ready)
-    if isinstance(recipe.arm, Distil):
-        inputs["labels"] = labels_step(recipe, ready)
+    inputs |= {need: GIVEN[need](recipe, ready) for need in recipe.arm.needs}
     if len(shares) > 1:
         inputs["before"] = finetune_step(recipe, ready, who, shares[:-1])
     names = {"student": trained.name, "task": ready.task.name}
-    if recipe.arm.extracts:
+    if recipe.arm.needs:
         names["teacher"] = ready.teacher.name
     return Step(
         "finetune",

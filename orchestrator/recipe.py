@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from orchestrator.errors import UserError
-from orchestrator.transfer.arms import Arm, Distil, Transfer
+from orchestrator.transfer.arms import Arm, Transfer
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
 from orchestrator.transfer.metrics import SensitivityMetric, Taylor
@@ -115,7 +115,7 @@ class Recipe(Section):
         """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
         if not self.arm.extracts:
             unused: dict[str, Any] = dict.fromkeys(("layers", "structure", "modules"))
-            asks = isinstance(self.arm, Distil)  # the teacher, too, for as long as its sensitivities would take
+            asks = self.arm.needs  # for as long as sensitivities would take, or about the same examples
             unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure(seeds=self.measure.seeds)}
             return self.model_copy(update=unused)
         fields = self.model_dump(mode="json", exclude_none=True)

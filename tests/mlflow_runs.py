@@ -9,8 +9,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from orchestrator.run_record import Record
-from orchestrator.tracking import MlflowTracker
+from orchestrator.tracking.run_record import Record
+from orchestrator.tracking.tracker import MlflowTracker
 
 SWEEP = Record("sweep", "a sweep", params={"repeats": 3}, status="RUNNING", time_ms=1_700_000_000_000)
 

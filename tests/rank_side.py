@@ -14,8 +14,8 @@ from orchestrator.cluster.ranks import Member
 from orchestrator.cluster.sharding import sharded
 from orchestrator.errors import UserError
 from orchestrator.models.freed import give_back
-from orchestrator.steps.measure import Measuring, measuring
-from orchestrator.steps.teacher_pass import opened
+from orchestrator.teacher.measure import Measuring, measuring
+from orchestrator.teacher.teacher_pass import opened
 
 
 def die() -> None:

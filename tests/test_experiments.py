@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.cells import cells_of
-from orchestrator.groups import fine_tunings
-from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
+from orchestrator.sweep.cells import cells_of
+from orchestrator.sweep.groups import fine_tunings
+from orchestrator.sweep.presets import complete
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "experiments").rglob("*.yaml"))

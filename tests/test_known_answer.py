@@ -17,20 +17,20 @@ import yaml
 from tiny import tiny
 
 from orchestrator import pipeline
-from orchestrator.cells import expand
 from orchestrator.errors import UserError
 from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer
-from orchestrator.prepare import check, prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import check, prepare
 from orchestrator.recipe import Recipe, Sweep
-from orchestrator.steps.compare import Result
-from orchestrator.steps.record import read_scores
-from orchestrator.steps.step import materialise
-from orchestrator.steps.verdict import ENOUGH_SEEDS, judge
+from orchestrator.report.record import read_scores
+from orchestrator.step import materialise
 from orchestrator.store import Store
-from orchestrator.sweep import Plan
+from orchestrator.sweep.cells import expand
+from orchestrator.sweep.presets import complete
+from orchestrator.sweep.sweep import Plan
 from orchestrator.tasks import TASKS
+from orchestrator.verdict.estimates import Result
+from orchestrator.verdict.verdict import ENOUGH_SEEDS, judge
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "experiments" / "known_answer"
 NAMES = ("sweeps", "build", "near", "update")

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from orchestrator import pipeline
 from orchestrator.cluster.ranks import Placement
 from orchestrator.models import adapters
-from orchestrator.prepare import prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Recipe, Sweep
-from orchestrator.steps.step import materialise
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.sweep.presets import complete
 from orchestrator.transfer.arms import ARMS
 
 LABELLED = {"input_ids": torch.randint(5, 100, (6, 9)), "attention_mask": torch.ones(6, 9, dtype=torch.long)}
@@ -68,15 +68,17 @@ def test_the_exported_adapter_is_the_trained_model(
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_starts_at_the_students_own_function(arm: str, store: Store, demo_models: dict[str, Path]) -> None:
     from orchestrator.models.loading import load
-    from orchestrator.steps.finetune import adapted
+    from orchestrator.student.finetune import adapted
+    from orchestrator.student.given import read
 
     asked = recipe(arm=arm)
     ready = prepare(asked)
     start = materialise(pipeline.extract_step(asked, ready), store) if asked.arm.extracts else None
+    given = read({"factors": start} if start else {})
     stock = load(ready.student.folder)
     with torch.no_grad():
         before = stock(ROWS).logits
-    model = adapted(stock, asked.arm, 4, 4.0, 0.0, 0, start, [LABELLED])  # with gradients: one arm looks at them
+    model = adapted(stock, asked.arm, 4, 4.0, 0.0, 0, given, [LABELLED])  # with gradients: one arm looks at them
     with torch.no_grad():
         assert float((model(ROWS).logits - before).abs().max()) < 1e-4
     up, down = adapters.factors_of(adapters.lora_layers(model)["model.layers.0.mlp.gate_proj"])

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
-from orchestrator.steps.data import data_step, light
-from orchestrator.steps.step import Step, materialise
+from orchestrator.step import Step, materialise
 from orchestrator.store import Store, fingerprint, link, placing
 from orchestrator.tasks.base import Example
+from orchestrator.tasks.rows import data_step, light
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import pipeline
-from orchestrator.prepare import prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Sweep
-from orchestrator.steps.step import materialise
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.sweep.presets import complete
 
 MOVES = {"view", "detach", "slice", "index", "index_put_", "lift_fresh", "_to_copy", "clone", "copy_", "empty", "t"}
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"}

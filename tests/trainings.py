@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.presets import complete
 from orchestrator.recipe import Recipe, Sweep
+from orchestrator.sweep.presets import complete
 
 
 def recipe(arm: Any = "transfer", **fields: Any) -> Recipe:

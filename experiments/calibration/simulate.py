@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from orchestrator.steps.compare import Result
-from orchestrator.steps.power import Spread, smallest_effect
-from orchestrator.steps.verdict import Verdict, judge
+from orchestrator.verdict.estimates import Result
+from orchestrator.verdict.power import Spread, smallest_effect
+from orchestrator.verdict.verdict import Verdict, judge
 
 ARMS = (
     "transfer", "lora", "pissa", "spectrum_control", "random_window", "shuffled_seeds", "olora", "orthogonal", "eva",

@@ -18,12 +18,12 @@ import torch
 import yaml
 
 from orchestrator import pipeline
-from orchestrator.prepare import prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Recipe
-from orchestrator.steps.evaluate import read_metrics
-from orchestrator.steps.step import materialise
+from orchestrator.scoring.evaluate import read_metrics
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.sweep.presets import complete
 
 SEEDS = range(3)
 ARMS, SPLITS = ("transfer", "spectrum_control"), ("balanced", "left")

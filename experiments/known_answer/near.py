@@ -18,14 +18,14 @@ from typing import Any
 import yaml
 
 from orchestrator import pipeline
-from orchestrator.cells import expand
 from orchestrator.models.families import AXES, FAMILIES, Geometry, pairs
-from orchestrator.prepare import prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Sweep
-from orchestrator.steps.step import materialise
-from orchestrator.steps.words import label
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.sweep.cells import expand
+from orchestrator.sweep.presets import complete
+from orchestrator.verdict.words import label
 
 CALLED = {"residual": "residual", "query": "heads", "key": "K/V heads", "ffn": "neurons"}
 

@@ -81,6 +81,22 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
+@contextmanager
+def wearing(model: nn.Module, folder: Path | None) -> Iterator[Any]:
+    """The model with a portable adapter on it, where one is given; without it again at the end."""
+    if folder is None:
+        yield model
+        return
+    peft_model = load_adapter(model, folder)
+    yield peft_model
+    take_off(peft_model)
+
+
+def take_off(peft_model: Any) -> None:
+    """The model below is the stock one again, bit for bit: what an adapter computes is never written into it."""
+    peft_model.unload()
+
+
 def lora_layers(peft_model: nn.Module) -> dict[str, Any]:
     """The adapted modules by their names in the stock model."""
     from peft.tuners.lora import LoraLayer

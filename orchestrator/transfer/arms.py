@@ -1,6 +1,8 @@
 """How a LoRA starts: the one thing in which the arms of a comparison differ.
 
-    arm.start(factors, rank, generator)      # (B0, A0) of an extracted matrix, or None: PEFT's own default
+    arm.needs                                # the steps whose results it is given, by name
+    arm.starts(given, rank, generator)       # (B0, A0) by module; PEFT's own default where there is none
+    arm.loss(own, logits, given_of_row)      # of a training row that a step has looked at
 
 An arm that starts away from zero leaves the student's function as it was: the adapter trains
 W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace and the scale of the update and nothing else
@@ -9,7 +11,8 @@ W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -23,21 +26,46 @@ if TYPE_CHECKING:  # an arm's name and what it starts at are read without torch
     Start = tuple[Float[Tensor, "n r"], Float[Tensor, "r m"]]
 
 
+# What a step gives an arm: the teacher's blocks by module; its predictions by training row; where a model is after each
+# layer when it begins to answer the seed examples.
+Need = Literal["factors", "labels", "teacher_states", "student_states"]
+ARMS: dict[str, type[_Arm]] = {}  # by kind; a class is in it once it is defined
+
+
 class _Arm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    needs: ClassVar[tuple[Need, ...]] = ()
+    one_vocabulary: ClassVar[bool] = False  # what it is given of the teacher is in tokens
     starts_at: ClassVar[str]  # for whoever sees a leaderboard for the first time
     is_control: ClassVar[bool] = False  # differs from transfer in that alone
-    extracts: ClassVar[bool] = False  # starts from a teacher's block
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
     initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        if not cls.model_fields["kind"].is_required():
+            ARMS[cls.model_fields["kind"].default] = cls
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it starts from a teacher's block."""
+        return "factors" in self.needs
 
     def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
         """Fields of a recipe's sections that make the arm what it is, whatever was asked for."""
         return {}
 
-    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
-        """From what was extracted of one matrix; None is PEFT's default start."""
-        return None
+    def starts(self, given: Mapping[Need, Any], rank: int, generator: torch.Generator) -> dict[str, Start]:
+        """B0 and A0 by module, from what the steps gave that it needs; a module without starts as PEFT has it."""
+        return {}
+
+    def loss(self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any) -> Float[Tensor, ""]:
+        """The loss of a training row's t answer tokens, of which `own` are the cross-entropies.
+
+        Asked for rows of which a step that it needs has `given` something; others have the sum of `own`.
+        """
+        return own.sum()
 
     def check(self, rank: int, side: int) -> None:
         """ValueError for a rank that the arm can't have, where the smallest matrix has that many rows or columns."""
@@ -112,11 +140,15 @@ class _FromTeacher(_Arm):
     split that PiSSA has, a comparison with it is one of directions, and a teacher that is the student starts there.
     """
 
-    extracts: ClassVar[bool] = True
+    needs: ClassVar[tuple[Need, ...]] = ("factors",)
     split: Literal["balanced", "left"] = "balanced"  # left: B0 = U·S, A0 = Vᵀ, the form of Seeking Neural Nuggets
 
-    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
-        """B0 and A0 of the teacher's block."""
+    def starts(self, given: Mapping[Need, Any], rank: int, generator: torch.Generator) -> dict[str, Start]:
+        """Each block's own."""
+        return {name: self.start(factors, rank, generator) for name, factors in sorted(given["factors"].items())}
+
+    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start:
+        """B0 and A0 of one of the teacher's blocks."""
         kept = factors.truncate(rank)
         if self.split == "left":
             return kept.u * kept.s, kept.vh
@@ -138,7 +170,7 @@ class SpectrumControl(_FromTeacher):
     starts_at: ClassVar[str] = "random directions with the teacher's singular values"
     is_control: ClassVar[bool] = True
 
-    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start | None:
+    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start:
         """As the transfer arm, on directions drawn anew in each trial."""
         return super().start(factors.truncate(rank).random_directions(generator), rank, generator)
 
@@ -175,11 +207,21 @@ class Distil(_Arm):
     """
 
     kind: Literal["distil"] = "distil"
+    needs: ClassVar[tuple[Need, ...]] = ("labels",)
+    one_vocabulary: ClassVar[bool] = True
     starts_at: ClassVar[str] = "plain LoRA, which then learns the teacher's predictions too"
     changes_base: ClassVar[bool] = False
     rows: Literal["equal", "all"] = "equal"
     weight: float = Field(0.5, gt=0, le=1)  # of the teacher's predictions in the loss of the rows that have them
     temperature: float = Field(2.0, gt=0)
+
+    def loss(self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any) -> Float[Tensor, ""]:
+        """A share of it is the distance to the teacher's likeliest tokens and their log-probabilities."""
+        from orchestrator.transfer.distillation import divergence
+
+        tokens, logs = (tensor.to(logits.device) for tensor in given)
+        apart = divergence(logits, tokens, logs, self.temperature)
+        return own.sum() + self.weight * (apart.sum() - own.sum())
 
 
 Arm = Annotated[
@@ -199,4 +241,3 @@ Arm = Annotated[
     ],
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]
-ARMS: dict[str, type[_Arm]] = {arm.model_fields["kind"].default: arm for arm in get_args(get_args(Arm)[0])}

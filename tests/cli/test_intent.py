@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_bad_input import Call, pkt  # noqa: F401
 
-from orchestrator.steps.compare import Result
-from orchestrator.steps.power import EXPECTED, smallest_effect
-from orchestrator.steps.verdict import judge
+from orchestrator.verdict.estimates import Result
+from orchestrator.verdict.power import EXPECTED, smallest_effect
+from orchestrator.verdict.verdict import judge
 
 
 def test_nothing_is_fetched_and_the_cost_is_the_plans(pkt: Call, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

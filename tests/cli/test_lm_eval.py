@@ -18,11 +18,11 @@ from test_bad_input import pkt  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator import pipeline
-from orchestrator.prepare import prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Sweep
-from orchestrator.steps.step import materialise
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.sweep.presets import complete
 from orchestrator.tasks.base import Example, Message
 from orchestrator.tasks.metric import Metric
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
-from orchestrator.steps.record import write_record
+from orchestrator.report.record import write_record
 from orchestrator.store import Store
+from orchestrator.sweep.presets import complete
 
 HEAVY = ("torch", "transformers", "ray", "datasets", "peft", "lm_eval", "mlflow", "scipy.stats")
 CALL = """

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from test_bad_input import pkt  # noqa: F401  (a fixture)
 
-from orchestrator.steps.kept import note
-from orchestrator.steps.step import Step, materialise
+from orchestrator.step import Step, materialise
 from orchestrator.store import Store
+from orchestrator.sweep.kept import note
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from orchestrator.steps.compare import interval
+from orchestrator.verdict.estimates import interval
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("sweep")]
 PKT = [str(Path(sys.executable).with_name("pkt"))]

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from test_sweep_end_to_end import PKT
 
-from orchestrator.run_record import Record
-from orchestrator.tracking import MlflowTracker
+from orchestrator.tracking.run_record import Record
+from orchestrator.tracking.tracker import MlflowTracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
 

@@ -16,14 +16,14 @@ from tiny import saved
 
 from cli.screen import Terminal
 from orchestrator import pipeline
-from orchestrator.alone import alone
 from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.cluster.session import connected
-from orchestrator.prepare import prepare
-from orchestrator.presets import complete
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Run, Sweep
-from orchestrator.steps.evaluate import read_metrics
+from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.store import Store
+from orchestrator.sweep.alone import alone
+from orchestrator.sweep.presets import complete
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("gpus")]
 

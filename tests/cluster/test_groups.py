@@ -20,12 +20,12 @@ from orchestrator.cluster.groups import Group
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
 from orchestrator.errors import UserError
-from orchestrator.prepare import prepare
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Run
-from orchestrator.runner import Runner, Trial
-from orchestrator.steps.step import Step, materialise
+from orchestrator.step import Step, materialise
 from orchestrator.store import Store
-from orchestrator.work import sharded
+from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.work import sharded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("groups")]
 SHORT = {"examples": 37, "epochs": 2, "batch_size": 8, "dropout": 0.0}  # the last batch of an epoch has five rows
@@ -70,7 +70,7 @@ def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_pa
     def watched(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
             from orchestrator.cluster import sharding
-            from orchestrator.steps import training
+            from orchestrator.student import training
 
             usual = sharding._settings
             least = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 1000}  # of a tiny student
@@ -143,7 +143,7 @@ def test_a_worker_that_is_killed_ends_its_group_and_the_next_goes_on_from_the_ch
 
     def dying(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
-            from orchestrator.steps import training
+            from orchestrator.student import training
 
             class Dying(training.Watch):
                 def __post_init__(self) -> None:

@@ -20,11 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from orchestrator.cluster.ranks import Member, Placement, RankDied, spread, stream
 from orchestrator.cluster.session import connected
 from orchestrator.errors import UserError
-from orchestrator.steps.from_weights import MOMENTS, count_inputs
-from orchestrator.steps.measure import LEFT_OUT, Measuring, measuring
-from orchestrator.steps.scores import FILE, LAYERS, read_scores
-from orchestrator.steps.teacher_pass import follow
 from orchestrator.tasks.template import Encoded
+from orchestrator.teacher.from_weights import MOMENTS, count_inputs
+from orchestrator.teacher.measure import LEFT_OUT, Measuring, measuring
+from orchestrator.teacher.scores import FILE, LAYERS, read_scores
+from orchestrator.teacher.teacher_pass import follow
 from orchestrator.transfer.blocks import Window
 from orchestrator.transfer.layers import Sensitivity
 from orchestrator.transfer.metrics import Fisher, GradientMetric, IntegratedGradients, Wanda

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from orchestrator.hardware import Hardware
-from orchestrator.plan import forecast
-from orchestrator.presets import complete
 from orchestrator.recipe import Sweep
+from orchestrator.sweep.hardware import Hardware
+from orchestrator.sweep.plan import forecast
+from orchestrator.sweep.presets import complete
 
 ROOT = Path(__file__).parents[2]
 GPUS = {"p4d.24xlarge": (8, 40e9), "p4de.24xlarge": (8, 80e9), "p5.48xlarge": (8, 80e9)}  # as AWS lists them

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.cluster.workers import _everywhere, everywhere
 from orchestrator.models.dtypes import cpu_has_bfloat16
-from orchestrator.native import workers_have_bfloat16
+from orchestrator.prepare.native import workers_have_bfloat16
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 

@@ -14,9 +14,9 @@ from tiny import FAMILIES, batch, saved, tiny
 from orchestrator.cluster.ranks import Member
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES as ROWS
-from orchestrator.steps.extract import extract
-from orchestrator.steps.measure import Measuring, measuring
 from orchestrator.tasks.template import Encoded
+from orchestrator.teacher.extract import extract
+from orchestrator.teacher.measure import Measuring, measuring
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
 MINI_70B = {"hidden_size": 128, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator import pipeline, prepare
+from orchestrator import pipeline
 from orchestrator.models.dtypes import dtype_of, has_units
-from orchestrator.presets import complete
+from orchestrator.prepare import ready as prepare
 from orchestrator.recipe import Sweep
-from orchestrator.steps.step import materialise
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.sweep.presets import complete
 
 STORED = [torch.float32, torch.bfloat16, torch.float16, torch.float64, None]
 

@@ -9,13 +9,13 @@ import torch
 from tiny import FAMILIES, tiny
 from transformers import AutoConfig
 
-from orchestrator.anatomy import Anatomy
 from orchestrator.errors import UserError
 from orchestrator.models.aliases import ALIASES
 from orchestrator.models.dtypes import dtype_of
 from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.models.families import ORIGINS, Geometry, pairs
 from orchestrator.models.loading import outline
+from orchestrator.sweep.anatomy import Anatomy
 
 SMALL = Geometry(layers=2, hidden=32, ffn=64, heads=4, kv_heads=4, head_dim=8, vocab=50)
 

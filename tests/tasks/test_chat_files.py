@@ -10,8 +10,8 @@ import pytest
 from rows import REAL, chat, ids, question, write
 
 from orchestrator.errors import UserError
-from orchestrator.steps import data
 from orchestrator.tasks import TASKS, chat_task
+from orchestrator.tasks import rows as data
 from orchestrator.tasks.base import Example, Message, read_jsonl
 
 

@@ -15,10 +15,10 @@ from tokenizers_of_all_kinds import chat_tokenizer
 from transformers import AutoTokenizer
 
 from orchestrator.errors import UserError
-from orchestrator.steps.evaluate import gold_losses, questions
+from orchestrator.scoring.engine import said
+from orchestrator.scoring.evaluate import gold_losses, questions
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Example, Message
-from orchestrator.tasks.engine import said
 from orchestrator.tasks.template import TODAY, encode, fitted, question, render, stops, turn_end
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real" / "tokenizers"
@@ -160,7 +160,7 @@ def test_what_is_known_is_not_asked_again_and_changes_no_bit_of_the_rest(
 ) -> None:
     """Of batches that a killed process had finished nothing is computed; the others are as they were with them."""
     tokenizer, model = ended_by("<end_of_turn>", GEMMA), tiny("llama", vocab_size=512, max_position_embeddings=4096)
-    monkeypatch.setattr("orchestrator.tasks.budgets.TOKENS", 1500)
+    monkeypatch.setattr("orchestrator.scoring.budgets.TOKENS", 1500)
     task = TASKS["mmlu"]
     items, metric = questions(rows(shared, "mmlu")[:12], "chat", tokenizer, task.metric, task.choices)
     whole = [dict(some) for some in said(model, tokenizer, items, metric, stops=[1])]

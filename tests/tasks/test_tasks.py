@@ -14,10 +14,10 @@ from rows import REAL, chat, ids, question, raw, write
 from tiny import tiny
 
 from orchestrator.errors import UserError
-from orchestrator.steps.evaluate import questions
+from orchestrator.scoring.engine import score
+from orchestrator.scoring.evaluate import questions
 from orchestrator.tasks import TASKS, mmlu
 from orchestrator.tasks.base import Message, draw, read_jsonl
-from orchestrator.tasks.engine import score
 from orchestrator.tasks.template import encode, prompt_of
 
 # Splits

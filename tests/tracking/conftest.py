@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow_server import Server
 
-from orchestrator.run_record import Record
+from orchestrator.tracking.run_record import Record
 
 
 @pytest.fixture(autouse=True)

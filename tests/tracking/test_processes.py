@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from mlflow_runs import SWEEP, Nobody, points_of, runs_of, soon, tracker_at
 
-from orchestrator.mlflow_runs import Runs
-from orchestrator.outbox import Outbox
-from orchestrator.run_record import Record
+from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.run_record import Record
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from orchestrator.mlflow_runs import Runs
-from orchestrator.outbox import Outbox
+from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.outbox import Outbox
 
 class Dies(Runs):
     def send(self, record):
@@ -53,8 +53,8 @@ RACE = """
 import sys, time
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
-from orchestrator.run_record import Record
-from orchestrator.tracking import MlflowTracker
+from orchestrator.tracking.run_record import Record
+from orchestrator.tracking.tracker import MlflowTracker
 
 folder, number = Path(sys.argv[1]), sys.argv[2]
 (folder / f"ready-{number}").touch()

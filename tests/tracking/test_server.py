@@ -14,9 +14,9 @@ from mlflow_runs import SWEEP, points_of, runs_of, soon, tracker_at
 from mlflow_server import Door, Server, free_port, plain_site
 
 from orchestrator.errors import UserError
-from orchestrator.mlflow_runs import Runs
-from orchestrator.outbox import Outbox
-from orchestrator.run_record import Record
+from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.run_record import Record
 
 
 def order(folder: Path) -> list[str]:

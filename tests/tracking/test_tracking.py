@@ -13,10 +13,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_runs import SWEEP, Nobody, points_of, runs_of, soon, tracker_at
 
-from orchestrator.mlflow_runs import Runs
-from orchestrator.outbox import Outbox
-from orchestrator.run_record import Record
-from orchestrator.tracking import MlflowTracker
+from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.run_record import Record
+from orchestrator.tracking.tracker import MlflowTracker
 
 
 def test_every_field_arrives(
@@ -155,7 +155,7 @@ def test_what_can_not_be_written_waits_until_it_is_mended(uri: str, tmp_path: Pa
 
 def test_a_locked_file_is_waited_for(uri: str, tmp_path: Path, trial: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker_at(uri, tmp_path).close()
-    monkeypatch.setattr("orchestrator.tracking.FIRST_CONTACT", 0.1)
+    monkeypatch.setattr("orchestrator.tracking.tracker.FIRST_CONTACT", 0.1)
     other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)
     other.execute("begin exclusive")
     tracker = tracker_at(uri, tmp_path)  # no exception

@@ -14,11 +14,12 @@ from orchestrator import pipeline
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import load
-from orchestrator.prepare import prepare
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Recipe
-from orchestrator.steps.finetune import adapted
-from orchestrator.steps.step import materialise
+from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.student.finetune import adapted
+from orchestrator.student.given import read
 from orchestrator.transfer.arms import ARMS, Arm
 from orchestrator.transfer.lowrank import truncated_svd
 
@@ -26,7 +27,7 @@ SMOLLM2 = Path(__file__).resolve().parents[3] / "real" / "smollm2-135m"
 RANK = 8
 
 
-@pytest.mark.parametrize("kind", [kind for kind, arm in ARMS.items() if arm.extracts])
+@pytest.mark.parametrize("kind", [kind for kind, arm in ARMS.items() if "factors" in arm.needs])
 def test_the_halves_share_the_size_as_is_said(kind: str) -> None:
     factors = truncated_svd(torch.randn(40, 30, generator=torch.Generator().manual_seed(0)), RANK)
     found = {}
@@ -54,7 +55,7 @@ def starts(folder: Path, store: Path, **recipe: object) -> dict[str, tuple[torch
     task = {"teacher": str(folder), "student": str(folder), "task": "demo", "rank": RANK, "arm": "transfer"}
     asked = Recipe.model_validate({**task, "measure": {"granularity": 1, "examples": 2, "dtype": "float32"}, **recipe})
     start = materialise(pipeline.extract_step(asked, prepare(asked)), Store(store))
-    model = adapted(load(str(folder), dtype="float32"), asked.arm, RANK, float(RANK), 0.0, 0, start)
+    model = adapted(load(str(folder), dtype="float32"), asked.arm, RANK, float(RANK), 0.0, 0, read({"factors": start}))
     layers = {name: adapters.factors_of(layer) for name, layer in adapters.lora_layers(model).items()}
     extracted = adapters.read_start(start)
     return {

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from orchestrator.steps.words import label
 from orchestrator.transfer.blocks import BlockSelection
 from orchestrator.transfer.place import Place, Structure
 from orchestrator.transfer.scores import Scores
+from orchestrator.verdict.words import label
 
 parse = TypeAdapter(BlockSelection).validate_python
 NAMED = {"residual": [6, 0, 3], "heads": [4, 1, 0, 5], "groups": [2, 0], "neurons": [8, 2, 9, 1]}

@@ -1,0 +1,1 @@
+"""An adapter as others use it."""

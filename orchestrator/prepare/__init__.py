@@ -1,0 +1,1 @@
+"""What a recipe refers to, found and checked before any work starts."""

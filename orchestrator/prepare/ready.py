@@ -1,0 +1,122 @@
+"""What a recipe refers to, found and checked before any work starts: nothing is computed, nothing written.
+
+ready = prepare(recipe)       # models, task and rows, or the first fault as a UserError
+check(recipe, ready)          # whether this trial can be done with them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import UserError
+from orchestrator.models.dtypes import dtype_name
+from orchestrator.models.families import FAMILIES
+from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
+from orchestrator.prepare.native import workers_have_bfloat16
+from orchestrator.prepare.rows import find_rows, used_rows
+from orchestrator.prepare.shapes import check_shapes
+from orchestrator.recipe import Recipe
+from orchestrator.scoring.evaluate import questions
+from orchestrator.scoring.judge import check as check_items
+from orchestrator.scoring.judge import room
+from orchestrator.tasks import Task
+from orchestrator.tasks.base import Example, Split
+from orchestrator.tasks.template import fitted
+
+Who = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a recipe refers to, found and checked."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+    task: Task
+    splits: dict[Split, list[Example]]
+    fit: dict[Split, dict[str, int]]  # by split: rows, and how many had too little room
+    dtypes: dict[Who, str]  # what each is computed in: as the recipe says, or what suits the machines that do the work
+    recompute: bool = False  # what "auto" means for gradient checkpointing: what the plan found
+
+    def dtype(self, who: Who, asked: str = "auto") -> str:
+        """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
+        return self.dtypes[who] if asked == "auto" else asked
+
+    def recomputed(self, asked: Literal["auto"] | bool) -> bool:
+        """Whether a training keeps its layers' inputs alone and computes the rest anew: no result depends on it."""
+        return self.recompute if asked == "auto" else asked
+
+    def checkpoint(self, who: Who) -> Checkpoint:
+        """The teacher's or the student's."""
+        return self.teacher if who == "teacher" else self.student
+
+
+def prepare(
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda line: None,
+    recompute: bool = False,
+    *,
+    seeds_alone: bool = False,
+) -> Ready:
+    """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
+
+    `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
+    """
+    for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
+        source_of(name, who)  # a misspelt name is told before anything is fetched
+    task, splits = find_rows(recipe, seeds_alone=seeds_alone)
+    teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
+    fit, native = _fit(recipe, teacher, student, task, splits), workers_have_bfloat16()
+    dtypes: dict[Who, str] = {
+        "teacher": dtype_name(teacher.config, recipe.measure.dtype, native=native),
+        "student": dtype_name(student.config, recipe.finetune.dtype, native=native),
+    }
+    return Ready(teacher, student, task, splits, fit, dtypes, recompute)
+
+
+def _fit(
+    recipe: Recipe, teacher: Checkpoint, student: Checkpoint, task: Task, splits: Mapping[Split, list[Example]]
+) -> dict[Split, dict[str, int]]:
+    """Each split's rows as they will be taken, with how many have too little room. UserError where none has enough."""
+    fit: dict[Split, dict[str, int]] = {}
+    template, learns = recipe.task.template, load_tokenizer(student.folder, "student")
+    reads: tuple[tuple[Split, Any, int], ...] = (
+        ("seed", load_tokenizer(teacher.folder, "teacher"), recipe.measure.max_tokens),
+        ("train", learns, recipe.finetune.max_tokens),
+    )
+    for split, tokenizer, most in (read for read in reads if read[0] in splits):
+        fit[split] = fitted(used_rows(recipe, splits, split), template, tokenizer, most).facts()
+    asks: tuple[Split, ...] = ("validation", "test")
+    for split in (one for one in asks if one in splits):
+        items, metric = questions(used_rows(recipe, splits, split), template, learns, task.metric, task.choices)
+        check_items(items, metric)
+        long = sum(room(item, metric) > student.config.max_position_embeddings for item in items)
+        if long == len(items):
+            raise UserError(f"data: no question of the {split} split fits into the student's context; give shorter")
+        fit[split] = {"rows": len(items), "not_asked": long}
+    return fit
+
+
+def check(recipe: Recipe, ready: Ready) -> None:
+    """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
+    check_shapes(recipe, FAMILIES[ready.teacher.config.model_type], ready.teacher.geometry, ready.student.geometry)
+    if recipe.measure.shuffled and min(recipe.measure.examples, len(ready.splits["seed"])) < 2:
+        raise UserError("arm: shuffled_seeds needs two seed examples to exchange answers; give more, or leave it out")
+    if recipe.arm.one_vocabulary:
+        own, theirs = (load_tokenizer(one.folder) for one in (ready.student, ready.teacher))
+        alike = own.get_vocab() == theirs.get_vocab() and own.eos_token == theirs.eos_token
+        if not alike or (recipe.task.template == "chat" and own.chat_template != theirs.chat_template):
+            raise UserError(
+                f"arm: {recipe.arm.kind} needs one vocabulary and template, and {ready.teacher.name} and"
+                f" {ready.student.name} have two; leave it out of --arms"
+            )
+    if recipe.layers and "embedding" in (recipe.modules or ()):
+        tokens = tokens_of(Path(ready.teacher.folder), Path(ready.student.folder))
+        if (shared := int((tokens >= 0).sum())) < len(tokens) / 2:
+            raise UserError(
+                f"modules: embedding needs tokens that both have, and of {ready.student.name}'s {len(tokens)}"
+                f" {ready.teacher.name} has {shared}; leave it out with --modules attention,ffn"
+            )

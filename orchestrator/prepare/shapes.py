@@ -1,0 +1,44 @@
+"""Whether models of these shapes can do what a recipe asks, told from their configs before anything is fetched."""
+
+from __future__ import annotations
+
+from orchestrator.errors import UserError
+from orchestrator.models.families import ORIGINS, Geometry, ModelFamily, pairs
+from orchestrator.recipe import Recipe
+from orchestrator.teacher.scale import check_given, check_structure, scale_of, tiled_sizes
+from orchestrator.transfer.given import Given
+
+
+def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student: Geometry) -> None:
+    """UserError names the field, the value and the remedy. `family` is the teacher's."""
+    sides = {role: min(student.shape(role)) for origin in ORIGINS for role in student.roles(origin)}
+    role, side = min(sides.items(), key=lambda item: item[1])
+    if recipe.rank > side:
+        n, m = student.shape(role)
+        raise UserError(
+            f"rank: {recipe.rank} is larger than the student's {role} matrix, {n} x {m}; take at most {side}"
+        )
+    try:
+        recipe.arm.check(recipe.rank, side)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    part = recipe.finetune
+    if part.micro_batch_size and part.batch_size % part.micro_batch_size:
+        raise UserError(
+            f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
+        )
+    if recipe.layers is None:
+        return
+    list(pairs(teacher, student, recipe.modules or ()))
+    try:
+        recipe.layers.select([0.0] * teacher.layers, student.layers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    scale = scale_of(recipe.measure, teacher, student)
+    g = scale.granularity
+    if uneven := [size for size in tiled_sizes(teacher, student) if size % g]:
+        raise UserError(f"measure.granularity: {g} doesn't divide {uneven[0]}, a size of the models; 1 always does")
+    if recipe.structure:
+        check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
+    if isinstance(recipe.structure, Given):
+        check_given(recipe.structure, teacher, student, recipe.modules or ())

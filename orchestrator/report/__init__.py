@@ -1,0 +1,1 @@
+"""A sweep's record, its pictures and its page."""

@@ -1,0 +1,158 @@
+"""A sweep's record: which rows it has and where in the store their evidence lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.errors import UserError
+from orchestrator.report.evidence import manifest
+from orchestrator.store import Store, appearing, held
+from orchestrator.verdict.estimates import Result
+from orchestrator.verdict.words import label
+
+RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
+COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
+
+
+def write_record(store: Store, record: dict[str, Any]) -> list[Result]:
+    """Put the record in place; returns its evidence."""
+    folder = store.root / "sweeps" / record["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / RECORD, record)
+    return results(record, store)
+
+
+def _write(path: Path, value: Any) -> None:
+    with appearing(path) as file:
+        file.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"store: {path} was damaged ({error}); delete it, and run the sweep's command again") from error
+
+
+@contextmanager
+def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[Path]:
+    """The sweep's folder, with what was asked for written down, so that it can be resumed by its name alone.
+
+    One process at a time is at a sweep. UserError where the name is another sweep's: the difference is told.
+    """
+    folder = store.root / "sweeps" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder.with_name(f".{name}.lock"), f"another process runs the sweep {name}; waiting for it"):
+        path = folder / ASKED
+        if path.is_file():
+            before = _read(path)
+            if before["key"] != key:
+                different = differences(before["sweep"], asked) or "the models or the rows have changed"
+                raise UserError(
+                    f"name: {name!r} is another sweep's in {store.root} ({different}); choose another --name"
+                )
+        else:
+            _write(path, {"key": key, "sweep": asked})
+        yield folder
+
+
+def asked_for(store: Store, name: str) -> dict[str, Any]:
+    """What the named sweep is to do. UserError with the names that there are."""
+    path = store.root / "sweeps" / name / ASKED
+    if not path.is_file():
+        there = ", ".join(sorted(one.parent.name for one in path.parent.parent.glob(f"*/{ASKED}"))) or "none"
+        raise UserError(f"resume: no sweep {name!r} was begun in {store.root}; there: {there}")
+    return _read(path)["sweep"]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """Fields that two sweeps don't share, for people: `recipe.rank: 8, now 16`."""
+    found = []
+    for field in {**before, **now}:
+        old, new = before.get(field), now.get(field)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(differences(old, new, f"{prefix}{field}."))
+        elif old != new:
+            found.append(f"{prefix}{field}: {json.dumps(old)}, now {json.dumps(new)}")
+    return "; ".join(filter(None, found))
+
+
+def read_record(store: Store, name: str | None) -> dict[str, Any]:
+    """The named sweep's, or the latest's. UserError with the names that there are."""
+    found = sorted((store.root / "sweeps").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    named = {path.parent.name: path for path in found}
+    begun = [path.parent.name for path in (store.root / "sweeps").glob(f"*/{ASKED}") if path.parent.name not in named]
+    wanted = name or (None if found else next(iter(begun), None))
+    if wanted in begun:
+        raise UserError(f"sweep: {wanted!r} was begun and has not ended; `pkt sweep --resume {wanted}` goes on with it")
+    if not found:
+        raise UserError(f"sweep: the store {store.root} has none yet; run `pkt sweep`, or name another --store")
+    if name is not None and name not in named:
+        raise UserError(f"sweep: {name!r} is not in {store.root}; there: {', '.join(named)}")
+    return _read(named[name] if name else found[-1])
+
+
+def results(record: dict[str, Any], store: Store) -> list[Result]:
+    """The evidence of every row that has any: scores of the finished trials, seed by seed."""
+    found = []
+    further = [path for path in record["sweep"]["axes"] if path not in COLUMNS]
+    for row in record["rows"]:
+        folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
+        if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
+            recipe = row["recipe"]
+            lines = [read_examples(folder) for folder in finished.values()]
+            clipped, grad_norm = _gradients(store, list(finished.values()))
+            found.append(
+                Result(
+                    arm=row["label"],
+                    layers=recipe["layers"] and label(recipe["layers"]),
+                    structure=recipe["structure"] and label(recipe["structure"]),
+                    modules=",".join(recipe["modules"]) if recipe["modules"] else None,
+                    rank=recipe["rank"] if row["adapted"] else None,
+                    lr=recipe["lr"] if row["adapted"] else None,
+                    lr_at_edge=row["lr_at_edge"],
+                    validation=row["validation"] and tuple(row["validation"]),
+                    scores=np.array([[line["score"] for line in some] for some in lines]),
+                    seeds=tuple(finished),
+                    cut=float(np.mean([line.get("cut", False) for some in lines for line in some])),
+                    clipped=clipped,
+                    grad_norm=grad_norm,
+                    other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
+                )
+            )
+    return found
+
+
+def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:
+    """Of the trainings behind some scores: share of clipped steps, and median norm. None where none is known."""
+    facts = []
+    for folder in evaluated:
+        key = manifest(folder)["lineage"]["inputs"].get("adapter")
+        if trained := key and store.find("finetune", key, bare=True):
+            facts.append(manifest(trained)["facts"])
+    if not facts or any("clipped" not in one for one in facts):
+        return None, None
+    return float(np.mean([one["clipped"] for one in facts])), float(np.mean([one["grad_norm"] for one in facts]))
+
+
+def _field(recipe: dict[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        recipe = recipe[name]
+    return recipe
+
+
+def read_scores(folder: Path) -> list[float]:
+    """One trial's scores, in the order of the examples."""
+    return [line["score"] for line in read_examples(folder)]
+
+
+def read_examples(folder: Path) -> list[dict[str, Any]]:
+    """One trial's examples, in their order."""
+    lines = (folder / "examples.jsonl").read_text(encoding="utf-8").split("\n")  # texts may hold U+2028
+    return [json.loads(line) for line in lines if line]

@@ -1,0 +1,114 @@
+"""A model in this process as what is asked: each item's answer, a batch at a time, so that none is lost with the next.
+
+for some in said(model, tokenizer, items, metric, stops=stops): ...     # places and what was said there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from orchestrator.scoring import budgets, generation, likelihoods
+from orchestrator.scoring.judge import Item, Said, Scored, judge, room
+from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.template import Encoded, alike
+
+Some = list[tuple[int, Said]]  # an item's place, and what was said to it
+
+
+def said(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[Item],
+    metric: Metric,
+    *,
+    stops: Sequence[int],
+    known: Mapping[str, Said] | None = None,
+    together: bool = False,
+    device: Any = None,
+) -> Iterator[Some]:
+    """What a model (PreTrainedModel or PeftModel) says to the items, batch by batch.
+
+    Of a batch that is all `known` (by the items' ids) those answers are told and nothing is computed.
+    Batches are the same however many are known, so that rounding is. `together`: all in one, as ranks do that wait for
+    each other. What doesn't fit into the model's context is told first, and not asked.
+    """
+    device, known = torch.device(device or model.device), known or {}
+    context = model.config.max_position_embeddings
+    fit = [place for place, item in enumerate(items) if room(item, metric) <= context]
+    if len(fit) < len(items):
+        yield [(place, Said(asked=False)) for place in sorted({*range(len(items))} - {*fit})]
+    chosen = [items[place] for place in fit]
+    with evaluating(model):
+        if metric.kind == "multiple_choice":
+            some = _likeliest(model, chosen, known, together, device, stops[0])
+        else:
+            some = _generated(model, tokenizer, chosen, metric.max_new_tokens, stops, known, together, device)
+        for batch in some:
+            yield [(fit[place], one) for place, one in batch]
+
+
+def score(model: Any, tokenizer: Any, items: Sequence[Item], metric: Metric, *, stops: Sequence[int]) -> list[Scored]:
+    """Asked and judged at once: results in the items' order."""
+    found = {place: one for some in said(model, tokenizer, items, metric, stops=stops) for place, one in some}
+    return judge(items, [found[place] for place in range(len(items))], metric)
+
+
+def evaluating(model: Any) -> ExitStack:
+    """Open: no dropout. Modules are restored one by one, since a frozen part may be in another mode than the rest."""
+    restore = ExitStack()
+    for module in model.modules():
+        restore.callback(setattr, module, "training", module.training)
+    model.eval()
+    return restore
+
+
+def _generated(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[Item],
+    new: int,
+    stops: Sequence[int],
+    known: Mapping[str, Said],
+    together: bool,
+    device: Any,
+) -> Iterator[Some]:
+    lengths = [len(item.ids) for item in items]
+    groups = (
+        [list(range(len(items)))] if together else alike(lengths, generation.tokens_at_once(model, device), more=new)
+    )
+    for group in groups:
+        asked = [items[place] for place in group]
+        if all(item.id in known for item in asked):
+            yield [(place, known[items[place].id]) for place in group]
+            continue
+        prompts = [item.ids for item in asked]
+        told = generation.answered(model, tokenizer, prompts, new=new, stops=stops, device=device)
+        yield list(zip(group, told, strict=True))
+
+
+def _likeliest(
+    model: Any, items: Sequence[Item], known: Mapping[str, Said], together: bool, device: Any, pad: int
+) -> Iterator[Some]:
+    """Each item once the last of its choices has gone through the model."""
+    if told := [(place, known[item.id]) for place, item in enumerate(items) if item.id in known]:
+        yield told
+    asked = [(place, choice) for place, item in enumerate(items) for choice in item.choice_ids]
+    rows = [
+        Encoded("", [*items[place].ids, *choice], [-100] * len(items[place].ids) + [*choice]) for place, choice in asked
+    ]
+    done = {at for at, (place, _) in enumerate(asked) if items[place].id in known}
+    logs: dict[int, dict[int, float]] = {}
+    tokens = None if together else budgets.TOKENS
+    for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device, known=done):
+        whole: Some = []
+        for at, found in ((at, found) for at, found in batch if at not in done):
+            place = asked[at][0]
+            mine = logs.setdefault(place, {})
+            mine[at] = float(found.sum())
+            if len(mine) == len(items[place].choice_ids):
+                whole.append((place, Said(logs=tuple(mine[key] for key in sorted(mine)))))
+        yield whole

@@ -1,0 +1,178 @@
+"""Scores, example by example: what every comparison is made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.errors import UserError
+from orchestrator.models.adapters import wearing
+from orchestrator.models.borrowed import borrowed
+from orchestrator.models.loading import load_tokenizer, read_config
+from orchestrator.scoring.budgets import TOKENS
+from orchestrator.scoring.engine import evaluating, said
+from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored, judge
+from orchestrator.scoring.likelihoods import token_logs
+from orchestrator.step import Track, silent
+from orchestrator.tasks import rows as data
+from orchestrator.tasks.base import Example
+from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.template import Encoded, TemplateName, choice_ids, fitted, question, stops
+
+SAID = "said.jsonl"  # what a model said so far: the costly part, which the next try finds again
+
+
+def evaluate(
+    folder: Path,
+    *,
+    rows: Path,
+    model: str,
+    template: TemplateName,
+    metric: dict[str, Any],
+    choices: list[str],
+    dtype: str,
+    partial: Path,
+    adapter: Path | None = None,
+    track: Track[Any] = silent,
+) -> dict[str, Any]:
+    """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
+
+    An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product. Each
+    batch of answers is kept before the next is asked for. UserError where a loss is not finite.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(model)
+    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, context_of(model))
+    with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network:
+        some = _asking(network, tokenizer, items, judged, stops(template, tokenizer), partial / SAID)
+        told = dict(track(some, "asking", len(items)))
+        losses = gold_losses(network, encoded, tokenizer.pad_token_id, track=track)
+    by_id = dict(zip((row.id for row in encoded), losses, strict=True))
+    scored = judge(items, [told[place] for place in range(len(items))], judged)
+    return write(folder, scored, [by_id.get(item.id) for item in items], metric, trained=adapter is not None)
+
+
+def _asking(
+    model: Any, tokenizer: Any, items: Sequence[Item], metric: Metric, ends: Sequence[int], kept: Path
+) -> Iterator[tuple[int, Said]]:
+    """Each item's place and what was said, of a batch once it is on disk."""
+    known = read_said(kept)
+    for some in said(model, tokenizer, items, metric, stops=ends, known=known):
+        new = [(items[place].id, one) for place, one in some if items[place].id not in known]
+        with kept.open("a", encoding="utf-8") as file:
+            file.write("".join(f"\n{json.dumps({'id': id, **asdict(one)})}" for id, one in new) + "\n")
+        yield from some
+
+
+def read_said(path: Path) -> dict[str, Said]:
+    """What was said before, by the items' ids; half a line is what a killed process left, and is none."""
+    found: dict[str, Said] = {}
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            continue
+        id = fields.pop("id")
+        found[id] = said_of(fields)
+    return found
+
+
+def said_of(fields: dict[str, Any]) -> Said:
+    """One answer as JSON kept it."""
+    return Said(**fields | {"logs": tuple(fields["logs"])})
+
+
+def asked(
+    rows: Path, template: TemplateName, tokenizer: Any, metric: dict[str, Any], choices: list[str], context: int
+) -> tuple[list[Item], Metric, list[Encoded]]:
+    """The questions of some rows, how their answers are judged, and the rows as the loss wants them.
+
+    Rows whose question alone fills the model's `context` have no loss.
+    """
+    examples = data.read(rows)
+    items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
+    return items, judged, fitted(examples, template, tokenizer, context).rows
+
+
+def context_of(model: str) -> int:
+    """Tokens that a model's positions are for."""
+    return int(read_config(Path(model), "model").max_position_embeddings)
+
+
+def write(
+    folder: Path, scored: Sequence[Scored], losses: Sequence[float | None], metric: dict[str, Any], *, trained: bool
+) -> dict[str, Any]:
+    """The files of an evaluation. UserError where a loss is not finite: training broke the model, or it was broken."""
+    for row, loss in zip(scored, losses, strict=True):
+        if loss is not None and not math.isfinite(loss):
+            raise UserError(
+                f"lr: after training the loss on example {row.id!r} is {loss}; take a smaller one" if trained else
+                f"dtype: untrained, the model's loss on example {row.id!r} is {loss}; take a wider one"
+            )  # fmt: skip
+    with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
+        for row, loss in zip(scored, losses, strict=True):
+            file.write(json.dumps({**asdict(row), "loss": loss}, ensure_ascii=False) + "\n")
+    known = [loss for loss in losses if loss is not None]
+    result = {
+        "score": sum(row.score for row in scored) / len(scored),
+        "loss": sum(known) / len(known),
+        "examples": len(scored),
+        "cut": sum(row.cut for row in scored),
+        "not_asked": sum(row.answer == NOT_ASKED for row in scored),
+        "metric": f"{metric['kind']},{metric['filter_name']}",
+    }
+    (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def questions(
+    examples: list[Example], template: TemplateName, tokenizer: Any, metric: Metric, choices: Sequence[str]
+) -> tuple[list[Item], Metric]:
+    """What to ask, and how long to listen: a whole answer can only be wrong beyond the longest gold one."""
+    items = []
+    for one in examples:
+        prompt, ids = question(one, template, tokenizer)
+        ways = tuple(tuple(choice_ids(one, choice, ids, template, tokenizer)) for choice in choices)
+        items.append(Item(one.id, prompt, one.gold, tuple(choices), tuple(ids), ways))
+    if metric.kind == "exact_match" and metric.pattern is None:
+        golds = [
+            choice_ids(one, one.gold, list(item.ids), template, tokenizer)
+            for one, item in zip(examples, items, strict=True)
+        ]
+        metric = replace(metric, max_new_tokens=min(metric.max_new_tokens, max(map(len, golds)) + 1))
+    return items, metric
+
+
+def gold_losses(
+    model: Any,
+    encoded: Sequence[Encoded],
+    pad: int,
+    *,
+    tokens: int | None = TOKENS,
+    device: torch.device | None = None,
+    track: Track[Any] = silent,
+) -> list[float]:
+    """Per example, the mean cross-entropy of its gold answer's tokens."""
+    losses = [math.nan] * len(encoded)
+    with evaluating(model):
+        each = chain.from_iterable(token_logs(model, encoded, pad=pad, tokens=tokens, device=device))
+        for place, logs in track(each, "losses of gold answers", len(encoded)):
+            losses[place] = -float(logs.mean())
+    return losses
+
+
+def metric_of(fields: dict[str, Any]) -> Metric:
+    """The metric of a step's config."""
+    return Metric(**{**fields, "ignore": tuple(fields["ignore"])})
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures of a finished evaluation."""
+    return json.loads((folder / "metrics.json").read_text())

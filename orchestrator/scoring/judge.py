@@ -1,0 +1,157 @@
+"""Scores that compare with published ones, so lm-eval judges them: its filters and its metrics on what a model said.
+
+    scored = judge(items, said, metric)         # said: texts, or the log-likelihood of each choice
+
+What a model says is computed in orchestrator.scoring.engine, on the ids of training.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.tasks.metric import Metric
+
+NOT_ASKED = "[too long to be asked]"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to score: the question as text and as ids, and for each choice the ids that would answer it."""
+
+    id: str
+    prompt: str
+    gold: str
+    choices: tuple[str, ...] = ()  # empty for generation
+    ids: tuple[int, ...] = ()
+    choice_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said to an item: a text, or how likely each choice is to it."""
+
+    text: str = ""
+    cut: bool = False  # the text had not ended when it had as many tokens as it may have
+    logs: tuple[float, ...] = ()  # of each choice the sum of its tokens' log-probabilities
+    asked: bool = True  # False: the question and an answer don't fit into the model's context, so it is wrong
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored item, with what a person needs to see why it got its score."""
+
+    id: str
+    prompt: str
+    output: str  # raw generation, or the chosen letter
+    answer: str  # after the filter; "[invalid]", lm-eval's word, where the pattern did not match
+    gold: str
+    score: float
+    cut: bool = False
+
+
+def check(items: Sequence[Item], metric: Metric) -> None:
+    """UserError for an item that lm-eval would count as answered wrongly whatever the model says."""
+    for item in items:
+        if metric.kind == "multiple_choice" and item.gold.strip() not in item.choices:
+            raise UserError(f"data: example {item.id!r} has gold {item.gold!r}; it must be in {item.choices}")
+
+
+def room(item: Item, metric: Metric) -> int:
+    """Tokens that a question and its answer may take."""
+    longest = max(map(len, item.choice_ids), default=0)
+    return len(item.ids) + (longest if metric.kind == "multiple_choice" else metric.max_new_tokens)
+
+
+def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[Scored]:
+    """What was said as scores, in the items' order; the one door to lm-eval. What wasn't asked is wrong."""
+    from datasets import Dataset
+
+    check(items, metric)
+    pairs = [(item, one) for item, one in zip(items, said, strict=True) if one.asked]
+    if not pairs:
+        return [_unasked(item) for item in items]  # lm-eval refuses an empty task
+    evaluate, recorded, task = _harness()
+    rows = rows_of([item for item, _ in pairs])
+    config = protocol(metric) | {"custom_dataset": lambda: {"test": Dataset.from_list(rows)}}
+    tasks = {"tasks": {metric.kind: task(config=config)}}  # rows in memory: no file, no cache
+    samples = evaluate(lm=recorded([one for _, one in pairs]), task_dict=tasks, bootstrap_iters=0)["samples"]
+    found = {
+        item.id: _scored(item, one, sample) for (item, one), sample in zip(pairs, samples[metric.kind], strict=True)
+    }
+    return [found.get(item.id) or _unasked(item) for item in items]
+
+
+def rows_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items as the protocol's columns."""
+    return [{"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices} for item in items]
+
+
+def protocol(metric: Metric) -> dict[str, Any]:
+    """What lm-eval is told about a metric, as values that YAML can hold: all of a task but its rows."""
+    filters: list[dict[str, Any]] = [{"function": "take_first"}]
+    if metric.kind == "multiple_choice":
+        name, config = "acc", {"output_type": metric.kind, "doc_to_choice": "choices", "target_delimiter": ""}
+    else:
+        settings: Any = {"until": [], "max_gen_toks": metric.max_new_tokens}
+        name, config = "exact_match", {"output_type": "generate_until", "generation_kwargs": settings}
+        regex = {"function": "regex", "regex_pattern": metric.pattern, "group_select": -1}
+        filters.insert(0, regex if metric.pattern is not None else {"function": "remove_whitespace"})
+    return config | {
+        "test_split": "test",
+        "doc_to_text": "prompt",  # the name of a column; anything else is rendered as a Jinja template
+        "doc_to_target": "gold",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True, "regexes_to_ignore": list(metric.ignore)}
+        ],
+        "filter_list": [{"name": metric.filter_name, "filter": filters}],
+    }
+
+
+def _scored(item: Item, said: Said, sample: dict[str, Any]) -> Scored:
+    output, answer = said.text, sample["filtered_resps"][0]
+    if said.logs:
+        output = answer = item.choices[said.logs.index(max(said.logs))]  # the first of equals, as acc has it
+    value = float(sample["acc" if said.logs else "exact_match"])
+    return Scored(item.id, item.prompt, output, answer, item.gold.strip(), value, said.cut)
+
+
+def _unasked(item: Item) -> Scored:
+    return Scored(item.id, item.prompt, "", NOT_ASKED, item.gold.strip(), 0.0)
+
+
+@functools.cache
+def _harness() -> tuple[Any, Any, Any]:
+    # lm-eval takes seconds to import, so what derives from it is made at the first call.
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate
+
+    # Its warnings say that model and rows come from memory; what can go wrong is refused beforehand.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+    class Recorded(LM):  # type: ignore[misc, unused-ignore]
+        def __init__(self, said: Sequence[Said]) -> None:
+            super().__init__()
+            self._said = said
+
+        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+            return [self._said[request.doc_id].text for request in requests]
+
+        def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+            return [(self._said[request.doc_id].logs[request.idx], False) for request in requests]
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+            raise NotImplementedError("no task here asks for a text's own likelihood")
+
+    class LocalTask(ConfigurableTask):  # type: ignore[misc, unused-ignore]
+        def build_all_requests(self, **_: Any) -> None:  # lm-eval's has a progress bar without a switch
+            rows = self.doc_iterator()
+            made = [self.construct_requests(row, row["prompt"], metadata=(None, at, 1)) for at, row in rows]
+            self._instances = [one for each in made for one in (each if isinstance(each, list) else [each])]
+
+    return evaluate, Recorded, LocalTask

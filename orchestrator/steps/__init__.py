@@ -1,1 +1,0 @@
-"""The steps: plain functions of values, each leaving one folder."""

@@ -1,0 +1,1 @@
+"""The student's training, and the card of its adapter."""

@@ -1,0 +1,1 @@
+"""A sweep: what is asked, what it takes, and how it goes."""

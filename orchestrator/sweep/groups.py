@@ -1,0 +1,143 @@
+"""What competes with what in a sweep, how often each may try, and how many trainings that makes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.errors import UserError
+from orchestrator.recipe import RATES, Asha, Grid, Sweep
+from orchestrator.sweep.cells import Cell, cells_of, seeds_of, tuning_of
+
+
+def trained(sweep: Sweep, cells: Iterable[Cell]) -> Iterator[tuple[Cell, int]]:
+    """Every cell with each random seed that it may be trained with: those that choose, too, where there is a choice."""
+    cells = tuple(cells)
+    tuning = tuning_of(sweep) if any(group.searched for group in groups_of(sweep, cells)) else ()
+    for cell in cells:
+        for seed in (*seeds_of(sweep, cell), *tuning):
+            yield cell, seed
+
+
+def rates_of(sweep: Sweep) -> list[float]:
+    """The learning rates to choose from: as given for a grid, else RATES of them evenly on a logarithmic scale."""
+    low, high = min(sweep.lr), max(sweep.lr)
+    if isinstance(sweep.search, Grid) or low == high:
+        return sorted(set(sweep.lr))
+    step = math.log(high / low) / (RATES - 1)
+    return [float(f"{low * math.exp(step * place):.3g}") for place in range(RATES)]
+
+
+def finer(rates: Sequence[float], count: int) -> list[float]:
+    """So many learning rates between the lowest and the highest of these, and these among them.
+
+    The widest gap on a logarithmic scale is divided first, and each evenly.
+    """
+    given = sorted(rates)
+    gaps = [math.log(after / before) for before, after in itertools.pairwise(given)]
+    parts = [1] * len(gaps)
+    for _ in range(count - len(given)):
+        parts[max(range(len(gaps)), key=lambda place: round(gaps[place] / parts[place], 9))] += 1
+    for digits in (3, 6, 17):
+        between = [
+            float(f"{low * math.exp(gap * place / into):.{digits}g}")
+            for low, gap, into in zip(given, gaps, parts, strict=False)
+            for place in range(1, into)
+        ]
+        if len({*given, *between}) == max(count, len(given)):
+            break
+    return sorted({*given, *between})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells of which one goes on to the test split: each alone in a grid, all of an arm in any other search."""
+
+    cells: tuple[Cell, ...]
+    rates: tuple[float, ...]  # learning rates that they have
+    searched: int  # settings that are tried out on the validation split; 0: there is nothing to choose
+
+
+def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
+    """What competes with what, and how often each may try. UserError for trials that don't suffice."""
+    cells = tuple(cells)
+    arms = {name: tuple(cell for cell in cells if cell.label == name) for name in dict.fromkeys(c.label for c in cells)}
+    if isinstance(sweep.search, Grid):
+        if sweep.trials is not None:
+            raise UserError(f"trials: {sweep.trials}, but a grid makes what its axes make; say --search random with it")
+        given = _grid(sweep, arms)
+        return tuple(
+            Group((cell,), rates, len(rates) if len(rates) > 1 or len(arms[cell.label]) > 1 else 0)
+            for cell in cells for rates in [given[cell.label]]
+        )  # fmt: skip
+    rates, finals = tuple(rates_of(sweep)), sum(len(seeds_of(sweep, some[0])) for some in arms.values())
+    total = sweep.trials or finals + len(arms) * sweep.tuning_seeds * sweep.search.settings
+    each = (total - finals) // (len(arms) * sweep.tuning_seeds)
+    least = len(rates) * min(len(some) for some in arms.values())
+    if least < 2:
+        raise UserError(f"lr: an arm has {least} setting, and {sweep.search.kind} chooses among several; give two --lr")
+    each = min(each, least)  # as many as the poorest arm has
+    if each < 2:
+        raise UserError(
+            f"trials: {total} leave {max(each, 0)} settings to try for each of {len(arms)} arms after {finals} trials"
+            f" for the comparison; give at least {finals + 2 * len(arms) * sweep.tuning_seeds}"
+        )
+    return tuple(Group(some, rates, each) for some in arms.values())
+
+
+def _grid(sweep: Sweep, arms: Mapping[str, Sequence[Cell]]) -> dict[str, tuple[float, ...]]:
+    """The learning rates of each arm's rows, so many that every arm has as many tries as every other.
+
+    An arm with fewer rows would lose to luck: the best of six tries is better than the best of three of the same. One
+    rate has none between it and itself, so that rows alone decide there, and the verdict says what that forbids.
+    """
+    given = rates_of(sweep)
+    if len(given) == 1:
+        return dict.fromkeys(arms, tuple(given))
+    rows = {name: len(some) for name, some in arms.items() if some[0].who == "student"}
+    common, most = math.lcm(*rows.values()), max(rows.values()) * len(given)
+    tries = -(-most // common) * common
+    return {name: tuple(finer(given, tries // rows[name] if name in rows else len(given))) for name in arms}
+
+
+def tries_of(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
+    """How many settings each arm chooses from."""
+    found: dict[str, int] = {}
+    for group in groups_of(sweep, cells):
+        arm = group.cells[0].label
+        found[arm] = found.get(arm, 0) + max(1, group.searched)
+    return found
+
+
+def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
+    """How many the sweep makes: those that choose, and those that are compared."""
+    return sum(
+        group.searched * sweep.tuning_seeds + len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells)
+    )
+
+
+def whole_trainings(sweep: Sweep, trials: int) -> float:
+    """As many whole trainings as so many fine-tunings take, as is to be expected: ASHA goes on with one in so many."""
+    compared = sum(len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells_of(sweep)))
+    return min(trials, compared) + max(0, trials - compared) * share_of_a_try(sweep)
+
+
+def share_of_a_try(sweep: Sweep) -> float:
+    """What trying a setting takes of a whole training."""
+    if not isinstance(sweep.search, Asha):
+        return 1.0
+    reduction, rungs = sweep.search.reduction, sweep.search.rungs
+    return reduction ** -(rungs - 1) * (1 + (rungs - 1) * (1 - 1 / reduction))
+
+
+def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
+    """How often the teacher is gone through and cut for all of the sweep's trials together, by what it is for."""
+    recipes = [cell.recipe.model_copy(update={"seed": seed}).settled() for cell, seed in trained(sweep, cells)]
+    cut = [recipe for recipe in recipes if recipe.arm.extracts]
+    return {
+        "teacher passes": len({recipe.measure for recipe in cut}),
+        "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
+        "passes for distillation": len({recipe.arm for recipe in recipes if "labels" in recipe.arm.needs}),
+    }

@@ -1,0 +1,282 @@
+"""What a whole sweep takes, told before a byte of weights is loaded.
+
+forecast(sweep, Hardware(gpus=8, memory=80e9)).steps["measure"].fits
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.cluster import gpus
+from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.session import connected, cores, nodes
+from orchestrator.errors import UserError
+from orchestrator.models.families import too_small
+from orchestrator.prepare.native import workers_have_bfloat16
+from orchestrator.prepare.shapes import check_shapes
+from orchestrator.recipe import Run, Sweep
+from orchestrator.scoring import budgets
+from orchestrator.sweep.anatomy import Anatomy
+from orchestrator.sweep.cells import cells_of, check_rungs, seeds_of
+from orchestrator.sweep.costs import (
+    extract_cost,
+    finetune_cost,
+    measure_cost,
+    recorded_bytes,
+    score_cost,
+    teacher_score_cost,
+)
+from orchestrator.sweep.groups import fine_tunings, groups_of, rates_of, shared_by, tries_of, whole_trainings
+from orchestrator.sweep.hardware import USABLE, Cost, Hardware
+from orchestrator.sweep.lengths import Lengths, lengths_of
+from orchestrator.teacher.scale import Scale, scale_of
+from orchestrator.verdict.asked import BOUNDS
+
+LARGEST_CLUSTER = 1024
+STEPS = ("measure", "teacher_score", "extract", "finetune", "score", "sweep")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a sweep takes, step by step."""
+
+    teacher: Anatomy
+    student: Anatomy
+    scale: Scale
+    trials: int
+    uncut: tuple[str, ...]
+    recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
+    steps: dict[str, Cost]  # by name: of STEPS, extract where all can be cut; finetune and score are one trial's
+    lengths: Lengths
+    held: Hardware  # how the ranks hold the teacher, and what each takes through it at once
+    choosing: Cost  # a trial's score on the validation split, which chooses
+    recompute: bool  # whether trainings compute their layers' activations again
+
+    @property
+    def replicated(self) -> bool:
+        """Whether each of several ranks holds the whole teacher."""
+        return self.held.replicate and self.steps["teacher_score"].ranks > 1
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        names = {"teacher": self.teacher, "student": self.student}
+        return {
+            **{who: {"name": model.name, "parameters": model.parameters} for who, model in names.items()},
+            "granularity": 1 if self.scale.exact else self.scale.granularity,
+            "passes": 2 if self.scale.exact else 1,
+            "trials": self.trials,
+            "uncut": list(self.uncut),
+            "recorded_bytes": self.recorded_bytes,
+            "longest": {
+                "seed": max(row.tokens for row in self.lengths.seed),
+                "train": max(row.tokens for row in self.lengths.train),
+            },
+            "unknown": self.lengths.unknown or None,
+            "tokens_at_once": self.held.tokens,
+            "answers_at_once": self.held.answers,
+            "replicated": self.replicated,
+            "gradient_checkpointing": self.recompute,
+            "choosing_gpu_hours": self.choosing.gpu_hours,
+            "steps": {name: self.steps[name].as_json() if name in self.steps else None for name in STEPS},
+        }
+
+
+def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -> Forecast:
+    """Every step of a sweep; without `lengths` every example is as long as it may be.
+
+    UserError for models whose config can't be had.
+    """
+    recipe, cells = sweep.recipe, cells_of(sweep)
+    teacher = Anatomy.of(recipe.teacher, "teacher", recipe.measure.dtype, native=hardware.native)
+    student = Anatomy.of(recipe.student, "student", recipe.finetune.dtype, native=hardware.native)
+    scale = scale_of(recipe.measure, teacher.geometry, student.geometry)
+    rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
+    lengths = lengths or Lengths.longest(recipe)
+
+    def measured(ranks: int, held: Hardware) -> Cost:
+        return measure_cost(teacher, recipe, scale, ranks, held, lengths)
+
+    def scored(ranks: int, held: Hardware) -> Cost:
+        return teacher_score_cost(teacher, lengths, lengths.test, ranks, held)
+
+    held = _holding(hardware, measured, scored)
+    measure = _sized(lambda ranks: measured(ranks, held), hardware.gpus)
+    gpus, few = hardware.gpus or measure.ranks, replace(held, answers=1)
+    enough = _smallest(lambda ranks: scored(ranks, few), measure.smallest_cluster or LARGEST_CLUSTER)
+    steps = {"measure": measure, "teacher_score": replace(scored(gpus, held), smallest_cluster=enough)}
+    plain, less = (
+        finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute) for recompute in (False, True)
+    )
+    said = recipe.finetune.gradient_checkpointing
+    recompute = hardware.cuda and not plain.fits if said == "auto" else said
+    steps["finetune"] = _alone(less if recompute else plain, hardware.workers)
+    steps["score"], choosing = (
+        _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
+    )
+    uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
+    if not uncut:
+        steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
+    needs = [cost.smallest_cluster for cost in steps.values()]
+    smallest = None if None in needs else max(need for need in needs if need)
+    shared = shared_by(sweep, cells)
+    compared = sum(len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells))
+    times = {
+        "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
+        "extract": shared["extractions"],
+        "finetune": math.ceil(whole_trainings(sweep, trials) / max(1, gpus // hardware.workers)),
+        "teacher_score": 1,
+        "score": math.ceil((compared + 1) / gpus),  # and the student as it is
+    }
+    seconds = sum(times[name] * cost.seconds for name, cost in steps.items())
+    seconds += math.ceil((trials - compared) / gpus) * choosing.seconds
+    fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
+    network = sum(cost.network_bytes for cost in steps.values())
+    steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
+    recorded = recorded_bytes(teacher, student, recipe, lengths) if scale.exact else 0
+    return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, held, choosing, recompute)
+
+
+def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
+    """What would run, counted, and what it would cost on GPUs of this many bytes, where that is asked.
+
+    UserError for what models of these shapes can't do.
+    """
+    cells = cells_of(sweep)
+    groups = groups_of(sweep, cells)
+    for cell in cells:
+        check_rungs(sweep, cell)
+    told: dict[str, Any] = {
+        "teacher": sweep.recipe.teacher,
+        "student": sweep.recipe.student,
+        "task": sweep.recipe.task.name,
+        "rows": [group.cells[0].name() if len(group.cells) == 1 else group.cells[0].label for group in groups],
+        "learning_rates": rates_of(sweep),
+        "tries": tries_of(sweep, cells),
+        "finer_rates": {
+            group.cells[0].label: list(group.rates) for group in groups if len(group.rates) > len(rates_of(sweep))
+        },
+        "fine_tunings": fine_tunings(sweep, cells),
+        "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
+        "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),
+        **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
+        "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
+    }
+    if memory:
+        plan = forecast(sweep, Hardware(memory=memory), lengths_of(sweep.recipe))
+        for cell in cells:
+            if cell.who == "student":
+                check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
+        whole = plan.steps["sweep"]
+        hours, seconds = whole.gpu_hours, whole.seconds
+        told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
+    return told
+
+
+def _holding(
+    hardware: Hardware, measured: Callable[[int, Hardware], Cost], scored: Callable[[int, Hardware], Cost]
+) -> Hardware:
+    """How the teacher is held: whole by each rank that has room for it, as gathering shards would be for nothing.
+
+    With as many tokens at once as fit; and with the largest batches of answers, each of whose tokens costs a gather.
+    """
+    tokens = hardware.tokens
+    halves = range(tokens.bit_length() if hardware.fewer and hardware.gpus else 1)
+    ways = [
+        replace(hardware, tokens=tokens >> times, replicate=whole)
+        for times in halves
+        for whole in (not hardware.offload, False)
+    ]
+
+    def ranks(held: Hardware) -> int:
+        return held.gpus or _smallest(lambda count: measured(count, held)) or 1
+
+    def fits(held: Hardware) -> bool:
+        count = ranks(held)
+        return measured(count, held).fits and (not held.replicate or scored(count, held).fits)
+
+    held = next(filter(fits, ways), hardware)
+    if not hardware.cuda:
+        return held
+    count = ranks(held)
+    larger = (replace(held, answers=budgets.MOST >> times) for times in range(budgets.MOST.bit_length()))
+    return next((one for one in larger if scored(count, one).fits), held)
+
+
+def _smallest(cost: Callable[[int], Cost], least: int = 1) -> int | None:
+    """On how few ranks a step fits, from `least` on; None where on none."""
+    return next((count for count in range(least, LARGEST_CLUSTER + 1) if cost(count).fits), None)
+
+
+def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
+    """The step on the ranks that there are, or on as few as it fits on; with that number noted."""
+    smallest = _smallest(cost)
+    return replace(cost(ranks or smallest or 1), smallest_cluster=smallest)
+
+
+def _alone(cost: Cost, least: int = 1) -> Cost:
+    """A step whose memory doesn't depend on how many ranks share its work, be they as many as it asks for at least."""
+    return replace(cost, smallest_cluster=least if cost.fits else None)
+
+
+def here(run: Run, memory: float | None) -> Hardware | None:
+    """What this machine or its cluster has for the ranks; None for a cluster without GPUs, or that doesn't tell.
+
+    `memory` is what each GPU has, where that is said.
+    """
+    import psutil
+
+    found = Hardware(
+        tokens=run.tokens_at_once or Placement.tokens, fewer=run.tokens_at_once is None, offload=bool(run.offload),
+        native=workers_have_bfloat16(), workers=run.workers, sharded=run.shard_student,
+    )  # fmt: skip
+    ranks, remote = run.ranks, bool(os.environ.get("RAY_ADDRESS"))
+    with connected() if remote else nullcontext():
+        count = int(sum(node.get("GPU", 0) for node in nodes())) - gpus.assigned() if remote else gpus.local()
+        if count and not memory:
+            memory = gpus.memory_of_nodes() if remote else gpus.memory(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if memory:
+        share = min(1.0, run.gpus_per_trial or 1.0)  # of a GPU
+        return replace(found, gpus=ranks or count or None, memory=memory, trial=memory * share)
+    if count:
+        logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
+    if count or remote:
+        return None
+    own = psutil.virtual_memory().total
+    trial = own / (run.trials_at_once or 1) / run.workers
+    return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=trial)
+
+
+def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
+    """With as many tokens and, without GPUs, as many trials at once as there is memory for, where that wasn't said."""
+    fewer: dict[str, int] = {}
+    if told.held.tokens < hardware.tokens:
+        fewer["tokens_at_once"] = told.held.tokens
+    if told.held.answers != hardware.answers:
+        fewer["answers_at_once"] = told.held.answers
+    if not hardware.cuda and run.trials_at_once is None:
+        room = USABLE * (hardware.trial or hardware.memory)
+        trial = max(told.steps[name].per_rank.peak_bytes for name in ("finetune", "score"))
+        if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial // run.workers):
+            fewer["trials_at_once"] = fitting
+    return run.model_copy(update={**fewer, "replicate": told.replicated, "gradient_checkpointing": told.recompute})
+
+
+def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:
+    """UserError with the figures, and with what was `assumed`, where a step would run out of memory."""
+    if cost.fits:
+        return
+    need, room = cost.per_rank.peak_bytes, USABLE * cost.memory
+    where = "on 1 rank" if cost.ranks == 1 else f"on each of {cost.ranks} ranks"
+    remedy = "a smaller --tokens-at-once, finetune.micro_batch_size or max_tokens takes less"
+    if cost.smallest_cluster:
+        remedy = f"{cost.smallest_cluster} ranks with as much memory each would do (see `pkt plan`)"
+    raise UserError(
+        f"plan: {what} takes {need / 1e9:.1f} GB {where}, of which {room / 1e9:.1f} GB are usable"
+        f"{f' ({assumed})' if assumed else ''}; {remedy}, and --force goes on all the same"
+    )

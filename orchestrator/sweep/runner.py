@@ -1,0 +1,300 @@
+"""Trials to results: what the store has is taken, the rest runs on Ray, and all of it is told to the tracker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.groups import Group
+from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
+from orchestrator.cluster.session import cores, nodes, room, session
+from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
+from orchestrator.errors import disk_is_full, passes
+from orchestrator.recipe import Run
+from orchestrator.scoring.evaluate import read_metrics
+from orchestrator.step import Step, materialise
+from orchestrator.store import LATE, Store
+from orchestrator.sweep.kept import LARGE, note, noted
+from orchestrator.sweep.labbook import trial_record
+from orchestrator.sweep.screen import Screen
+from orchestrator.sweep.work import Work, under_way
+from orchestrator.tasks.rows import light
+from orchestrator.tracking.run_record import Record, Status, one_line
+from orchestrator.tracking.tracker import NullTracker, Tracker
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A score to reach: the evaluation step, and what it is called."""
+
+    label: str
+    step: Step
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Runner:
+    """A sweep's hands: one Ray session for all that the store lacks, none where it lacks nothing."""
+
+    store: Store
+    run: Run
+    key: str  # the sweep's, under which its trials are tracked
+    screen: Screen
+    folder: Path  # the sweep's own
+    tracker: Tracker = field(default_factory=NullTracker)
+    told: Record | None = None  # the sweep's own record, once it is under way
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)  # fingerprint → label and reason
+    late: float = LATE  # seconds for which a worker's result may not be seen here
+
+    def __enter__(self) -> Runner:
+        self._stack = ExitStack()
+        self._gpus: float | None = None
+        self._labels: dict[str, str] = {}  # of the trials that are asked for, by fingerprint
+        self._notes = self.folder.with_name(f".{self.folder.name}.running")  # how far each of them is
+        self._under_way = partial(under_way, self._notes, self._labels)
+        self._stack.callback(shutil.rmtree, self._notes, ignore_errors=True)
+        shutil.rmtree(self._notes, ignore_errors=True)  # of a process that was killed
+        self._notes.mkdir(parents=True)
+        self._needs = noted(self.folder)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if self.told and kind:
+            self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED", seconds=2)
+        self._stack.close()
+
+    def begin(self, tracker: Tracker, record: Record) -> None:
+        """The sweep's own run is under way: its trials go below it."""
+        self.tracker, self.told = tracker, record
+        tracker.put(record)
+
+    def end(self, status: Status, *, folder: Path | None = None, seconds: float) -> None:
+        """The sweep's own run has ended. What can't be told within the time waits on disk, and that is said."""
+        assert self.told is not None
+        artifacts = [(str(folder), "sweep")] if folder else []
+        self.tracker.put(replace(self.told, status=status, artifacts=artifacts, time_ms=int(time.time() * 1000)))
+        self.told = None
+        try:
+            self._send(seconds)
+        except KeyboardInterrupt:  # whoever won't wait is told what waits
+            self._send(0)
+            raise
+
+    def _send(self, seconds: float) -> None:
+        left = self.tracker.flush(seconds)
+        if left.records:
+            reason = left.reason or "no answer yet"
+            self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the teacher's steps are done. Where that is not here, Ray runs from now on."""
+        return self._stack.enter_context(placement_of(self.run).settled())
+
+    def share(self, steps: Sequence[Step]) -> None:
+        """Make what many trials build on, over as many ranks as were asked for; what passes by itself is waited out."""
+        for step in steps:
+            self._need(step, weights=True)
+            if self.store.find(step.name, step.fingerprint):
+                continue
+            for left in reversed(range(RETRIES + 1)):
+                try:
+                    materialise(step, self.store, self.screen.track, self.placement)
+                    break
+                except Exception as error:
+                    if not (left and passes(error)):
+                        raise
+                    self.screen.warn(f"{step.name}: {one_line(error)}; it is tried again")
+                    time.sleep(PATIENCE)
+
+    def go(
+        self, what: str, trials: Sequence[Trial], total: int, then: Callable[[Trial], Sequence[Trial]] = lambda _: ()
+    ) -> None:
+        """Have every trial's score and tell the tracker; `then` names those that a finished one makes possible.
+
+        A failed one is noted with its reason, unless it only tried a setting that can't be trained.
+        """
+        queue: list[Trial] = []
+        asked: set[str] = set()
+
+        def missing(trials: Sequence[Trial]) -> list[Rungs[Trial]]:
+            """What the store lacks of them, and of those that the others make possible."""
+            before, looked = len(queue), deque(trials)
+            while looked:
+                trial = looked.popleft()
+                if trial.step.fingerprint in asked:
+                    continue
+                asked.add(trial.step.fingerprint)
+                self._note(trial)
+                if self._folder(trial):
+                    self._let_go(trial)
+                    self.tell(trial)
+                    tick(trial.label)
+                    looked.extend(then(trial))
+                else:
+                    queue.append(trial)
+            return [[[trial]] for trial in queue[before:]]
+
+        with self.screen.trials(what, total, self._under_way) as tick:
+            first = missing(trials)
+            if first and (before := len(asked) - len(queue)):
+                self.screen.say(f"{before} of {total} trials were finished before")
+            self._run(first, tick, lambda index, *_: missing(then(queue[index])))
+
+    def search(
+        self,
+        settings: Sequence[Rungs[Trial]],
+        searches: Sequence[Halving | Proposals],
+        told: Callable[[int, int, float | None], None],
+    ) -> None:
+        """Let Tune decide which settings are tried and how far.
+
+        `told` gets index, rung and score: FAILED of a setting that can't be trained, None where the try was lost.
+        """
+
+        def after(*result: Any) -> Sequence[Rungs[Trial]]:
+            told(*result)
+            return ()
+
+        trials = [trial for rungs in settings for rung in rungs for trial in rung]
+        for trial in trials:
+            self._note(trial)
+        with self.screen.trials("searching", sum(one.count for one in searches), self._under_way) as tick:
+            self._run(settings, tick, after, searches=searches)
+        for trial in trials:
+            self._let_go(trial)
+
+    def metrics(self, trial: Trial) -> dict[str, Any] | None:
+        """The finished trial's figures, None where it failed."""
+        folder = self._folder(trial)
+        return read_metrics(folder) if folder else None
+
+    def lost(self, trials: Iterable[Trial]) -> bool:
+        """Whether one of them failed for no fault of its setting, which is not to be judged by it."""
+        return any(trial.step.fingerprint in self.failed for trial in trials)
+
+    @property
+    def _at_once(self) -> int | None:
+        """As many trials as this process has cores for. A cluster bounds itself, unless trials wait for groups."""
+        if self.run.workers > 1 and not self.run.trials_at_once:
+            gpus = self._session() / self.run.workers
+            return max(1, room(nodes(), self.run.cpus_per_trial, gpus) // self.run.workers)
+        here = None if "RAY_ADDRESS" in os.environ else max(1, cores() // self.run.cpus_per_trial)
+        return self.run.trials_at_once or here
+
+    def _session(self) -> float:
+        """A trial's share of GPUs, once Ray runs."""
+        if self._gpus is None:
+            cpus, gpus, workers = self.run.cpus_per_trial, self.run.gpus_per_trial, self.run.workers
+            self._gpus = self._stack.enter_context(session(cpus=cpus, gpus=gpus, workers=workers))
+        return self._gpus
+
+    def _run(
+        self,
+        first: Sequence[Rungs[Trial]],
+        tick: Callable[[str], None],
+        after: Callable[[int, int, float | None], Sequence[Rungs[Trial]]],
+        **how: Any,
+    ) -> None:
+        if not first:
+            return
+        items, run = list(first), self.run
+
+        def works(items: Sequence[Rungs[Trial]]) -> list[Rungs[Step]]:
+            return [[[light(trial.step, self.store) for trial in rung] for rung in item] for item in items]
+
+        def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
+            outcomes = [self._done(*one) for one in zip(items[index][max(rung, 0)], outcomes, strict=False)]
+            scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
+            whole = len(scores) == len(outcomes)
+            score = sum(scores) / len(scores) if whole else FAILED if judged(outcomes) else None
+            spent = items[index][rung - 1] if rung > 0 else ()  # the next rung has gone on from them
+            for trial in (*spent, *(items[index][rung] if rung == len(items[index]) - 1 else ())):
+                self._let_go(trial)
+            if rung <= 0:
+                name = items[index][0][0].label
+                tick(f"{score:.3f} {name}" if whole else name)
+            more = after(index, rung, score)
+            items.extend(more)
+            return works(more)
+
+        cpus, gpus, workers = self.run.cpus_per_trial, self._session(), self.run.workers
+        group = Group(workers, cpus, gpus / workers) if workers > 1 else None
+        run_trials(
+            Work(
+                str(self.store.root), str(self._notes), cpus, run.system_metrics, run.portable, group, run.shard_student
+            ),
+            works(items),
+            done,
+            cpus=0 if group else cpus,
+            gpus=0 if group else gpus,
+            at_once=self._at_once,
+            **how,
+        )
+
+    def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
+        """Tell what came of it, and return it: a score whose evidence isn't here is none."""
+        self._labels.pop(trial.step.fingerprint, None)
+        if "error" not in outcome and not self.store.awaited(trial.step.name, trial.step.fingerprint, self.late):
+            self.late = 0.0  # the store isn't shared, and nothing is gained by waiting for others
+            outcome = {"error": (unseen := self.store.not_shared()), "traceback": unseen}
+        reason = outcome.get("error")
+        if reason and disk_is_full(reason):  # a setting would lose by it, and nothing more can be kept
+            raise OSError(f"{trial.label}: {reason}")
+        if reason:
+            if trial.params.get("stage") == "trial" or not outcome.get("judged"):
+                self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
+            self.screen.warn(f"{trial.label} failed: {reason}")
+            (self.store.root / "failures").mkdir(parents=True, exist_ok=True)
+            (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
+        elif trial.step.name == "evaluate":
+            self.tell(trial)
+        return outcome
+
+    def _folder(self, trial: Trial) -> Path | None:
+        return self.store.find(trial.step.name, trial.step.fingerprint)
+
+    def tell(self, trial: Trial) -> None:
+        """Record a finished trial, once."""
+        if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
+            return
+        weights = self._needs.get(trial.step.fingerprint, True)
+        record = trial_record(self.store, self.key, trial.label, trial.params, trial.step, weights=weights)
+        self.tracker.put(record)
+
+    def _note(self, trial: Trial) -> None:
+        """A trial that is only to choose needs its weights until it has its score; those that others made stay."""
+        self._labels[trial.step.fingerprint] = trial.label
+        adapter = trial.step.inputs.get("adapter")
+        others = (
+            adapter and trial.step.fingerprint not in self._needs and self.store.find("finetune", adapter.fingerprint)
+        )
+        self._need(trial.step, weights=bool(trial.params.get("stage") != "tune" or self.run.keep_tuned or others))
+
+    def _need(self, step: Step, *, weights: bool) -> None:
+        """Write down what the sweep builds on, before any of it is made: nothing of that is cleared away."""
+        weights = weights or self._needs.get(step.fingerprint, False)
+        if self._needs.get(step.fingerprint) != weights:
+            note(self.folder, step, weights=weights)
+            self._needs[step.fingerprint] = weights
+
+    def _let_go(self, trial: Trial) -> None:
+        """Of a trial that has its score and isn't compared, that is enough."""
+        adapter = trial.step.inputs.get("adapter")
+        if adapter and not self._needs[trial.step.fingerprint] and self._folder(trial):
+            self.store.let_go(adapter.name, adapter.fingerprint, LARGE)
+
+
+def placement_of(run: Run) -> Placement:
+    """Where the teacher's steps are done."""
+    tokens = run.tokens_at_once or Placement.tokens
+    return Placement(run.ranks, run.cpus_per_trial, run.offload, tokens, run.answers_at_once, run.replicate)

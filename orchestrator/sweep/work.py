@@ -1,0 +1,112 @@
+"""What a worker process does with a step. It imports this alone, since each one's start is paid for again."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.groups import Group
+from orchestrator.models.freed import trim
+from orchestrator.models.portable import portable
+from orchestrator.scoring.evaluate import read_metrics
+from orchestrator.step import Step, Track, itself, materialise
+from orchestrator.store import Store
+from orchestrator.tracking.system_metrics import sampled, samples_of
+
+NOTED = 1.0  # seconds between two notes of how far a trial is
+MOST = 4  # trials of which that is told
+
+
+@dataclass(frozen=True)
+class Work:
+    """Makes what the store lacks, and nothing else."""
+
+    store: str
+    notes: str  # a folder of the store, in which each trial notes how far it is
+    cpus: int
+    sampled: bool = False  # watch the machine meanwhile
+    portable: bool = False  # compute by kernels that CPUs share
+    group: Group | None = None  # who trains, where that isn't this process; one of them scores
+    sharded: bool = False  # each of the group holds a part of the student while it trains
+
+    def __call__(self, step: Step) -> dict[str, Any]:
+        """The evaluation's figures; nothing for another step."""
+        import torch
+
+        torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
+        if self.portable:
+            portable()
+        step = sharded(step) if self.sharded else step
+        store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
+        adapter = step.inputs.get("adapter")
+        watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
+        try:
+            with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
+                folder = materialise(step, store, noting(note), do=self._by_group if self.group else itself)
+        finally:
+            note.unlink(missing_ok=True)
+        _settle()
+        trim()
+        return read_metrics(folder) if step.name == "evaluate" else {}
+
+    def _by_group(self, step: Step, work: Callable[[], Any]) -> Any:
+        assert self.group
+        group = self.group if step.name == "finetune" else replace(self.group, workers=1)
+        return group(work, Path(self.notes) / f".{step.fingerprint}")
+
+
+def sharded(step: Step) -> Step:
+    """The same step, whose trainings are done by ranks that hold a part of the student each."""
+    where = {**step.where, "sharded": True} if step.name == "finetune" else step.where
+    return replace(step, where=where, inputs={key: sharded(before) for key, before in step.inputs.items()})
+
+
+def noting(file: Path) -> Track[Any]:
+    """Progress for a screen elsewhere: how far the step is, in a file, for whoever looks."""
+
+    def write(line: str) -> None:
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        with suppress(OSError):  # no reason to lose a training
+            aside.write_text(line)
+            aside.replace(file)
+
+    def track(items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
+        last = time.monotonic()
+        write(f"{what} 0/{total}")  # the first alone may take minutes
+        for done, item in enumerate(items):
+            if (now := time.monotonic()) - last >= NOTED:
+                last = now
+                write(f"{what} {done}/{total}")
+            yield item
+
+    return track
+
+
+def under_way(folder: Path, labels: Mapping[str, str]) -> str:
+    """How far the trials are that run now, for people; `labels` by fingerprint."""
+    found = []
+    for note in folder.glob("[!.]*"):
+        with suppress(OSError, KeyError):  # it has just ended
+            found.append(f"{labels[note.name]} {note.read_text()}")
+    found.sort()
+    more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
+    return f"running: {', '.join(found[:MOST])}{more}" if found else ""
+
+
+def _settle() -> None:
+    """A trial's models, which lie in circles, are let go before the next loads its own."""
+    gc.collect()
+    _freeze()
+
+
+@cache
+def _freeze() -> None:
+    """Once the first trial has imported it all: each collection that Trainer asks for walked all libraries again."""
+    gc.freeze()

@@ -1,0 +1,1 @@
+"""What is asked of a teacher's parameters, and what is taken from them."""

@@ -1,0 +1,1 @@
+"""What scores say, and how surely: values in, values out."""

@@ -1,0 +1,171 @@
+"""Whether it helped: a claim that a reviewer would accept, or none.
+
+    told = judge(results, "lora", tried={"lora": 8, "transfer": 8}, repeats=6)
+    told.headline, told.comparisons[0].outcome
+
+Every arm is represented by its settings of best validation score, so that the test split is looked at once and no row
+is picked by its test score. The unit is the random seed: a bootstrap nested in three seeds claims 17 % of the time
+where there is nothing, a permutation over examples 47 %. p-values are corrected by Holm's method for all comparisons
+that were asked about. Nothing is claimed with fewer than six seeds, where a training failed (those that ended are the
+luckier ones), in favour of an arm that had more settings to choose from (one whose try was lost had fewer), or of a
+teacher that was seen not to know the task; where that can't be told, a warning stands beside the claim. What can be
+known of all that before anything is run is told before it, by the same objections (`beforehand`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.verdict.asked import BOUNDS, OF_TEACHER, Comparison, Outcome, Question, judged_by
+from orchestrator.verdict.estimates import Estimate, Result, difference
+from orchestrator.verdict.gate import answer_of
+from orchestrator.verdict.power import LEVEL, smallest_effect
+from orchestrator.verdict.words import headline, sentence, warnings
+
+ENOUGH_SEEDS = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, and what it rests on."""
+
+    question: Question
+    chosen: dict[str, str]  # arm → its settings
+    scores: dict[str, float]  # arm → their mean on the test split
+    comparisons: tuple[Comparison, ...]
+    headline: str
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        own, count = self.question.arm, len(self.question.against)
+        return [self.headline, *self.warnings, *(f"  {own} {sentence(one, count)}" for one in self.comparisons)]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a claim depends on besides the scores."""
+
+    arms: Sequence[str]  # that were asked for, whether or not anything came of them
+    tried: Mapping[str, int] | None = None  # settings that each had to choose from
+    repeats: int = 0  # random seeds that each row was to have
+    gate: Mapping[str, Any] | None = None  # what the teacher scored, where it had to know the task
+    failed: int = 0  # trainings that are missing
+
+    def objection(self, own: str, other: str, seeds: int, above: bool) -> str:
+        """Why a comparison of two arms is described and not claimed; nothing where it may be claimed.
+
+        `above`: that `own` is the better one.
+        """
+        if self.gate and answer_of(self.gate) in ("doesn't", None):
+            if self.gate["set"]:
+                return "the teacher did not pass its gate"
+            better, worse = (own, other) if above else (other, own)
+            if better == "transfer" or (better in OF_TEACHER and worse not in OF_TEACHER):
+                return "the teacher was not seen to be better at the task than the untouched student"
+        if seeds < self.repeats:
+            return f"{seeds} of {self.repeats} random seeds ended in both, and they may be the lucky ones"
+        if seeds < ENOUGH_SEEDS:
+            return f"{seeds} random seed{'s'[: seeds - 1]} can describe, not prove; {ENOUGH_SEEDS} (--repeats) can"
+        mine, theirs = ((self.tried or {}).get(one, 0) for one in (own, other))
+        if (above and mine > theirs) or (not above and theirs > mine):
+            remedy = "the same command tries again what failed" if self.failed else "several --lr give each as many"
+            return f"{own} chooses from {mine} settings, {other} from {theirs}; {remedy}"
+        return ""
+
+
+def beforehand(tried: Mapping[str, int], baseline: str, repeats: int) -> dict[tuple[str, str], str]:
+    """What is known before a sweep of the claims that it is run for: by the arm that would be better and the other one,
+    the objection that its verdict would have whatever the scores; empty where it has none.
+    """
+    arms = [arm for arm in tried if arm not in BOUNDS]
+    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats)
+    above, own = question.arm == "transfer", question.arm
+    return {
+        (own, other) if above else (other, own): terms.objection(own, other, repeats, above)
+        for other in question.against
+    }  # fmt: skip
+
+
+def judge(
+    results: Sequence[Result],
+    baseline: str,
+    gate: Mapping[str, Any] | None = None,
+    *,
+    tried: Mapping[str, int] | None = None,
+    repeats: int = 0,
+    failed: int = 0,
+) -> Verdict:
+    """The verdict of a sweep's results. `tried` names every arm that was asked for, with its number of settings."""
+    arms = list(tried or dict.fromkeys(one.arm for one in results))
+    baseline = judged_by(arms, baseline)
+    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate, failed)
+    chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
+    found = {
+        arm: both
+        for arm in question.against
+        if question.arm in chosen and arm in chosen and (both := difference(chosen[question.arm], chosen[arm]))
+    }
+    missing = len(question.against) - len(found)
+    corrected = holm([*(both.p for both in found.values()), *[1.0] * missing])
+    comparisons = tuple(
+        _compared(chosen[question.arm], chosen[arm], both, p, terms, len(question.against))
+        for (arm, both), p in zip(found.items(), corrected, strict=False)
+    )
+    settings = {arm: _settings(result) for arm, result in chosen.items()}
+    scores = {arm: float(result.scores.mean()) for arm, result in chosen.items()}
+    lost = [arm for arm in (question.arm, *question.against) if arm not in chosen]
+    told = headline(question, baseline, comparisons, gate, lost)
+    return Verdict(question, settings, scores, comparisons, told, warnings(gate, chosen, lost))
+
+
+def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: str | None = None) -> Verdict:
+    """A recorded sweep's."""
+    tried = {arm: count for arm, count in record["tried"].items() if arm not in BOUNDS}
+    repeats = record["sweep"]["repeats"]
+    return judge(
+        results, baseline or record["baseline"], record["gate"], tried=tried, repeats=repeats,
+        failed=len(record["failed"]),
+    )  # fmt: skip
+
+
+def choose(results: Sequence[Result], arm: str) -> Result | None:
+    """The arm's row with the best validation score, the lower loss among equals; never by its test score."""
+    rows = [one for one in results if one.arm == arm]
+    if len(rows) > 1:
+        rows = [one for one in rows if one.validation]
+    return max(rows, key=lambda one: one.validation or (0.0, 0.0), default=None)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values that may each be held against the level, whichever of the hypotheses hold (Holm, 1979)."""
+    result, least = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        result[place] = least
+    return result
+
+
+def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: Terms, asked: int) -> Comparison:
+    seeds = len({*own.seeds} & {*other.seeds})
+    outcome: Outcome = "can't tell"
+    if why := terms.objection(own.arm, other.arm, seeds, above=both.mean > 0):
+        outcome = "described"
+    elif p_holm <= LEVEL:
+        outcome = "better" if both.mean > 0 else "worse"
+    least = smallest_effect(both, asked) if seeds > 1 else None
+    return Comparison(other.arm, both.mean, both.limits(), both.p, p_holm, seeds, outcome, least, why)
+
+
+def _settings(result: Result) -> str:
+    everything = "attention,ffn,embedding"
+    modules = result.modules and result.modules != everything and f"modules {result.modules}"
+    parts = [result.layers and f"layers {result.layers}", result.structure, modules or None]
+    parts += [f"rank {result.rank}", f"lr {result.lr:g}" if result.lr else None]
+    return ", ".join(part for part in [*parts, *(f"{key} {value}" for key, value in result.other.items())] if part)

@@ -1,0 +1,213 @@
+"""A verdict in words: what was found, what it may not be taken for, and what to be careful of."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.verdict.asked import ABOUT, BOUNDS, CONTROLS, OF_TEACHER
+from orchestrator.verdict.gate import answer_of
+
+if TYPE_CHECKING:
+    from orchestrator.verdict.asked import Comparison, Question
+    from orchestrator.verdict.estimates import Result
+
+ROOM = {
+    "cut": "are cut at the end (max_tokens)",
+    "left_out": "are left out, since their question alone is too long",
+    "not_asked": "are counted as wrong, since they don't fit into the student's context",
+}
+PASSED = {"knows it": "passed", "doesn't": "not passed", None: "not passed", "can't tell": "can't tell"}
+REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
+
+
+def headline(
+    question: Question,
+    baseline: str,
+    comparisons: Sequence[Comparison],
+    gate: Mapping[str, Any] | None,
+    lost: Sequence[str],
+) -> str:
+    """The answer in a sentence or two. `lost`: arms that were asked for, and of which no trial ended."""
+    arm, by = question.arm, {one.against: one for one in comparisons}
+    if gate and gate["set"] and gate["score"] is None:
+        return "No verdict: the teacher could not be scored on the task, so whether it passes its gate isn't known."
+    if gate and gate["set"] and answer_of(gate) == "doesn't":
+        return (
+            f"No verdict: the teacher scores {gate['score']:.2f} on the task, below the gate of {gate['least']:.2f}."
+            " It has nothing to hand over here, so nothing speaks for or against it."
+        )
+    if arm in lost:
+        return f"No verdict: no trial of {arm} ended."
+    if not comparisons:
+        return f"No verdict: {arm} has no other arm to be compared with."
+    if arm != "transfer":
+        told = [f"{one.against} {REVERSED[one.outcome]}" for one in comparisons]
+        return f"Against {arm}: {', '.join(told)}."
+    if baseline not in by:
+        reason = f"no trial of {baseline} ended" if baseline in lost else f"{baseline} was not run"
+        return f"Whether transfer helped isn't known: {reason}."
+    losers = [one.against for one in comparisons if one.outcome == "worse" and one.against != baseline]
+    more = f" {' and '.join(losers)} did better than transfer." if losers else ""
+    return _of_transfer(baseline, by, lost) + more
+
+
+def _of_transfer(baseline: str, by: Mapping[str, Comparison], lost: Sequence[str]) -> str:
+    """Whether it helped, and then whether that was the teacher."""
+    first, controls = by[baseline], [one for one in by.values() if one.against in CONTROLS]
+    if first.outcome == "described":
+        return f"No claim: {first.why}. What follows is what was seen."
+    if first.outcome == "worse":
+        return f"Transfer hurt: the student learns the task better from plain {baseline}."
+    if first.outcome == "can't tell":
+        return (
+            f"Undecided: transfer may or may not be better than {baseline} ({reach(first.smallest)} would reliably have"
+            " been found here)."
+        )
+    if missed := [one for one in controls if one.outcome != "better"]:
+        what = " or ".join(f"{one.against} ({one.why or CONTROLS[one.against]})" for one in missed)
+        return f"Better than {baseline}, but not shown to be the teacher's doing: transfer is not better than {what}."
+    if "spectrum_control" not in by:
+        reason = "no trial of spectrum_control ended" if "spectrum_control" in lost else "spectrum_control wasn't run"
+        return f"Better than {baseline}; whether by what the teacher knows can't be said: {reason}."
+    names = " and than ".join([baseline, *(one.against for one in controls)])
+    return f"The teacher helped: transfer is better than {names}."
+
+
+def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost: Sequence[str]) -> tuple[str, ...]:
+    """What might change the answer."""
+    found = [f"Warning: no trial of {arm} ended; nothing is said of it." for arm in lost]
+    if gate and (unsure := doubt(gate, [*chosen, *lost])):
+        found.append(f"Warning: {unsure}.")
+    if edge := [arm for arm, result in chosen.items() if result.lr_at_edge]:
+        found.append(
+            f"Warning: the learning rate of {', '.join(edge)} lies on the edge of its grid: a wider --lr might change"
+            " this."
+        )
+    return tuple(found)
+
+
+def doubt(gate: Mapping[str, Any], arms: Collection[str]) -> str:
+    """What to be careful of where it wasn't seen that the teacher knows the task; nothing where no arm asks it."""
+    answer = answer_of(gate)
+    if answer in ("knows it", None) or not (gate["set"] or set(arms) & {*OF_TEACHER}):
+        return ""
+    if gate["set"]:
+        where = f"the teacher scores {gate['score']:.2f} on the task{_within(gate, '')}"
+        if answer == "doesn't":
+            return f"{where}, below the gate of {gate['least']:.2f}, and there will be no verdict"
+        return f"{where}, and whether it passes the gate of {gate['least']:.2f} can't be told"
+    scores = (
+        f"the teacher scores {gate['score']:.2f} on the task and the untouched student {gate['least']:.2f}"
+        f"{_within(gate, '+')}: it may have nothing to hand over"
+    )
+    if answer == "doesn't":
+        return (
+            f"{scores}, and nothing is claimed in favour of what is taken from it (--set gate=0 lifts that, a larger"
+            " one makes a score the condition)"
+        )
+    return f"{scores}, which can't be told (--set gate=0.5 makes a score the condition)"
+
+
+def _within(gate: Mapping[str, Any], sign: str) -> str:
+    """The gate's interval: of a score, or with a sign of a difference; a record of an older version has none."""
+    if not gate.get("ci95"):
+        return ""
+    low, high = gate["ci95"]
+    return f" ({'difference, ' if sign else ''}95 %: {low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
+    """What a leaderboard's columns and arms are."""
+    kinds = [arm for arm in ABOUT if arm in arms]
+    lines = [
+        "mean: of the score on the test split, over random seeds; 95 %: over seeds and examples, uncorrected: rely on"
+        " the verdict.",
+        f"vs {baseline}: against the {baseline} row of the same rank.",
+    ]
+    if kinds:
+        starts = ", ".join(f"{one} ({ABOUT[one]})" for one in kinds)
+        lines.append(f"Every arm trains a LoRA on the student and starts at: {starts}.")
+    if set(arms) & {*BOUNDS}:
+        tuned = "; teacher_tuned: the teacher, fine-tuned with a LoRA of its own" if "teacher_tuned" in arms else ""
+        lines.append(f"student, teacher: pre-trained, as they are, not fine-tuned on the task{tuned}.")
+    return lines
+
+
+def clipped_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where most steps of an arm were clipped, how often each arm's were: then lengths of gradients hardly counted."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if row["clipped"] is not None:
+            shares.setdefault(row["arm"], []).append(100 * row["clipped"])
+    if max((share for some in shares.values() for share in some), default=0) <= 50:
+        return []
+    spans = {arm: dict.fromkeys((f"{min(some):.0f}", f"{max(some):.0f}")) for arm, some in shares.items()}
+    told = ", ".join(f"{arm} {' to '.join(span)} %" for arm, span in spans.items())
+    return [f"Steps whose gradient was clipped (finetune.max_grad_norm): {told}."]
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """Whether the teacher knows the task, which of its rows tells, and what was asked for."""
+    asked = f"at least {gate['least']:g} is" if gate["set"] else f"more than the student's {gate['least']:.3f} is"
+    score, answer = "no score", answer_of(gate)
+    if gate["score"] is not None:
+        score = f"{gate.get('of', 'the teacher')} scores {gate['score']:.3f}{_within(gate, '' if gate['set'] else '+')}"
+    return f"{score}; {asked} needed for a claim: {PASSED[answer]}"
+
+
+def reach(smallest: float | None) -> str:
+    """The smallest true difference that is found four times of five; scores have no difference above 1."""
+    if smallest is None or smallest > 1:
+        return "no true difference"
+    return f"only a true difference of {smallest:.2f} or more"
+
+
+def sentence(one: Comparison, comparisons: int) -> str:
+    """One comparison with its figures."""
+    low, high = one.ci95
+    meaning = f" ({CONTROLS[one.against]})" if one.against in CONTROLS else ""
+    counted = f"; p {_p(one.p_holm)} after Holm's correction for {comparisons} comparisons" if comparisons > 1 else ""
+    end: str = one.outcome
+    if one.outcome == "can't tell":
+        end += f" (80 % power: {reach(one.smallest)})"
+    if one.why:
+        end += f", not claimed: {one.why}"
+    figures = f"{one.delta:+.3f}, 95 % {low:+.3f} to {high:+.3f} by itself, p {_p(one.p)}{counted}"
+    return f"against {one.against}{meaning}: {figures}: {end}"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def room_lines(record: Mapping[str, Any]) -> list[str]:
+    """Rows that were cut, left out or not asked, split by split."""
+    lines = []
+    for split, fit in record.get("fit", {}).items():
+        told = [f"{fit[key]} {words}" for key, words in ROOM.items() if fit.get(key)]
+        if told:
+            lines.append(f"Of {fit['rows'] + fit.get('left_out', 0)} {split} rows {', '.join(told)}.")
+    return lines
+
+
+def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whose answers had not ended when they had as many tokens as they may have."""
+    names = [f"{row['arm']} r{row['rank']}" if row["rank"] else row["arm"] for row in rows]
+    told = [f"{name} {row['cut']:.1%}" for name, row in zip(names, rows, strict=True) if row["cut"]]
+    return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""
+
+
+def label(strategy: dict[str, Any]) -> str:
+    """A dumped strategy's name for people, with those of its fields that are set: `random(seed=1)`, `0,2,5`.
+
+    Given indices are too many to show: four digits of their checksum keep two choices of one sweep apart.
+    """
+    if strategy["kind"] == "explicit":
+        return ",".join(map(str, strategy["layers"]))
+    if strategy["kind"] == "given":
+        return f"given({zlib.crc32(json.dumps(strategy, sort_keys=True).encode()) % 0x10000:04x})"
+    fields = ",".join(f"{key}={value}" for key, value in strategy.items() if key != "kind" and value)
+    return f"{strategy['kind']}({fields})" if fields else str(strategy["kind"])

@@ -1,0 +1,242 @@
+"""What a sweep's hands do where a disk or a network is at a bad moment, and what they leave behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.screen import Terminal
+from orchestrator.recipe import Run
+from orchestrator.step import Step, materialise
+from orchestrator.store import Store
+from orchestrator.sweep.kept import noted
+from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.work import noting
+from orchestrator.tracking import NullTracker
+from orchestrator.tracking.outbox import Waiting
+from orchestrator.tracking.run_record import Record
+
+
+def train(folder: Path, *, number: int, partial: Path, before: Path | None = None, **_: Any) -> None:
+    (folder / "adapter_model.safetensors").write_text("weights")
+    (folder / "rung").mkdir()
+    (folder / "history.json").write_text("[]")
+
+
+def score(folder: Path, *, adapter: Path, **_: Any) -> None:
+    (folder / "metrics.json").write_text('{"score": 0.5, "loss": 1.0}')
+
+
+def trial(number: int, stage: str = "tune", before: Step | None = None) -> Trial:
+    inputs = {"before": before} if before else {}
+    adapter = Step("finetune", train, {"number": number}, inputs)
+    return Trial(f"{stage} {number}", Step("evaluate", score, {}, {"adapter": adapter}), {"stage": stage})
+
+
+def adapter(trial: Trial) -> Step:
+    return trial.step.inputs["adapter"]
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runner]:
+    """Its trials are made in this process, by `make` or as Ray's workers do it."""
+    (tmp_path / "sweep").mkdir()
+
+    def made(make: Any = None, **how: Any) -> Runner:
+        def here(work: Any, items: Any, done: Any, **how: Any) -> None:
+            for index, item in enumerate(items):
+                for rung, works in enumerate(item):
+                    done(index, rung, outcomes := [(make or work)(one) for one in works])
+                    if "ends" in outcomes[0]:
+                        break
+
+        monkeypatch.setattr("orchestrator.sweep.runner.run_trials", here)
+        monkeypatch.setattr("orchestrator.sweep.runner.session", lambda **how: nullcontext(0.0))
+        return Runner(Store(tmp_path), how.pop("run", Run()), "key", Terminal(), tmp_path / "sweep", **how)
+
+    return made
+
+
+def test_a_result_that_is_seen_late_counts_and_one_that_never_is_costs_a_minute_once(
+    runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    elsewhere, late = Store(tmp_path / "elsewhere"), trial(0, "trial")
+
+    def appear(step: Step) -> None:
+        time.sleep(0.5)
+        (tmp_path / "evaluate").mkdir()
+        folder = elsewhere.find("evaluate", step.fingerprint)
+        assert folder
+        folder.rename(tmp_path / "evaluate" / step.fingerprint)
+
+    def make(step: Step) -> dict[str, Any]:
+        materialise(step, elsewhere)
+        if step.fingerprint == late.step.fingerprint:
+            threading.Thread(target=appear, args=(step,)).start()
+        return {"score": 0.5, "loss": 1.0}
+
+    with runner(make, late=3.0) as hands:
+        began = time.monotonic()
+        hands.go("trials", [late], 1)
+        assert 0.5 <= time.monotonic() - began < 3
+        assert hands.metrics(late)
+        hands.go("trials", [trial(number, "trial") for number in range(1, 20)], 19)
+        assert 3.5 <= time.monotonic() - began < 10
+    assert len(hands.failed) == 19
+    reasons = {one["reason"] for one in hands.failed.values()}
+    assert reasons == {f"its worker doesn't share the store {tmp_path}; name one on a common file system"}
+
+
+def test_a_shared_step_is_tried_again_where_the_fault_may_pass(
+    runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.sweep.runner.PATIENCE", 0.01)
+    tries: list[int] = []
+
+    def measure(folder: Path, *, number: int, **given: Any) -> None:
+        tries.append(number)
+        if number == errno.EIO and len(tries) > 2:
+            return
+        raise OSError(number, os.strerror(number), "/shared/teacher")
+
+    with runner() as hands:
+        hands.share([Step("measure", measure, {"number": errno.EIO}, of_teacher=True)])
+        assert tries == [errno.EIO] * 3
+        with pytest.raises(OSError, match="No space left"):
+            hands.share([Step("measure", measure, {"number": errno.ENOSPC}, of_teacher=True)])
+        assert tries[3:] == [errno.ENOSPC]
+        with pytest.raises(OSError, match="Stale file handle"):
+            hands.share([Step("measure", measure, {"number": errno.ESTALE}, of_teacher=True)])
+        assert tries[4:] == [errno.ESTALE] * 4
+    said = capsys.readouterr().err
+    assert said.count("warning: measure: Input/output error: '/shared/teacher'; it is tried again") == 2
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_was_only_tried_keeps_its_score_and_not_its_weights(
+    runner: Callable[..., Runner], tmp_path: Path, keep: bool
+) -> None:
+    store, tried, compared, others = Store(tmp_path), trial(0), trial(1, "trial"), trial(2)
+    materialise(adapter(others), store)  # by `pkt run`
+
+    def make(step: Step) -> dict[str, Any]:
+        materialise(step, store)
+        return {"score": 0.5, "loss": 1.0}
+
+    def weights(one: Trial) -> bool:
+        return store.find("finetune", adapter(one).fingerprint) is not None
+
+    with runner(make, run=Run(keep_tuned=keep)) as hands:
+        hands.go("trials", [tried, compared, others], 3)
+        assert all(hands.metrics(one) for one in (tried, compared, others))
+    assert [weights(one) for one in (tried, compared, others)] == [keep, True, True]
+    assert noted(tmp_path / "sweep") == {
+        tried.step.fingerprint: keep, compared.step.fingerprint: True, others.step.fingerprint: True,
+    }  # fmt: skip
+    with runner(make) as hands:  # again: nothing is made, and what was kept stays
+        hands.go("trials", [tried, compared, others], 3)
+    assert [weights(one) for one in (tried, compared, others)] == [keep, True, True]
+
+
+def test_what_a_killed_sweep_had_scored_is_let_go_by_the_next(runner: Callable[..., Runner], tmp_path: Path) -> None:
+    store, tried = Store(tmp_path), trial(0)
+
+    def killed(step: Step) -> dict[str, Any]:
+        materialise(step, store)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), runner(killed) as hands:
+        hands.go("trials", [tried], 1)
+    assert store.find("finetune", adapter(tried).fingerprint)
+    with runner(killed) as hands:
+        hands.go("trials", [tried], 1)
+    assert store.find("finetune", adapter(tried).fingerprint) is None
+
+
+def test_a_rungs_state_is_there_until_the_next_has_gone_on_from_it(
+    runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    store, first = Store(tmp_path), trial(0)
+    second = trial(1, before=adapter(first))
+    third = trial(2, before=adapter(second))
+    whole: list[list[bool]] = []
+
+    def make(step: Step) -> dict[str, Any]:
+        materialise(step, store)
+        whole.append([bool(store.find("finetune", adapter(one).fingerprint)) for one in (first, second, third)])
+        return {"score": 0.5, "loss": 1.0}
+
+    with runner(make) as hands:
+        hands.search([[[first], [second], [third]]], [], lambda *result: None)
+    assert whole == [[True, False, False], [True, True, False], [False, True, True]]
+    assert not any(store.find("finetune", adapter(one).fingerprint) for one in (first, second, third))
+
+
+def test_a_setting_that_ended_early_keeps_no_state(runner: Callable[..., Runner], tmp_path: Path) -> None:
+    store, first = Store(tmp_path), trial(0)
+    second = trial(1, before=adapter(first))
+
+    def make(step: Step) -> dict[str, Any]:
+        materialise(step, store)
+        return {"score": 0.5, "loss": 1.0, "ends": True}
+
+    with runner(make) as hands:
+        hands.search([[[first], [second]]], [], lambda *result: None)
+    assert hands.metrics(first)
+    assert store.find("finetune", adapter(first).fingerprint) is None
+    assert store.find("finetune", adapter(first).fingerprint, bare=True)
+
+
+def test_how_far_a_trial_is_that_runs_elsewhere(
+    runner: Callable[..., Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    def asking(folder: Path, *, adapter: Path, track: Any, **_: Any) -> None:
+        for _ in track(range(3), "asking", 3):
+            seen.append(one._under_way())
+            time.sleep(0.15)  # and the screen's thread looks
+        score(folder, adapter=adapter)
+
+    monkeypatch.setattr("cli.screen.SOON", 0.1)
+    monkeypatch.setattr("orchestrator.sweep.work.NOTED", 0.1)
+    (tmp_path / ".sweep.running").mkdir()
+    (tmp_path / ".sweep.running" / "left-by-one-that-was-killed").write_text("training 1/2")
+    asked = Trial("lora rank 8", Step("evaluate", asking, {}, {"adapter": adapter(trial(0))}), {"stage": "trial"})
+    with runner() as one:
+        assert [note.name for note in one._notes.iterdir()] == []
+        one.go("trials", [asked], 1)
+        assert one._under_way() == ""
+        told = capsys.readouterr().err.splitlines()
+    assert seen == [f"running: lora rank 8 asking {done}/3" for done in range(3)]
+    assert told[0].startswith("trials: 0/1 after 0 s  running: lora rank 8 asking ")
+    assert not (tmp_path / ".sweep.running").exists()
+
+
+def test_what_has_not_ended_its_first_batch_is_told(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    assert list(noting(note)((note.read_text() for _ in range(1)), "asking", 3)) == ["asking 0/3"]
+
+
+def test_whoever_does_not_wait_for_mlflow_is_told_what_waits(
+    runner: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hangs(NullTracker):
+        def flush(self, seconds: float) -> Waiting:
+            if seconds:
+                raise KeyboardInterrupt
+            return Waiting(3, "no answer yet")
+
+    one = runner()
+    one.begin(Hangs(), Record("key", "sweep", "RUNNING"))
+    with pytest.raises(KeyboardInterrupt):
+        one.end("FINISHED", seconds=20)
+    assert "3 records wait for MLflow (no answer yet)" in capsys.readouterr().err

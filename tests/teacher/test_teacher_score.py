@@ -1,0 +1,113 @@
+"""The teacher's own score: by any number of ranks what one process that holds it all makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orchestrator import pipeline
+from orchestrator.cluster.ranks import Placement
+from orchestrator.errors import UserError
+from orchestrator.prepare.ready import prepare
+from orchestrator.recipe import Recipe
+from orchestrator.scoring.evaluate import evaluate, write
+from orchestrator.scoring.judge import Scored
+from orchestrator.step import Step, materialise
+from orchestrator.store import Store
+from orchestrator.tasks.base import Example
+from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.rows import data_step
+from orchestrator.teacher.teacher_score import teacher_score
+
+PAIR = {"teacher": "demo-teacher", "student": "demo-student", "task": {"name": "demo"}}
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("room")]
+
+
+def letters(count: int) -> list[Example]:
+    """Questions of unlike lengths with a letter for an answer."""
+    texts = ["".join(chr(97 + (number * place) % 26) for place in range(2 + number)) for number in range(count)]
+    return [
+        Example.model_validate(
+            {
+                "id": f"letter-{number}",
+                "messages": [
+                    {"role": "user", "content": f"Backwards: {text}"},
+                    {"role": "assistant", "content": "abcd"[number % 4]},
+                ],
+            }
+        )
+        for number, text in enumerate(texts)
+    ]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+
+
+def agree(one: Path, other: Path) -> None:
+    pairs = list(zip(lines(one), lines(other), strict=True))
+    assert len(pairs) == 7
+    for mine, theirs in pairs:
+        assert mine.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-4)
+        assert mine == theirs
+
+
+@pytest.mark.parametrize(
+    ("ranks", "replicate"), [(1, False), pytest.param(3, False, marks=pytest.mark.long), (3, True)]
+)
+@pytest.mark.parametrize("kind", ["exact_match", "multiple_choice"])
+def test_ranks_score_as_the_whole_model_does(
+    demo_models: dict[str, Path], tmp_path: Path, kind: str, ranks: int, replicate: bool
+) -> None:
+    """Seven rows, two at a time, on three ranks: in the last round two of them have none left."""
+    recipe = Recipe.model_validate({**PAIR, "arm": "lora", "evaluate": {"examples": 7}})
+    step = pipeline.evaluate_step(recipe, prepare(recipe), "test", "teacher")
+    assert step.run is teacher_score and step.of_teacher
+    rows = step.inputs["rows"]
+    config = dict(step.config)
+    if kind == "multiple_choice":
+        rows = data_step(letters(7))
+        metric = Metric(kind="multiple_choice", filter_name="letter")
+        config |= {"metric": {**vars(metric), "ignore": []}, "choices": list("abcd")}
+    both = {
+        run: Step("evaluate", run, config, {"rows": rows}, where=step.where, of_teacher=run is teacher_score)
+        for run in (evaluate, teacher_score)
+    }
+    whole = materialise(both[evaluate], Store(tmp_path / "whole"))
+    varied = "output" if kind == "exact_match" else "score"
+    assert len({line[varied] for line in lines(whole)}) > 1  # else equal ones would prove little
+    where = Placement(ranks, tokens=100, answers=100, replicate=replicate)
+    shared = materialise(both[teacher_score], Store(tmp_path / "ranks"), placement=where)
+    assert both[evaluate].fingerprint == both[teacher_score].fingerprint
+    agree(whole, shared)
+    told = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, shared)]
+    assert told[0].pop("loss") == pytest.approx(told[1].pop("loss"), rel=1e-4)
+    assert told[0] == told[1]
+
+
+def test_ranks_predict_as_the_whole_model_does(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """What distillation learns from, over ranks of which one has no row left at the end."""
+    recipe = Recipe.model_validate({**PAIR, "arm": {"kind": "distil", "rows": "all"}, "finetune": {"examples": 5}})
+    step = pipeline.labels_step(recipe, prepare(recipe))
+    one, two = (
+        materialise(step, Store(tmp_path / str(ranks)), placement=Placement(ranks, tokens=40)) for ranks in (1, 2)
+    )
+    files = sorted(path.name for path in one.glob("*.safetensors"))
+    assert len(files) == 5 and files == sorted(path.name for path in two.glob("*.safetensors"))
+    for name in files:
+        mine, theirs = load_file(one / name), load_file(two / name)
+        torch.testing.assert_close(mine["logs"], theirs["logs"], atol=1e-4, rtol=0)
+        assert (mine["tokens"][:, :8] == theirs["tokens"][:, :8]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(("trained", "what"), [(True, "lr: after training the loss"), (False, "dtype: untrained")])
+def test_a_loss_that_is_not_finite_is_told(tmp_path: Path, trained: bool, what: str) -> None:
+    scored = Scored("row-3", "1 + 1 =", "2", "2", "2", 1.0)
+    with pytest.raises(UserError, match=f"^{what}.*'row-3' is nan"):
+        write(tmp_path, [scored], [float("nan")], {"kind": "exact_match", "filter_name": "none"}, trained=trained)
+    assert not list(tmp_path.iterdir())
