@@ -17,6 +17,7 @@ from benchmarks.measuring import table
 from orchestrator.recipe import Run, Sweep
 from orchestrator.step import Step
 from orchestrator.store import Store
+from orchestrator.sweep.groups import trained
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.runner import Runner, Trial
 from orchestrator.sweep.sweep import Plan
@@ -114,7 +115,13 @@ def shared(repeats: int, lrs: int, choices: int) -> tuple[int, Counter[str]]:
     axes = SWEEP["axes"] | kinds
     grid = [0.001 * (number + 1) for number in range(lrs)]
     plan = Plan.of(Sweep.model_validate(complete({**SWEEP, "axes": axes, "lr": grid, "repeats": repeats})))
-    return plan.trials, Counter(step.name for step in plan.shared)
+    trials = [
+        cell.trial(plan.ready, "test", lr=1, seed=seed, stage="trial") for cell, seed in trained(plan.sweep, plan.cells)
+    ]
+    steps = {
+        step.fingerprint: step.name for trial in trials for step in trial.step.ancestors() if step.needs == "ranks"
+    }
+    return plan.trials, Counter(steps.values())
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def extract(
         from orchestrator.models.portable import portable
         from orchestrator.prepare.ready import check, prepare
         from orchestrator.step import materialise
-        from orchestrator.sweep.runner import placement_of
+        from orchestrator.sweep.hands import placement_of
 
         if asked.portable:
             portable()

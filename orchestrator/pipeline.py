@@ -40,7 +40,7 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
     return Step(
         "measure",
         measure,
-        of_teacher=True,
+        needs="ranks",
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.measure.max_tokens,
@@ -65,7 +65,7 @@ def activations_step(recipe: Recipe, ready: Ready) -> Step:
     return Step(
         "activations",
         activations,
-        of_teacher=True,
+        needs="ranks",
         config={name: measured.config[name] for name in passed}
         | {
             "layers": recipe.layers.model_dump(mode="json"),
@@ -94,7 +94,7 @@ def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
     return Step(
         "extract",
         extract,
-        of_teacher=True,
+        needs="ranks",
         config={
             "layers": recipe.layers.model_dump(mode="json"),
             "structure": recipe.structure.model_dump(mode="json"),
@@ -119,7 +119,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
     return Step(
         "labels",
         labels,
-        of_teacher=True,
+        needs="ranks",
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.finetune.max_tokens,
@@ -142,7 +142,7 @@ def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:
     return Step(
         "states",
         states,
-        of_teacher=True,
+        needs="ranks",
         config={
             "template": recipe.task.template,
             "max_tokens": recipe.measure.max_tokens,
@@ -178,6 +178,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
     return Step(
         "finetune",
         finetune,
+        needs="group",
         config={
             "arm": recipe.arm.model_dump(mode="json"),
             "rank": recipe.rank,
@@ -207,7 +208,7 @@ def evaluate_step(
     return Step(
         "evaluate",
         teacher_score if own else evaluate,
-        of_teacher=own,
+        needs="ranks" if own else "model",
         config={
             "template": recipe.task.template,
             "metric": _listed(asdict(ready.task.metric)),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.store import Store, fingerprint
@@ -26,6 +26,10 @@ Track = Callable[[Iterable[T], str, int], Generator[T, str | None, None]]
 
 # How a step's work is done: in this process, or by others that it waits for.
 Do = Callable[["Step", Callable[[], T]], T]
+
+# Whom a step needs: nobody in particular, being done in a moment; a process with room for a model; all that share a
+# training; as many ranks as hold a model between them that may be too large for one.
+Needs = Literal["nobody", "model", "group", "ranks"]
 
 
 def itself(step: Step, work: Callable[[], T]) -> T:
@@ -45,7 +49,8 @@ class Step:
 
     `config` and `identity` (contents that `config` doesn't hold, such as a model's hash) are hashed, and so are the
     inputs' fingerprints. `where` (folders, devices) is passed and never hashed. `version` rises when `run` changes
-    what it computes. A step `of_teacher` is done by as many ranks as hold the teacher.
+    what it computes. What it `needs` decides where and by whom it is done; how many and how large these are, the run
+    says and not the step.
     """
 
     name: str
@@ -55,7 +60,7 @@ class Step:
     identity: Mapping[str, Any] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
-    of_teacher: bool = False
+    needs: Needs = "nobody"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -80,6 +85,18 @@ class Step:
         yield self
 
 
+def lacking(step: Step, store: Store) -> list[Step]:
+    """What ranks have to do before a step can be done, inputs first: what the store lacks of it, and of the step."""
+    if store.find(step.name, step.fingerprint):
+        return []
+    found: dict[str, Step] = {}
+    for before in step.inputs.values():
+        found |= {one.fingerprint: one for one in lacking(before, store)}
+        if before.needs == "ranks" and not store.find(before.name, before.fingerprint):
+            found[before.fingerprint] = before
+    return list(found.values())
+
+
 def materialise(
     step: Step,
     store: Store,
@@ -89,17 +106,17 @@ def materialise(
 ) -> Path:
     """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
 
-    The teacher's steps, training and scoring show their progress with `track`; the teacher's are done where `placement`
-    says, training and scoring as `do` does them.
+    What needs somebody shows its progress with `track`: ranks are where `placement` says, and what needs a model or a
+    group is done as `do` does it.
     """
     if folder := store.find(step.name, step.fingerprint):
         return folder
     inputs = {key: materialise(before, store, track, placement, do) for key, before in step.inputs.items()}
     try:
-        if not (step.of_teacher or step.name in ("finetune", "evaluate")):
+        if step.needs == "nobody":
             return _run(step, store, inputs)
         extra: dict[str, Any] = {"track": track}
-        extra |= {"placement": placement} if step.of_teacher else {"do": do}
+        extra |= {"placement": placement} if step.needs == "ranks" else {"do": do}
         with store.resumable(step.name, step.fingerprint) as partial:
             found = store.find(step.name, step.fingerprint)  # another process may have made it meanwhile
             return found or _run(step, store, inputs, partial=partial, **extra)

@@ -129,8 +129,8 @@ def test_what_was_let_go_is_made_again_for_whoever_needs_it(tmp_path: Path) -> N
         made.append(split)
         assert (adapter / "large").is_file()
 
-    store, trained = Store(tmp_path), Step("finetune", train)
-    first, second = (Step("evaluate", score, {"split": split}, {"adapter": trained}) for split in ("tune", "test"))
+    store, trained = Store(tmp_path), Step("finetune", train, needs="group")
+    first, second = (Step("evaluate", score, {"split": split}, {"adapter": trained}, needs="model") for split in ("tune", "test"))
     materialise(first, store)
     folder = store.find("finetune", trained.fingerprint)
     assert folder
@@ -166,11 +166,11 @@ def test_what_another_sweep_lets_go_of_in_the_middle_is_made_again(tmp_path: Pat
         if faulty:
             raise RuntimeError("of its own")
 
-    store, trained = Store(tmp_path), Step("finetune", train)
-    materialise(Step("evaluate", score, {"faulty": False}, {"adapter": trained}), store)
+    store, trained = Store(tmp_path), Step("finetune", train, needs="group")
+    materialise(Step("evaluate", score, {"faulty": False}, {"adapter": trained}, needs="model"), store)
     assert made == ["train", "score"] * 2
     with pytest.raises(RuntimeError, match="of its own"):
-        materialise(Step("evaluate", score, {"faulty": True}, {"adapter": trained}), store)
+        materialise(Step("evaluate", score, {"faulty": True}, {"adapter": trained}, needs="model"), store)
     assert made == ["train", "score"] * 2 + ["score"]
 
 
@@ -185,7 +185,7 @@ def test_two_at_one_resumable_step_run_it_once(tmp_path: Path, caplog: pytest.Lo
         assert go_on.wait(30)
         return {}
 
-    step, store = Step("measure", run, of_teacher=True), Store(tmp_path)
+    step, store = Step("measure", run, needs="ranks"), Store(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(materialise, step, store)
         assert began.wait(30)
@@ -222,7 +222,7 @@ def test_what_a_failed_step_kept_is_there_for_the_next_try(tmp_path: Path) -> No
             raise RuntimeError("no more power")
         return {}
 
-    step, store = Step("measure", run, of_teacher=True), Store(tmp_path)
+    step, store = Step("measure", run, needs="ranks"), Store(tmp_path)
     with pytest.raises(RuntimeError, match="no more power"):
         materialise(step, store)
     materialise(step, store)

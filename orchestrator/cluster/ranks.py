@@ -41,6 +41,7 @@ class Placement:
     replicate: bool = False  # each rank holds the whole teacher: nothing is sent but the sums
 
     here: bool = False  # this process does the work itself, with whatever it was given
+    reserved: bool = False  # the placement group that this process is in was made for the ranks
 
     @contextmanager
     def settled(self) -> Iterator[Placement]:
@@ -148,52 +149,64 @@ def spread(placement: Placement, work: Callable[[Any], Any], items: Sequence[Any
 
 @contextmanager
 def _group(placement: Placement, logs: Path) -> Iterator[list[Any]]:
-    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone.
-
-    Within one node where one has room for all: between nodes all that ranks send each other is several times slower.
-    """
+    """The ranks' actors, all placed; killed at the end, since a rank may wait for another that is gone."""
     import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    with connected():
-        count = placement.ranks or 1
-        gpu = 1 if any(node.get("GPU") for node in nodes()) else 0
-        _check(count, placement.cpus, gpu)
+    with connected(), _placed(placement) as group:
         logs.mkdir(parents=True, exist_ok=True)
         compiled = tempfile.mkdtemp(prefix="compiled-", dir=logs)
-        bundles = [{"CPU": placement.cpus} | ({"GPU": 1} if gpu else {})] * count
-        near = max(room([node], placement.cpus, gpu) for node in nodes()) >= count
-        group = placement_group(bundles, strategy="STRICT_PACK" if near else "PACK")
         actors = []
         try:
-            if near and not group.wait(timeout_seconds=PATIENCE):  # the node that has room for all is busy
-                remove_placement_group(group)
-                group = placement_group(bundles, strategy="PACK")
-            if not group.wait(timeout_seconds=PATIENCE):
-                free = ray.available_resources()
-                logging.getLogger("pkt").warning(
-                    "waiting for room for %d ranks: %g CPUs and %g GPUs are free now",
-                    count, free.get("CPU", 0), free.get("GPU", 0),
-                )  # fmt: skip
-            ray.get(group.ready())
-            for rank in range(count):
-                strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            for rank in range(placement.ranks or 1):
                 options = ray.remote(_Rank).options(
-                    num_cpus=placement.cpus, num_gpus=gpu, scheduling_strategy=strategy, max_restarts=0
-                )
+                    num_cpus=placement.cpus, num_gpus=group.bundle_specs[rank].get("GPU", 0), max_restarts=0,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                )  # fmt: skip
                 actors.append(options.remote(str(_log(logs, rank)), placement.cpus, compiled))
             yield actors
         finally:
             for actor in actors:
                 ray.kill(actor)
-            remove_placement_group(group)
             shutil.rmtree(compiled, ignore_errors=True)
 
 
-def _check(count: int, cpus: int, gpu: int) -> None:
-    """UserError where the cluster has no room for the group even when idle: Ray would wait for ever."""
-    there, held = nodes(), gpus.assigned() if gpu else 0
+@contextmanager
+def _placed(placement: Placement) -> Iterator[Any]:
+    """A placement group with a bundle for each rank: that which was set aside for this process, or one of its own.
+
+    Within one node where one has room for all: between nodes all that ranks send each other is several times slower.
+    """
+    import ray
+    from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
+
+    if placement.reserved:
+        yield get_current_placement_group()
+        return
+    count, bundle = placement.ranks or 1, refuse_unless_room(placement)
+    near = max(room([node], bundle["CPU"], bundle.get("GPU", 0)) for node in nodes()) >= count
+    group = placement_group([bundle] * count, strategy="STRICT_PACK" if near else "PACK")
+    try:
+        if near and not group.wait(timeout_seconds=PATIENCE):  # the node that has room for all is busy
+            remove_placement_group(group)
+            group = placement_group([bundle] * count, strategy="PACK")
+        if not group.wait(timeout_seconds=PATIENCE):
+            free = ray.available_resources()
+            logging.getLogger("pkt").warning(
+                "waiting for room for %d ranks: %g CPUs and %g GPUs are free now",
+                count, free.get("CPU", 0), free.get("GPU", 0),
+            )  # fmt: skip
+        ray.get(group.ready())
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def refuse_unless_room(placement: Placement) -> dict[str, float]:
+    """What each rank is placed with. UserError where even an idle cluster hasn't all: Ray would wait for ever."""
+    there, count, cpus = nodes(), placement.ranks or 1, placement.cpus
+    gpu = 1 if any(node.get("GPU") for node in there) else 0
+    held = gpus.assigned() if gpu else 0
     most = room(there, cpus, gpu) - held
     if most < count:
         own = f" and this job holds {held} of the GPUs itself," if held else ""
@@ -201,6 +214,7 @@ def _check(count: int, cpus: int, gpu: int) -> None:
             f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {inventory(there)},"
             f"{own} which is room for {most}; {f'ask for --ranks {most} or ' if most > 0 else ''}add nodes"
         )
+    return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
 
 
 def _find_the_dead(actors: list[Any], logs: Path) -> None:

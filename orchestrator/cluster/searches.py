@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.errors import UserError
 FAILED = -1.0  # the score of an item that failed
 DRAWS = 100  # of a sampler, until it names an item that wasn't tried
 RETRIES = 3  # of an item whose process died
+Bundles = list[dict[str, float]]  # each on one node; the first is the process's own, the others are for those it starts
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,20 @@ def judged(outcomes: Sequence[dict[str, Any]]) -> bool:
 
 
 class Queue(Searcher):
-    """Items in turn, and those that samplers propose, for as long as any that runs may add others."""
+    """Items in turn, and those that samplers propose, for as long as any that runs may add others.
 
-    def __init__(self, items: Sequence[Any], halved: Sequence[Halving], proposals: Sequence[Proposals]) -> None:
+    Those that aren't `ready` yet, as another has to be done before, are passed over meanwhile. `asks` are the bundles
+    of resources that an item is placed with.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        halved: Sequence[Halving],
+        proposals: Sequence[Proposals],
+        asks: Callable[[Any], Bundles],
+        ready: Callable[[Any], bool],
+    ) -> None:
         super().__init__(metric="score", mode="max")
         self._items = list(items)
         self._samplers = [_Sampler(one) for one in proposals]
@@ -63,13 +75,21 @@ class Queue(Searcher):
         self._waiting = deque(index for index in range(len(items)) if index not in proposed)
         self._running: dict[str, _Sampler | None] = {}
         self._proposed: dict[int, _Sampler] = {}
+        self._asks, self._is_ready = asks, ready
+        self._blocked: set[int] = set()
+        self._look(range(len(items)))
         self._stopped = False
         self._lost: Counter[int] = Counter()
 
     def add(self, items: Sequence[Any]) -> None:
-        """At the end."""
-        self._waiting.extend(range(len(self._items), len(self._items) + len(items)))
+        """At the end. Something was done, so that others may be ready by now."""
+        new = range(len(self._items), len(self._items) + len(items))
+        self._waiting.extend(new)
         self._items += items
+        self._look({*self._blocked, *new})
+
+    def _look(self, items: Iterable[int]) -> None:
+        self._blocked = {index for index in items if not self._is_ready(self._items[index])}
 
     def again(self, index: int) -> bool:
         """Whether an item that never began will be begun: the process that was kept for it had died."""
@@ -87,9 +107,10 @@ class Queue(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next one's configuration; None while there may be another."""
-        free = [sampler for sampler in self._samplers if sampler.free]
-        if self._waiting:
-            index = self._waiting.popleft()
+        free = [sampler for sampler in self._samplers if sampler.free and not self._blocked & set(sampler.items)]
+        index = next((index for index in self._waiting if index not in self._blocked), None)
+        if index is not None:
+            self._waiting.remove(index)
             if sampler := self._proposed.get(index):
                 sampler.repeat(trial_id, index)
         elif free:
@@ -101,7 +122,8 @@ class Queue(Searcher):
         self._running[trial_id] = sampler
         # Ray's store holds the work itself, since Tune writes each configuration down
         item = ray.put([tuple(works) for works in self._items[index]])
-        return {"index": index, "item": item, "reduction": self._reductions.get(index, 1)}
+        reduction, asks = self._reductions.get(index, 1), self._asks(self._items[index])
+        return {"index": index, "item": item, "reduction": reduction, "asks": asks}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """After its results were told."""
@@ -132,6 +154,7 @@ class _Sampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         quarter = search.count // 4
         self._untried = set(range(len(search.items))) - {place for place, _ in search.told}
+        self.items = search.items
         self._search, self._left, self._most = search, min(search.count, len(self._untried)), max(1, quarter)
         self._draw = random.Random(search.seed)
         self._refused = optuna.trial.TrialState.FAIL

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from orchestrator.cluster.gpus import assigned
 from orchestrator.errors import UserError
 
+USABLE = 0.92  # of a device's memory: the rest is the driver's or the system's, the kernels' and fragments
+
 
 @contextmanager
 def connected() -> Iterator[None]:
@@ -22,6 +24,7 @@ def connected() -> Iterator[None]:
     there are such, it is told how many. RAY_OVERRIDE_RESOURCES='{"CPU": 4}', which is Ray's own, has the last word.
     UserError where the cluster doesn't answer.
     """
+    import psutil
     import ray
 
     if ray.is_initialized():
@@ -36,6 +39,8 @@ def connected() -> Iterator[None]:
         ray.init(
             address=address,
             num_cpus=mine if address == "local" and (mine := cores()) < (os.cpu_count() or 1) else None,
+            # what the plan counts on; Ray would take what is free at this moment, and less
+            _memory=int(USABLE * psutil.virtual_memory().total) if address == "local" else None,
             include_dashboard=False if address == "local" else None,
             configure_logging=True,
             logging_level=logging.ERROR,

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 
 from orchestrator.cluster.broken import Broken, give_back, remedy
-from orchestrator.cluster.searches import FAILED, RETRIES, Apart, Halving, Proposals, Queue
+from orchestrator.cluster.searches import FAILED, RETRIES, Apart, Bundles, Halving, Proposals, Queue
 from orchestrator.errors import UserError, passes
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ Rungs = Sequence[Sequence[T]]  # an item's works: those of a rung together make 
 Done = Callable[[int, int, list[dict[str, Any]]], Sequence[Rungs[T]]]
 TIE = 1e-6  # of the loss, off the score: it decides among equal scores alone
 PATIENCE = 15.0  # seconds before what may have passed by then is tried again
-WAITING = {"cpu": 0, "gpu": 0, "memory": 2**20}  # of a worker that waits for others: Tune wants it to ask for something
+WAITING = {"memory": 2.0**20}  # of a worker that waits for others: Tune wants it to ask for something
 MANY = 200  # items at once where the cluster alone decides: as for Tune, enough to make one grow
 
 
@@ -44,6 +44,8 @@ def run_trials(
     at_once: int | None = None,
     searches: Sequence[Halving | Proposals] = (),
     patience: float = PATIENCE,
+    asks: Callable[[Rungs[T]], Bundles | None] = lambda item: None,
+    ready: Callable[[Rungs[T]], bool] = lambda item: True,
 ) -> None:
     """Call `work` on every item's rungs in worker processes that are reused; `done(index, rung, results)` as each ends.
 
@@ -52,7 +54,9 @@ def run_trials(
     {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies, or has
     to end (`broken.py`), is begun again in another, and so, after `patience` seconds, is one that met a disk or a
     network at a bad moment; after RETRIES its rung is -1. Without `cpus`, `work` has others
-    do it, who ask for their own. Needs a running Ray session. KeyboardInterrupt stops all workers and is raised again.
+    do it, who ask for their own. What an item `asks` for instead is set aside before it is begun, for it and for those
+    that it starts; one that isn't `ready`, as others have to be done before, is begun after them. Needs a running Ray
+    session. KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says
@@ -61,12 +65,15 @@ def run_trials(
     for name in ("ray.tune.tune", "ray.tune.execution.tune_controller"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     halved = [one for one in searches if isinstance(one, Halving)]
-    queue = Queue(items, halved, [one for one in searches if isinstance(one, Proposals)])
+    usual = [{"CPU": cpus, "GPU": gpus} if cpus else WAITING]
+    queue = Queue(
+        items, halved, [one for one in searches if isinstance(one, Proposals)], lambda item: asks(item) or usual, ready
+    )
     told = _Done(done, queue)
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
     trainable = tune.with_parameters(_trainable, work=work, patience=patience)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus} if cpus else WAITING),
+        tune.with_resources(trainable, lambda config: tune.PlacementGroupFactory(config["asks"])),
         tune_config=tune.TuneConfig(
             reuse_actors=True, metric="score", mode="max", search_alg=queue, scheduler=Apart(halved, items),
             # Without a bound Tune asks for one worker, waits until it is there, and asks for the next.
@@ -172,7 +179,7 @@ def _guarded(work: Callable[[Any], dict[str, Any]], item: Any, patience: float) 
             time.sleep(patience)
             raise _Passing(line) from error
         judged = isinstance(error, UserError)  # what was asked for can't be done, however often it is begun
-        told = {"error": line, "traceback": traceback.format_exc(), "judged": judged}
+        told = {"error": line, "words": str(error), "traceback": traceback.format_exc(), "judged": judged}
     if memory:
         give_back()
     return told

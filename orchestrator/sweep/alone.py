@@ -11,7 +11,7 @@ from orchestrator.cluster.session import nodes
 from orchestrator.recipe import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
-from orchestrator.sweep.runner import placement_of
+from orchestrator.sweep.hands import placement_of
 from orchestrator.sweep.screen import Screen
 from orchestrator.sweep.work import Work, under_way
 from orchestrator.tasks.rows import light
@@ -25,10 +25,10 @@ def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
     if store.find(step.name, step.fingerprint) is None:
         with placement_of(run).settled() as placement:
             for part in step.ancestors():
-                if part.name == "data" or store.find(part.name, part.fingerprint):
+                if part.needs == "nobody" or store.find(part.name, part.fingerprint):
                     continue
                 screen.say(f"{part.name} ...")
-                if part.of_teacher or placement.here or not any(node.get("GPU") for node in nodes()):
+                if part.needs == "ranks" or placement.here or not any(node.get("GPU") for node in nodes()):
                     materialise(part, store, screen.track, placement)
                 else:
                     _apart(part, store, placement, screen)

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.session import USABLE
 from orchestrator.scoring import budgets
 
 PROCESS = 500_000_000  # bytes: Python, its libraries and a tokenizer, where they share what the model is in
-USABLE = 0.92  # of a device's memory: the rest is the driver's, the kernels' and fragments
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.cluster import gpus
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.session import connected, cores, nodes
+from orchestrator.cluster.session import USABLE, connected, cores, nodes
 from orchestrator.errors import UserError
 from orchestrator.models.families import too_small
 from orchestrator.prepare.native import workers_have_bfloat16
@@ -33,7 +33,7 @@ from orchestrator.sweep.costs import (
     teacher_score_cost,
 )
 from orchestrator.sweep.groups import fine_tunings, groups_of, rates_of, shared_by, tries_of, whole_trainings
-from orchestrator.sweep.hardware import USABLE, Cost, Hardware
+from orchestrator.sweep.hardware import Cost, Hardware
 from orchestrator.sweep.lengths import Lengths, lengths_of
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.verdict.asked import BOUNDS
@@ -253,18 +253,27 @@ def here(run: Run, memory: float | None) -> Hardware | None:
 
 
 def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
-    """With as many tokens and, without GPUs, as many trials at once as there is memory for, where that wasn't said."""
-    fewer: dict[str, int] = {}
+    """With as many tokens and, without GPUs, as many trials at once as there is memory for, where that wasn't said.
+
+    Without GPUs, what a process takes is asked for where not just any of them have room beside each other.
+    """
+    more: dict[str, Any] = {"replicate": told.replicated, "gradient_checkpointing": told.recompute}
     if told.held.tokens < hardware.tokens:
-        fewer["tokens_at_once"] = told.held.tokens
+        more["tokens_at_once"] = told.held.tokens
     if told.held.answers != hardware.answers:
-        fewer["answers_at_once"] = told.held.answers
-    if not hardware.cuda and run.trials_at_once is None:
-        room = USABLE * (hardware.trial or hardware.memory)
-        trial = max(told.steps[name].per_rank.peak_bytes for name in ("finetune", "score"))
-        if (fitting := max(1, int(room // trial))) < max(1, cores() // run.cpus_per_trial // run.workers):
-            fewer["trials_at_once"] = fitting
-    return run.model_copy(update={**fewer, "replicate": told.replicated, "gradient_checkpointing": told.recompute})
+        more["answers_at_once"] = told.held.answers
+    if not hardware.cuda:
+        peaks = {name: float(cost.per_rank.peak_bytes) for name, cost in told.steps.items()}
+        peaks["trial"] = max(peaks["finetune"], peaks["score"])
+        most = run.trials_at_once or max(1, cores() // run.cpus_per_trial // run.workers)
+        if run.trials_at_once is None:
+            fitting = max(1, int(USABLE * (hardware.trial or hardware.memory) // peaks["trial"]))
+            if fitting < most:
+                more["trials_at_once"] = most = fitting
+        ranks = hardware.gpus or 1
+        if ranks * max(peaks.values()) + (most - 1) * peaks["trial"] > USABLE * ranks * hardware.memory:
+            more["memory"] = peaks
+    return run.model_copy(update=more)
 
 
 def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.groups import Group
-from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.searches import FAILED, RETRIES, Halving, Proposals, judged
-from orchestrator.cluster.session import cores, nodes, room, session
-from orchestrator.cluster.trials import PATIENCE, Rungs, run_trials
-from orchestrator.errors import disk_is_full, passes
+from orchestrator.cluster.searches import FAILED, Halving, Proposals, judged
+from orchestrator.cluster.session import session
+from orchestrator.cluster.trials import Rungs, run_trials
+from orchestrator.errors import UserError, disk_is_full
 from orchestrator.recipe import Run
 from orchestrator.scoring.evaluate import read_metrics
-from orchestrator.step import Step, materialise
+from orchestrator.step import Step, lacking
 from orchestrator.store import LATE, Store
+from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.kept import LARGE, note, noted
 from orchestrator.sweep.labbook import trial_record
 from orchestrator.sweep.screen import Screen
-from orchestrator.sweep.work import Work, under_way
+from orchestrator.sweep.work import under_way
 from orchestrator.tasks.rows import light
-from orchestrator.tracking.run_record import Record, Status, one_line
+from orchestrator.tracking.run_record import Record, Status
 from orchestrator.tracking.tracker import NullTracker, Tracker
 
 
@@ -59,6 +58,7 @@ class Runner:
         self._stack = ExitStack()
         self._gpus: float | None = None
         self._labels: dict[str, str] = {}  # of the trials that are asked for, by fingerprint
+        self._shares: set[str] = set()  # of what many build on: asked for
         self._notes = self.folder.with_name(f".{self.folder.name}.running")  # how far each of them is
         self._under_way = partial(under_way, self._notes, self._labels)
         self._stack.callback(shutil.rmtree, self._notes, ignore_errors=True)
@@ -94,27 +94,6 @@ class Runner:
         if left.records:
             reason = left.reason or "no answer yet"
             self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
-
-    @cached_property
-    def placement(self) -> Placement:
-        """Where the teacher's steps are done. Where that is not here, Ray runs from now on."""
-        return self._stack.enter_context(placement_of(self.run).settled())
-
-    def share(self, steps: Sequence[Step]) -> None:
-        """Make what many trials build on, over as many ranks as were asked for; what passes by itself is waited out."""
-        for step in steps:
-            self._need(step, weights=True)
-            if self.store.find(step.name, step.fingerprint):
-                continue
-            for left in reversed(range(RETRIES + 1)):
-                try:
-                    materialise(step, self.store, self.screen.track, self.placement)
-                    break
-                except Exception as error:
-                    if not (left and passes(error)):
-                        raise
-                    self.screen.warn(f"{step.name}: {one_line(error)}; it is tried again")
-                    time.sleep(PATIENCE)
 
     def go(
         self, what: str, trials: Sequence[Trial], total: int, then: Callable[[Trial], Sequence[Trial]] = lambda _: ()
@@ -182,15 +161,6 @@ class Runner:
         """Whether one of them failed for no fault of its setting, which is not to be judged by it."""
         return any(trial.step.fingerprint in self.failed for trial in trials)
 
-    @property
-    def _at_once(self) -> int | None:
-        """As many trials as this process has cores for. A cluster bounds itself, unless trials wait for groups."""
-        if self.run.workers > 1 and not self.run.trials_at_once:
-            gpus = self._session() / self.run.workers
-            return max(1, room(nodes(), self.run.cpus_per_trial, gpus) // self.run.workers)
-        here = None if "RAY_ADDRESS" in os.environ else max(1, cores() // self.run.cpus_per_trial)
-        return self.run.trials_at_once or here
-
     def _session(self) -> float:
         """A trial's share of GPUs, once Ray runs."""
         if self._gpus is None:
@@ -203,54 +173,79 @@ class Runner:
         first: Sequence[Rungs[Trial]],
         tick: Callable[[str], None],
         after: Callable[[int, int, float | None], Sequence[Rungs[Trial]]],
-        **how: Any,
+        searches: Sequence[Halving | Proposals] = (),
     ) -> None:
+        """Have these done, and those that `after` names; what ranks have to do before comes in between."""
         if not first:
             return
-        items, run = list(first), self.run
+        gpus = self._session()
+        hands = Hands(self.store, self.run, gpus, self._notes)
+        items: list[tuple[int | None, Rungs[Trial]]] = []  # with the caller's numbers; what is shared has none
+        numbers = itertools.count()
 
-        def works(items: Sequence[Rungs[Trial]]) -> list[Rungs[Step]]:
-            return [[[light(trial.step, self.store) for trial in rung] for rung in item] for item in items]
+        def works(new: Sequence[Rungs[Trial]]) -> list[Rungs[Step]]:
+            shared = self._before(trial for rungs in new for trial in rungs[0])
+            added = [*((None, [[one]]) for one in shared), *((next(numbers), rungs) for rungs in new)]
+            items.extend(added)
+            return [[[light(trial.step, self.store) for trial in rung] for rung in rungs] for _, rungs in added]
 
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
-            outcomes = [self._done(*one) for one in zip(items[index][max(rung, 0)], outcomes, strict=False)]
+            number, rungs = items[index]
+            if number is None:
+                self._shared(rungs[0][0], outcomes[0])
+                return []
+            outcomes = [self._done(*one) for one in zip(rungs[max(rung, 0)], outcomes, strict=False)]
             scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
             whole = len(scores) == len(outcomes)
             score = sum(scores) / len(scores) if whole else FAILED if judged(outcomes) else None
-            spent = items[index][rung - 1] if rung > 0 else ()  # the next rung has gone on from them
-            for trial in (*spent, *(items[index][rung] if rung == len(items[index]) - 1 else ())):
+            spent = rungs[rung - 1] if rung > 0 else ()  # the next rung has gone on from them
+            for trial in (*spent, *(rungs[rung] if rung == len(rungs) - 1 else ())):
                 self._let_go(trial)
             if rung <= 0:
-                name = items[index][0][0].label
+                name = rungs[0][0].label
                 tick(f"{score:.3f} {name}" if whole else name)
-            more = after(index, rung, score)
-            items.extend(more)
-            return works(more)
+            return works(after(number, rung, score))
 
-        cpus, gpus, workers = self.run.cpus_per_trial, self._session(), self.run.workers
-        group = Group(workers, cpus, gpus / workers) if workers > 1 else None
+        asked = works(first)
+        shift = len(asked) - len(first)
         run_trials(
-            Work(
-                str(self.store.root), str(self._notes), cpus, run.system_metrics, run.portable, group, run.shard_student
-            ),
-            works(items),
+            hands.work(asked),
+            asked,
             done,
-            cpus=0 if group else cpus,
-            gpus=0 if group else gpus,
-            at_once=self._at_once,
-            **how,
+            cpus=0 if hands.group else self.run.cpus_per_trial,
+            gpus=0 if hands.group else gpus,
+            at_once=hands.at_once,
+            searches=[replace(one, items=range(one.items.start + shift, one.items.stop + shift)) for one in searches],
+            asks=hands.asks,
+            ready=hands.ready,
         )
+
+    def _before(self, trials: Iterable[Trial]) -> list[Trial]:
+        """What ranks have to do before these can be begun, each once and inputs first."""
+        found: dict[str, Trial] = {}
+        for trial in trials:
+            for step in lacking(trial.step, self.store):
+                if step.fingerprint not in self._shares:
+                    found[step.fingerprint] = Trial(step.name, step)
+        self._shares |= found.keys()
+        self._labels |= dict.fromkeys(found, "")
+        return list(found.values())
+
+    def _shared(self, trial: Trial, outcome: dict[str, Any]) -> None:
+        """What others build on is there, or nothing more is begun: UserError for what can be mended."""
+        outcome = self._seen(trial, outcome)
+        if "error" not in outcome:
+            self.screen.say(f"{trial.label}: done in {outcome['seconds']:.0f} s")
+            return
+        self.screen.warn(f"{trial.label} failed; what runs now is waited for, and kept")
+        if outcome["judged"]:
+            raise UserError(outcome["words"])
+        raise RuntimeError(f"{trial.label}: {outcome['error']}\n{outcome['traceback']}")
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
         """Tell what came of it, and return it: a score whose evidence isn't here is none."""
-        self._labels.pop(trial.step.fingerprint, None)
-        if "error" not in outcome and not self.store.awaited(trial.step.name, trial.step.fingerprint, self.late):
-            self.late = 0.0  # the store isn't shared, and nothing is gained by waiting for others
-            outcome = {"error": (unseen := self.store.not_shared()), "traceback": unseen}
-        reason = outcome.get("error")
-        if reason and disk_is_full(reason):  # a setting would lose by it, and nothing more can be kept
-            raise OSError(f"{trial.label}: {reason}")
-        if reason:
+        outcome = self._seen(trial, outcome)
+        if reason := outcome.get("error"):
             if trial.params.get("stage") == "trial" or not outcome.get("judged"):
                 self.failed[trial.step.fingerprint] = {"label": trial.label, "reason": reason}
             self.screen.warn(f"{trial.label} failed: {reason}")
@@ -258,6 +253,19 @@ class Runner:
             (self.store.root / "failures" / f"{trial.step.fingerprint}.txt").write_text(outcome["traceback"])
         elif trial.step.name == "evaluate":
             self.tell(trial)
+        return outcome
+
+    def _seen(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
+        """The outcome, once what came of it is seen here. A full disk ends the sweep, as nothing more can be kept."""
+        self._labels.pop(trial.step.fingerprint, None)
+        for line in outcome.get("warnings", ()):
+            self.screen.warn(line)
+        if "error" not in outcome and not self.store.awaited(trial.step.name, trial.step.fingerprint, self.late):
+            self.late = 0.0  # the store isn't shared, and nothing is gained by waiting for others
+            unseen = self.store.not_shared()
+            return {"error": unseen, "words": unseen, "traceback": unseen, "judged": False}
+        if disk_is_full(outcome.get("error", "")):
+            raise OSError(f"{trial.label}: {outcome['error']}")
         return outcome
 
     def _folder(self, trial: Trial) -> Path | None:
@@ -292,9 +300,3 @@ class Runner:
         adapter = trial.step.inputs.get("adapter")
         if adapter and not self._needs[trial.step.fingerprint] and self._folder(trial):
             self.store.let_go(adapter.name, adapter.fingerprint, LARGE)
-
-
-def placement_of(run: Run) -> Placement:
-    """Where the teacher's steps are done."""
-    tokens = run.tokens_at_once or Placement.tokens
-    return Placement(run.ranks, run.cpus_per_trial, run.offload, tokens, run.answers_at_once, run.replicate)

@@ -19,10 +19,9 @@ from orchestrator.prepare.ready import Ready, Who, check, prepare
 from orchestrator.recipe import Run, Sweep
 from orchestrator.report.drawn import write_pictures
 from orchestrator.report.record import begun, read_scores, write_record
-from orchestrator.step import Step
 from orchestrator.store import Store, fingerprint
 from orchestrator.sweep.cells import Cell, asked_flat, cells_of, seeds_of
-from orchestrator.sweep.groups import Group, fine_tunings, groups_of, trained
+from orchestrator.sweep.groups import Group, fine_tunings, groups_of
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.labbook import commit, sweep_record, with_verdict
 from orchestrator.sweep.plan import counts
@@ -79,15 +78,6 @@ class Plan:
         return groups_of(self.sweep, self.cells)
 
     @cached_property
-    def shared(self) -> list[Step]:
-        """What the teacher gives, each once and inputs first: its passes, the extractions, its predictions."""
-        steps: dict[str, Step] = {}
-        for cell, seed in trained(self.sweep, self.cells):
-            step = cell.trial(self.ready, "test", lr=1, seed=seed, stage="trial").step
-            steps |= {one.fingerprint: one for one in step.ancestors() if one.of_teacher}
-        return list(steps.values())
-
-    @cached_property
     def key(self) -> str:
         """The sweep's identity: all that it asks for, on these very models and rows."""
         first = [cell.trial(self.ready, "test", lr=1, seed=0, stage="trial").step.fingerprint for cell in self.cells]
@@ -115,9 +105,9 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Run what the store lacks, and write the sweep's record.
 
-    `track` opens the tracker once the shared steps are done, so that bad weights or rows leave no run behind. The
-    untouched models are scored before anything is trained: UserError where the teacher surely misses its gate, and
-    nothing could be claimed; `force` goes on.
+    The untouched models are scored before anything else is done: UserError where the teacher surely misses its gate,
+    and nothing could be claimed; `force` goes on. `track` opens the tracker after that, so that a model which can't be
+    loaded or asked leaves no run behind.
     """
     store, sweep, ready = Store(run.store), plan.sweep, plan.ready
     planned = counts(sweep, Hardware().memory)
@@ -127,11 +117,8 @@ def run_sweep(
         Runner(store, run, plan.tracked, screen, folder) as runner,
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
-        own = [trial for _, trial in references if trial.step.of_teacher and not runner.metrics(trial)]
-        apart = [trial.step for trial in own if not runner.placement.here]  # no trial's worker could hold the teacher
-        runner.share([*plan.shared, *apart])
-        if lacking := [trial for _, trial in references if not runner.metrics(trial)]:
-            runner.go("scoring the untouched models", lacking, len(lacking))
+        if unscored := [trial for _, trial in references if not runner.metrics(trial)]:
+            runner.go("scoring the untouched models", unscored, len(unscored))
         rows = [_row(cell, None, [trial]) for cell, trial in references]
         _ask(plan, rows, store, screen, force)
         runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))

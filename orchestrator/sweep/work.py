@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.groups import Group
+from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.models.freed import trim
 from orchestrator.models.portable import portable
 from orchestrator.scoring.evaluate import read_metrics
@@ -35,12 +37,16 @@ class Work:
     portable: bool = False  # compute by kernels that CPUs share
     group: Group | None = None  # who trains, where that isn't this process; one of them scores
     sharded: bool = False  # each of the group holds a part of the student while it trains
+    placement: Placement = HERE  # of what ranks do
 
     def __call__(self, step: Step) -> dict[str, Any]:
-        """The evaluation's figures; nothing for another step."""
+        """The evaluation's figures, what there was to warn of, and seconds."""
         import torch
 
-        torch.set_num_threads(self.cpus)  # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
+        began, warnings = time.monotonic(), _Heard()
+        placement = replace(self.placement, reserved=step.needs == "ranks" and not self.placement.here)
+        # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
+        torch.set_num_threads(placement.cpus if step.needs == "ranks" else self.cpus)
         if self.portable:
             portable()
         step = sharded(step) if self.sharded else step
@@ -48,23 +54,43 @@ class Work:
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
         try:
-            with sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
-                folder = materialise(step, store, noting(note), do=self._by_group if self.group else itself)
+            with warnings, sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
+                do = self._by_group if self.group else itself
+                folder = materialise(step, store, noting(note), placement, do)
         finally:
             note.unlink(missing_ok=True)
         _settle()
         trim()
-        return read_metrics(folder) if step.name == "evaluate" else {}
+        figures = read_metrics(folder) if step.name == "evaluate" else {}
+        return {**figures, "warnings": warnings.lines, "seconds": time.monotonic() - began}
 
     def _by_group(self, step: Step, work: Callable[[], Any]) -> Any:
         assert self.group
-        group = self.group if step.name == "finetune" else replace(self.group, workers=1)
+        group = self.group if step.needs == "group" else replace(self.group, workers=1)
         return group(work, Path(self.notes) / f".{step.fingerprint}")
+
+
+class _Heard(logging.Handler):
+    """While open, what there is to warn of is kept for whoever has a screen: this process has none."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line."""
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> None:
+        logging.getLogger("pkt").addHandler(self)
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("pkt").removeHandler(self)
 
 
 def sharded(step: Step) -> Step:
     """The same step, whose trainings are done by ranks that hold a part of the student each."""
-    where = {**step.where, "sharded": True} if step.name == "finetune" else step.where
+    where = {**step.where, "sharded": True} if step.needs == "group" else step.where
     return replace(step, where=where, inputs={key: sharded(before) for key, before in step.inputs.items()})
 
 
@@ -83,7 +109,8 @@ def noting(file: Path) -> Track[Any]:
         for done, item in enumerate(items):
             if (now := time.monotonic()) - last >= NOTED:
                 last = now
-                write(f"{what} {done}/{total}")
+                more = f" {item}" if isinstance(item, str) else ""
+                write(f"{what} {done}/{total}{more}")
             yield item
 
     return track
@@ -94,7 +121,7 @@ def under_way(folder: Path, labels: Mapping[str, str]) -> str:
     found = []
     for note in folder.glob("[!.]*"):
         with suppress(OSError, KeyError):  # it has just ended
-            found.append(f"{labels[note.name]} {note.read_text()}")
+            found.append(f"{labels[note.name]} {note.read_text()}".strip())
     found.sort()
     more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
     return f"running: {', '.join(found[:MOST])}{more}" if found else ""

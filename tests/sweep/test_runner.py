@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,15 +12,16 @@ from typing import Any
 import pytest
 
 from cli.screen import Terminal
+from orchestrator.errors import UserError
 from orchestrator.recipe import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.kept import noted
 from orchestrator.sweep.runner import Runner, Trial
 from orchestrator.sweep.work import noting
-from orchestrator.tracking import NullTracker
 from orchestrator.tracking.outbox import Waiting
 from orchestrator.tracking.run_record import Record
+from orchestrator.tracking.tracker import NullTracker
 
 
 def train(folder: Path, *, number: int, partial: Path, before: Path | None = None, **_: Any) -> None:
@@ -37,8 +36,9 @@ def score(folder: Path, *, adapter: Path, **_: Any) -> None:
 
 def trial(number: int, stage: str = "tune", before: Step | None = None) -> Trial:
     inputs = {"before": before} if before else {}
-    adapter = Step("finetune", train, {"number": number}, inputs)
-    return Trial(f"{stage} {number}", Step("evaluate", score, {}, {"adapter": adapter}), {"stage": stage})
+    adapter = Step("finetune", train, {"number": number}, inputs, needs="group")
+    step = Step("evaluate", score, {}, {"adapter": adapter}, needs="model")
+    return Trial(f"{stage} {number}", step, {"stage": stage})
 
 
 def adapter(trial: Trial) -> Step:
@@ -59,6 +59,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
                         break
 
         monkeypatch.setattr("orchestrator.sweep.runner.run_trials", here)
+        monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: [{"CPU": 2.0}])
         monkeypatch.setattr("orchestrator.sweep.runner.session", lambda **how: nullcontext(0.0))
         return Runner(Store(tmp_path), how.pop("run", Run()), "key", Terminal(), tmp_path / "sweep", **how)
 
@@ -95,29 +96,19 @@ def test_a_result_that_is_seen_late_counts_and_one_that_never_is_costs_a_minute_
     assert reasons == {f"its worker doesn't share the store {tmp_path}; name one on a common file system"}
 
 
-def test_a_shared_step_is_tried_again_where_the_fault_may_pass(
-    runner: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_many_build_on_ends_the_sweep_where_it_cannot_be_made(
+    runner: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("orchestrator.sweep.runner.PATIENCE", 0.01)
-    tries: list[int] = []
+    """By its own words, and those of a fault that is ours by all of it."""
 
-    def measure(folder: Path, *, number: int, **given: Any) -> None:
-        tries.append(number)
-        if number == errno.EIO and len(tries) > 2:
-            return
-        raise OSError(number, os.strerror(number), "/shared/teacher")
+    def refused(step: Step) -> dict[str, Any]:
+        return {"error": "data: no", "words": "data: no\nmore", "traceback": "T", "judged": step.config["number"] == 1}
 
-    with runner() as hands:
-        hands.share([Step("measure", measure, {"number": errno.EIO}, of_teacher=True)])
-        assert tries == [errno.EIO] * 3
-        with pytest.raises(OSError, match="No space left"):
-            hands.share([Step("measure", measure, {"number": errno.ENOSPC}, of_teacher=True)])
-        assert tries[3:] == [errno.ENOSPC]
-        with pytest.raises(OSError, match="Stale file handle"):
-            hands.share([Step("measure", measure, {"number": errno.ESTALE}, of_teacher=True)])
-        assert tries[4:] == [errno.ESTALE] * 4
-    said = capsys.readouterr().err
-    assert said.count("warning: measure: Input/output error: '/shared/teacher'; it is tried again") == 2
+    for number, kind, words in ((1, UserError, "data: no\nmore"), (2, RuntimeError, "measure: data: no\nT")):
+        measured = Step("measure", train, {"number": number}, needs="ranks")
+        with runner(refused) as hands, pytest.raises(kind, match=words):
+            hands.go("trials", [trial(number, before=measured)], 1)
+    assert capsys.readouterr().err.count("warning: measure failed; what runs now is waited for, and kept") == 2
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -210,7 +201,9 @@ def test_how_far_a_trial_is_that_runs_elsewhere(
     monkeypatch.setattr("orchestrator.sweep.work.NOTED", 0.1)
     (tmp_path / ".sweep.running").mkdir()
     (tmp_path / ".sweep.running" / "left-by-one-that-was-killed").write_text("training 1/2")
-    asked = Trial("lora rank 8", Step("evaluate", asking, {}, {"adapter": adapter(trial(0))}), {"stage": "trial"})
+    asked = Trial(
+        "lora rank 8", Step("evaluate", asking, {}, {"adapter": adapter(trial(0))}, needs="model"), {"stage": "trial"}
+    )
     with runner() as one:
         assert [note.name for note in one._notes.iterdir()] == []
         one.go("trials", [asked], 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import shared_of
 
 from cli.screen import Terminal
 from orchestrator.cluster.searches import FAILED, Halving
@@ -18,6 +19,7 @@ from orchestrator.recipe import RATES, Run, Sweep
 from orchestrator.store import Store
 from orchestrator.sweep.cells import TUNING_SEED, cells_of
 from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try, shared_by, whole_trainings
+from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.runner import Runner, Trial
 from orchestrator.sweep.search import Log, choose, rates_of, rungs_of, sampled, table_of
@@ -46,9 +48,9 @@ def test_no_more_trials_at_once_than_cores(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 6}, raising=False)
     runs = Run(store=tmp_path), Run(store=tmp_path, cpus_per_trial=2), Run(store=tmp_path, trials_at_once=9)
-    assert [Runner(Store(tmp_path), run, "key", Terminal(), tmp_path)._at_once for run in runs] == [3, 1, 9]
+    assert [Hands(Store(tmp_path), run, 0.0, tmp_path).at_once for run in runs] == [3, 1, 9]
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    assert Runner(Store(tmp_path), runs[0], "key", Terminal(), tmp_path)._at_once is None
+    assert Hands(Store(tmp_path), runs[0], 0.0, tmp_path).at_once is None
 
 
 def test_a_grid_tries_every_learning_rate_of_every_row() -> None:
@@ -111,7 +113,7 @@ def test_what_is_told_to_be_shared_is_what_is_shared(demo_models: dict[str, Path
     arms = [*ARMS, "random_window", "shuffled_seeds", "distil"]
     asked = sweep(axes={"arm": arms, "rank": [4, 8], "layers": ["sensitivity", "last"]}, tuning_seeds=2)
     plan = Plan.of(asked)
-    counted = Counter(step.name for step in plan.shared)
+    counted = Counter(step.name for step in shared_of(plan))
     told = shared_by(asked, plan.cells)
     assert counted == {
         "measure": told["teacher passes"], "extract": told["extractions"], "labels": told["passes for distillation"],
@@ -166,6 +168,7 @@ def test_a_try_that_was_lost_is_none(
 
     monkeypatch.setattr("orchestrator.sweep.runner.run_trials", fails)
     monkeypatch.setattr("orchestrator.sweep.runner.session", lambda **how: nullcontext(0.0))
+    monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: [{"CPU": 2.0}])
     with Runner(store, Run(), "key", Terminal(), tmp_path, NullTracker()) as runner:
         (choice,) = choose(asked, plan.ready, plan.groups, runner, lambda choice: [])
     assert choice is not None
@@ -188,6 +191,7 @@ def test_a_search_is_told_what_was_lost(
     items = [rungs_of(asked, plan.ready, table_of(plan.groups[0])[0])]
     monkeypatch.setattr("orchestrator.sweep.runner.run_trials", lambda work, items, done, **how: done(0, 0, [outcome]))
     monkeypatch.setattr("orchestrator.sweep.runner.session", lambda **how: nullcontext(0.0))
+    monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: [{"CPU": 2.0}])
     found: list[Any] = []
     with Runner(Store(tmp_path), Run(), "key", Terminal(), tmp_path, NullTracker(), late=0.0) as runner:
         runner.search(items, [Halving(range(1), 3)], lambda *result: found.append(result))

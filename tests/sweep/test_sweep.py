@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import shared_of
 
 from orchestrator.errors import UserError
 from orchestrator.recipe import Recipe, Sweep
@@ -115,7 +116,7 @@ def test_recipes_are_values() -> None:
 
 def test_the_demo_plan_shares_its_steps(demo_models: dict[str, Any]) -> None:
     plan = Plan.of(sweep())
-    counted = Counter(step.name for step in plan.shared)
+    counted = Counter(step.name for step in shared_of(plan))
     assert counted == {"measure": 1, "extract": len({str(one.recipe.layers) for one in plan.cells}) - 1}
     assert plan.trials >= 24
 

@@ -67,7 +67,7 @@ def test_ranks_score_as_the_whole_model_does(
     """Seven rows, two at a time, on three ranks: in the last round two of them have none left."""
     recipe = Recipe.model_validate({**PAIR, "arm": "lora", "evaluate": {"examples": 7}})
     step = pipeline.evaluate_step(recipe, prepare(recipe), "test", "teacher")
-    assert step.run is teacher_score and step.of_teacher
+    assert step.run is teacher_score and step.needs == "ranks"
     rows = step.inputs["rows"]
     config = dict(step.config)
     if kind == "multiple_choice":
@@ -75,7 +75,14 @@ def test_ranks_score_as_the_whole_model_does(
         metric = Metric(kind="multiple_choice", filter_name="letter")
         config |= {"metric": {**vars(metric), "ignore": []}, "choices": list("abcd")}
     both = {
-        run: Step("evaluate", run, config, {"rows": rows}, where=step.where, of_teacher=run is teacher_score)
+        run: Step(
+            "evaluate",
+            run,
+            config,
+            {"rows": rows},
+            where=step.where,
+            needs="ranks" if run is teacher_score else "model",
+        )
         for run in (evaluate, teacher_score)
     }
     whole = materialise(both[evaluate], Store(tmp_path / "whole"))

@@ -1,0 +1,109 @@
+"""One queue places a whole sweep: what ranks do is done once, beside all that doesn't build on it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.screen import Terminal
+from orchestrator.cluster.searches import Halving
+from orchestrator.cluster.session import session
+from orchestrator.recipe import Run
+from orchestrator.step import Step
+from orchestrator.store import Store
+from orchestrator.sweep.hands import Hands
+from orchestrator.sweep.runner import Runner, Trial
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("hands")]
+DEADLINE = 120.0  # seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session(room: None) -> Iterator[None]:
+    with session(cpus=1, gpus=0):
+        yield
+
+
+def measure(folder: Path, *, number: int, until: str, **_: Any) -> None:
+    """Ends once a trial has that doesn't build on it."""
+    ends = time.monotonic() + DEADLINE
+    while until and not Path(until).is_file():
+        assert time.monotonic() < ends, f"{until} was waited for in vain"
+        time.sleep(0.05)
+    (folder / "process").write_text(str(os.getpid()))
+
+
+def train(folder: Path, *, number: int, partial: Path, measured: Path | None = None, **_: Any) -> None:
+    (folder / "adapter_model.safetensors").write_text((measured / "process").read_text() if measured else "")
+
+
+def score(folder: Path, *, adapter: Path, number: int, **_: Any) -> None:
+    (folder / "process").write_text(str(os.getpid()))
+    (folder / "metrics.json").write_text(f'{{"score": {number / 10}, "loss": 1.0}}')
+
+
+def trial(number: int, measured: Step | None = None) -> Trial:
+    inputs = {"measured": measured} if measured else {}
+    trained = Step("finetune", train, {"number": number}, inputs, needs="group")
+    step = Step("evaluate", score, {"number": number}, {"adapter": trained}, needs="model")
+    return Trial(f"trial {number}", step, {"stage": "trial"})
+
+
+def runner(place: Path, **run: Any) -> Runner:
+    (place / "sweep").mkdir()
+    return Runner(Store(place), Run(store=place, **run), "key", Terminal(), place / "sweep")
+
+
+@pytest.mark.parametrize("ranks", [None, 2])
+def test_trials_that_need_no_teacher_end_before_its_pass_does(tmp_path: Path, ranks: int | None) -> None:
+    """The pass waits for one, and would fail without it; what builds on the pass comes after, and finds it."""
+    alone = trial(0)
+    until = str(tmp_path / "evaluate" / alone.step.fingerprint / "metrics.json")
+    measured = Step("measure", measure, {"number": 0, "until": until}, needs="ranks")
+    built = [trial(number, measured) for number in (1, 2)]
+    with runner(tmp_path, trials_at_once=2, ranks=ranks) as hands:
+        hands.go("trials", [*built, alone], 3)
+        assert not hands.failed and all(hands.metrics(one) for one in (*built, alone))
+    assert len(list((tmp_path / "measure").glob("[!.]*"))) == 1
+    ended = {one.label: (tmp_path / "evaluate" / one.step.fingerprint).stat().st_mtime for one in (*built, alone)}
+    passed = (tmp_path / "measure" / measured.fingerprint).stat().st_mtime
+    assert ended["trial 0"] < passed < min(ended["trial 1"], ended["trial 2"])
+    assert int((tmp_path / "measure" / measured.fingerprint / "process").read_text()) != os.getpid()
+
+
+def test_a_search_waits_for_what_it_builds_on_and_others_do_not(tmp_path: Path) -> None:
+    lone = [[[trial(number)]] for number in range(3)]
+    until = str(tmp_path / "evaluate" / lone[2][0][0].step.fingerprint / "metrics.json")
+    measured = Step("measure", measure, {"number": 0, "until": until}, needs="ranks")
+    built = [[[trial(number, measured)]] for number in range(3, 6)]
+    told: list[tuple[int, float | None]] = []
+    with runner(tmp_path, trials_at_once=2) as hands:
+        hands.search(
+            [*built, *lone],
+            [Halving(range(3), 3), Halving(range(3, 6), 3)],
+            lambda index, _, score: told.append((index, score)),
+        )
+    assert sorted(told) == [(0, 0.3), (1, 0.4), (2, 0.5), (3, 0.0), (4, 0.1), (5, 0.2)]
+    assert {index for index, _ in told[:3]} == {3, 4, 5}
+
+
+def test_memory_is_set_aside_where_not_everything_fits_beside_each_other(tmp_path: Path) -> None:
+    """A step that would take most of the machine is alone on it, and another kind of step has its own amount."""
+    run = Run(store=tmp_path, memory={"trial": 3e9, "measure": 1e18, "extract": 2e9, "teacher_score": 4e9})
+    hands = Hands(Store(tmp_path), run, 0.0, tmp_path)
+    measured = Step("measure", measure, {"number": 0, "until": ""}, needs="ranks")
+    cut = Step("extract", measure, {"number": 0, "until": ""}, {"measured": measured}, needs="ranks")
+    reference = Step("evaluate", measure, {"number": 0, "until": ""}, needs="ranks")
+    items = [[[one]] for one in (measured, cut, reference, trial(0).step)]
+    hands.work(items)
+    asked = [hands.asks(item) for item in items]
+    (most,) = {bundle["memory"] for bundle in asked[0] or []}
+    assert 3e9 < most < 1e18  # all there is
+    assert [(each or [{}])[0]["memory"] for each in asked[1:]] == [2e9, 4e9, 3e9]
+    assert [hands.ready(item) for item in items] == [True, False, True, True]
+    assert Hands(Store(tmp_path), Run(store=tmp_path), 0.0, tmp_path).asks(items[3]) is None
