@@ -68,7 +68,7 @@ def trivial(count: int) -> float:
         store = Store(Path(place))
         run = Run(store=store.root, trials_at_once=SLOTS)
         with Runner(store, run, "bench", Silent(), store.root) as runner:
-            runner.begin(tracker_of(store.root, None), Record("bench", "bench", status="RUNNING"))
+            runner.begin(tracker_of(store, None), Record("bench", "bench", status="RUNNING"))
             trials = [
                 Trial(f"trial {n}", Step("evaluate", nothing, {"number": n}), {"rank": n, "lr": 0.1})
                 for n in range(count + SLOTS)

@@ -62,7 +62,7 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip
     Console(width=max(140, Console().width)).print(table)
-    for line in [*remarks(record, rows, baseline), "", *told.lines(), "", *footer(record, told, rows, store.root)]:
+    for line in [*remarks(record, rows, baseline), "", *told.lines(), "", *footer(record, told, rows, store.address)]:
         typer.echo(line)
 
 
@@ -83,9 +83,9 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
     return lines
 
 
-def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store: Path) -> list[str]:
+def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store: str) -> list[str]:
     """What the verdict rests on, and where to look further."""
-    where = "" if store == o.STORE.absolute() else f" --store {shlex.quote(str(store))}"
+    where = "" if store == str(Path(o.STORE).absolute()) else f" --store {shlex.quote(store)}"
     name = record["name"]
     verbs = (f"report {name}", f"compare {name} --json", "ui", f"export {name} --lora DIR")
     tried = record.get("tried", {})

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -39,7 +40,7 @@ def report(store: Any) -> dict[str, Any]:
     problems = []
     try:
         Store(store).check()
-        kept = f"{store}: writable, {shutil.disk_usage(_existing(store)).free / 2**30:.0f} GiB free"
+        kept = f"{store}: writable, {shutil.disk_usage(_existing(Store(store).root)).free / 2**30:.0f} GiB free"
     except UserError as error:
         kept = str(error)
         problems.append(kept)
@@ -67,8 +68,7 @@ def _untried() -> str:
     )
 
 
-def _existing(path: Any) -> Any:
-    path = path.expanduser().absolute()
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path

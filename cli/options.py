@@ -17,6 +17,7 @@ from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.recipe import Recipe, Run, Sweep
+    from orchestrator.store import Store
     from orchestrator.tracking.tracker import Tracker
 
 File = Annotated[
@@ -62,9 +63,13 @@ Set = Annotated[
 ]
 SweepName = Annotated[str | None, typer.Argument(help="A sweep's name; by default the latest.")]
 StoreDir = Annotated[
-    Path,
+    str,
     typer.Option(
-        "--store", help="Where results are kept.", envvar="PKT_STORE", callback=lambda path: path.expanduser()
+        "--store",
+        help="A folder, or s3://BUCKET/NAME: where results are kept.",
+        envvar="PKT_STORE",
+        metavar="DIR",
+        callback=lambda text: text if "://" in text else str(Path(text).expanduser()),
     ),
 ]
 Tracking = Annotated[
@@ -88,7 +93,7 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Go on where the plan says that memory won't do, or the teacher misses its gate."),
 ]
-STORE = Path("pkt-store")
+STORE = "pkt-store"
 WHERE = (
     "store", "tracking", "cpus_per_trial", "gpus_per_trial", "workers_per_trial", "shard_student", "trials_at_once",
     "keep_tuned", "system_metrics", "ranks", "offload", "tokens", "gpu_memory", "force",
@@ -271,11 +276,11 @@ def _put(document: dict[str, Any], path: str, value: Any) -> None:
     place[keys[-1]] = value
 
 
-def tracker_of(store: Path, uri: str | None) -> Tracker:
-    """MLflow at the address, or in the store."""
+def tracker_of(store: Store, uri: str | None) -> Tracker:
+    """MLflow at the address, or in the store's folder on this machine."""
     from orchestrator.tracking.tracker import MlflowTracker
 
-    here = store.expanduser().absolute()
+    here = store.root
     if uri:
         return MlflowTracker(uri, here / "outbox")
     here.mkdir(parents=True, exist_ok=True)

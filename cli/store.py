@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -110,10 +109,12 @@ def gc(
     return 0
 
 
-def _open(path: Path) -> Store:
+def _open(where: str) -> Store:
     from orchestrator.store import Store
 
-    kept = Store(path)
+    kept = Store(where)
+    if "://" in kept.address:
+        raise UserError(f"store: {where} is listed and cleared by its own tools; these verbs are for folders")
     if not kept.root.is_dir():
         raise UserError(f"store: {kept.root} isn't there; name a folder that `pkt sweep` wrote with --store")
     return kept

@@ -127,13 +127,13 @@ def sweep(
             portable()
         run = o.check_memory(asked, steps, run, screen.say, gpu_memory=gpu_memory, force=force)
         plan = Plan.of(asked, screen.doing, run.gradient_checkpointing)
-        ready = o.tracker_of(store, tracking) if tracking else None  # a wrong address is told before any work
+        ready = o.tracker_of(kept, tracking) if tracking else None  # a wrong address is told before any work
     rows = (len(plan.ready.splits["test"]), len(plan.ready.splits["validation"]))
     screen.say(f"{plan.name}: {intent(asked, cost=False, rows=rows)}")
     for line in room_lines({"fit": plan.ready.fit}):
         screen.warn(line)
     try:
-        record = run_sweep(plan, run, lambda: ready or o.tracker_of(store, None), screen, force=force)
+        record = run_sweep(plan, run, lambda: ready or o.tracker_of(kept, None), screen, force=force)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"pkt sweep --resume {plan.name} {o.where_of(context)}".strip()) from None
     show(record, kept, as_json=as_json, baseline=None)

@@ -22,7 +22,9 @@ def ui(
     debug: o.Debug = False,
 ) -> int:
     """Open the MLflow UI on http://127.0.0.1:PORT until Ctrl-C."""
-    database = store.expanduser().absolute() / "mlflow.db"
+    from orchestrator.store import Store
+
+    database = Store(store).root / "mlflow.db"
     if not database.is_file():
         raise UserError(f"store: {store} has no mlflow.db yet; run `pkt sweep` first, or name another --store")
     with socket.socket() as tried:

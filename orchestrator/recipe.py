@@ -203,7 +203,7 @@ class Run(BaseModel):
     """Where and how: never part of a fingerprint, so that it can differ between a run and its repetition."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    store: Path = Path("pkt-store")
+    store: Path | str = "pkt-store"  # a folder that all share, or the URL of an object store
     cpus_per_trial: int = Field(1, ge=1)
     gpus_per_trial: float | None = Field(None, ge=0)  # None: one, or one a worker, where there is one
     workers_per_trial: int | None = Field(None, ge=1)  # that share a fine-tuning; None: one a GPU

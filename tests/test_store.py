@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
 from orchestrator.step import Step, materialise
-from orchestrator.store import Store, fingerprint, link, placing
+from orchestrator.store import Store, fingerprint
+from orchestrator.store.files import link, placing
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.rows import data_step, light
 
@@ -130,7 +131,9 @@ def test_what_was_let_go_is_made_again_for_whoever_needs_it(tmp_path: Path) -> N
         assert (adapter / "large").is_file()
 
     store, trained = Store(tmp_path), Step("finetune", train, needs="group")
-    first, second = (Step("evaluate", score, {"split": split}, {"adapter": trained}, needs="model") for split in ("tune", "test"))
+    first, second = (
+        Step("evaluate", score, {"split": split}, {"adapter": trained}, needs="model") for split in ("tune", "test")
+    )
     materialise(first, store)
     folder = store.find("finetune", trained.fingerprint)
     assert folder

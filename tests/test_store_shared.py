@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.store import Store, held
+from orchestrator.store import Store
+from orchestrator.store.directory import held
 
 
 def test_what_is_shown_late_is_waited_for(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_lock_that_vanishes_was_let_go(tmp_path: Path, monkeypatch: pytest.Mon
         usual(file, how)
 
     usual = fcntl.flock
-    monkeypatch.setattr("orchestrator.store.fcntl.flock", flock)
+    monkeypatch.setattr("orchestrator.store.directory.fcntl.flock", flock)
     with held(tmp_path / "in" / "lock", "waiting"):
         with (tmp_path / "in" / "lock").open("a+") as lock, pytest.raises(BlockingIOError):
             usual(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,9 +66,9 @@ def test_a_lock_that_can_never_be_had_is_an_error(tmp_path: Path, monkeypatch: p
     def flock(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("orchestrator.store.fcntl.flock", flock)
-    monkeypatch.setattr("orchestrator.store.POLL", 0.01)
-    monkeypatch.setattr("orchestrator.store.LATE", 0.1)
+    monkeypatch.setattr("orchestrator.store.directory.fcntl.flock", flock)
+    monkeypatch.setattr("orchestrator.store.directory.POLL", 0.01)
+    monkeypatch.setattr("orchestrator.store.directory.LATE", 0.1)
     with pytest.raises(OSError, match="No locks available"), held(tmp_path / "lock", "waiting"):
         pass
 

@@ -26,7 +26,7 @@ from orchestrator.models.dtypes import dtype_name, name_of
 from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
 from orchestrator.scoring.evaluate import metric_of, questions, read_metrics
 from orchestrator.scoring.judge import Item, protocol, rows_of
-from orchestrator.store import placing
+from orchestrator.store.files import placing
 from orchestrator.student.card import write_card
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import stops, tokenize

@@ -93,7 +93,7 @@ def _of_sweep(record: dict[str, Any], store: Store, arm: str | None, seed: int, 
         raise UserError(f"seed: {seed} has no finished trial in {name}'s best row of {row['label']}; there: {there}")
     trained = store.find("finetune", _lineage(found[seed])["inputs"]["adapter"])
     if trained is None:
-        raise UserError(f"store: {store.root} lacks the adapter of {name}; the same `pkt sweep` again makes it")
+        raise UserError(f"store: {store.address} lacks the adapter of {name}; the same `pkt sweep` again makes it")
     recipe = row["recipe"]
     facts = {"student": student or recipe["student"], "task": record["task"], **_trained(trained)}
     if recipe["layers"]:

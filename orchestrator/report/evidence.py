@@ -176,7 +176,7 @@ def _trained(
         if (adapter := scored["lineage"]["inputs"].get("adapter")) is None:
             continue
         try:
-            folder = store.root / "finetune" / adapter
+            folder = found_in(store, "finetune", adapter)
             trained = manifest(folder)
             before = trained["lineage"]["inputs"]
             starts |= {before.get("factors", before.get("start")): None}  # as older stores call them
@@ -201,9 +201,9 @@ def _cut(starts: Mapping[str, list[str]], store: Store, evidence: Evidence) -> N
     passes: dict[str, dict[str, list[int]]] = {}
     users: dict[str, dict[str, None]] = {}
     for start, arms in starts.items():
-        folder = store.root / "extract" / start
         who = ", ".join(dict.fromkeys(arms))
         try:
+            folder = found_in(store, "extract", start)
             cut = manifest(folder)["lineage"]
             transfer = json.loads((folder / "transfer.json").read_text())
         except BROKEN:
@@ -218,18 +218,26 @@ def _cut(starts: Mapping[str, list[str]], store: Store, evidence: Evidence) -> N
             | {"modules": "+".join(cut["config"]["modules"])}
         )
         try:
-            maps = maps_of(folder, transfer, store.root / "measure" / key)
+            maps = maps_of(folder, transfer, found_in(store, "measure", key))
             evidence.extractions.append(Extraction(name, tuple(dict.fromkeys(arms)), maps))
         except BROKEN:
             evidence.missing["windows"].append(f"{name} ({who}): sensitivities or factors are no longer in the store.")
     for key, chosen in passes.items():
-        folder, who = store.root / "measure" / key, ", ".join(users[key])
+        who = ", ".join(users[key])
         try:
+            folder = found_in(store, "measure", key)
             metric = label(manifest(folder)["lineage"]["config"]["metric"])
             scores = json.loads((folder / LAYERS).read_text())
             evidence.passes.append(Layers(f"{metric}, for {who}", scores, chosen))
         except BROKEN:
             evidence.missing["layers"].append(f"The teacher's sensitivities for {who} are no longer in the store.")
+
+
+def found_in(store: Store, step: str, key: str) -> Path:
+    """The folder of a step, with or without its large files. FileNotFoundError where the store has none of it."""
+    if folder := store.find(step, key, bare=True):
+        return folder
+    raise FileNotFoundError(f"{step}/{key} is not in the store {store.address}")
 
 
 def manifest(folder: Path) -> dict[str, Any]:

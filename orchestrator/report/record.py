@@ -12,7 +12,9 @@ import numpy as np
 
 from orchestrator.errors import UserError
 from orchestrator.report.evidence import manifest
-from orchestrator.store import Store, appearing, held
+from orchestrator.store import Store
+from orchestrator.store.directory import held
+from orchestrator.store.files import appearing
 from orchestrator.verdict.estimates import Result
 from orchestrator.verdict.words import label
 
@@ -48,14 +50,15 @@ def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[
     """
     folder = store.root / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder.with_name(f".{name}.lock"), f"another process runs the sweep {name}; waiting for it"):
+    lock = folder.with_name(f".{name}.lock")
+    with held(lock, f"another process runs the sweep {name}; waiting for it"), store.kept(folder):
         path = folder / ASKED
         if path.is_file():
             before = _read(path)
             if before["key"] != key:
                 different = differences(before["sweep"], asked) or "the models or the rows have changed"
                 raise UserError(
-                    f"name: {name!r} is another sweep's in {store.root} ({different}); choose another --name"
+                    f"name: {name!r} is another sweep's in {store.address} ({different}); choose another --name"
                 )
         else:
             _write(path, {"key": key, "sweep": asked})
@@ -64,10 +67,11 @@ def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[
 
 def asked_for(store: Store, name: str) -> dict[str, Any]:
     """What the named sweep is to do. UserError with the names that there are."""
+    store.bring("sweeps")
     path = store.root / "sweeps" / name / ASKED
     if not path.is_file():
         there = ", ".join(sorted(one.parent.name for one in path.parent.parent.glob(f"*/{ASKED}"))) or "none"
-        raise UserError(f"resume: no sweep {name!r} was begun in {store.root}; there: {there}")
+        raise UserError(f"resume: no sweep {name!r} was begun in {store.address}; there: {there}")
     return _read(path)["sweep"]
 
 
@@ -85,6 +89,7 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 def read_record(store: Store, name: str | None) -> dict[str, Any]:
     """The named sweep's, or the latest's. UserError with the names that there are."""
+    store.bring("sweeps")
     found = sorted((store.root / "sweeps").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     named = {path.parent.name: path for path in found}
     begun = [path.parent.name for path in (store.root / "sweeps").glob(f"*/{ASKED}") if path.parent.name not in named]
@@ -92,9 +97,9 @@ def read_record(store: Store, name: str | None) -> dict[str, Any]:
     if wanted in begun:
         raise UserError(f"sweep: {wanted!r} was begun and has not ended; `pkt sweep --resume {wanted}` goes on with it")
     if not found:
-        raise UserError(f"sweep: the store {store.root} has none yet; run `pkt sweep`, or name another --store")
+        raise UserError(f"sweep: the store {store.address} has none yet; run `pkt sweep`, or name another --store")
     if name is not None and name not in named:
-        raise UserError(f"sweep: {name!r} is not in {store.root}; there: {', '.join(named)}")
+        raise UserError(f"sweep: {name!r} is not in {store.address}; there: {', '.join(named)}")
     return _read(named[name] if name else found[-1])
 
 

@@ -37,7 +37,7 @@ def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
 
 def _apart(step: Step, store: Store, placement: Placement, screen: Screen) -> None:
     with store.resumable(step.name, f"{step.fingerprint}-logs") as logs:
-        work = Work(str(store.root), str(logs), placement.cpus)
+        work = Work(store.address, str(logs), placement.cpus)
         going = partial(under_way, logs, {step.fingerprint: step.name})
         with screen.trials(step.name, 1, going) as tick:
             for _ in spread(replace(placement, ranks=1, offload=None), work, [light(step, store)], logs):

@@ -52,7 +52,7 @@ class Hands:
             most = int(max(node.get("CPU", 1) for node in nodes()))
             self.placement = replace(settled, cpus=max(run.cpus_per_trial, most - beside, most // 2))
         return Work(
-            str(self.store.root), str(self.notes), run.cpus_per_trial, run.system_metrics, run.portable, self.group,
+            self.store.address, str(self.notes), run.cpus_per_trial, run.system_metrics, run.portable, self.group,
             run.shard_student, self.placement,
         )  # fmt: skip
 

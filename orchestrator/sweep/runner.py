@@ -20,7 +20,8 @@ from orchestrator.errors import UserError, disk_is_full
 from orchestrator.recipe import Run
 from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.step import Step, lacking
-from orchestrator.store import LATE, Store
+from orchestrator.store import Store
+from orchestrator.store.directory import LATE
 from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.kept import LARGE, note, noted
 from orchestrator.sweep.labbook import trial_record

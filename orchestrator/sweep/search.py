@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.cluster.searches import FAILED, Halving, Proposals
 from orchestrator.prepare.ready import Ready
 from orchestrator.recipe import Asha, Grid, Optuna, Sweep
-from orchestrator.store import appearing
+from orchestrator.store.files import appearing
 from orchestrator.sweep.cells import Cell, check_rungs, tuning_of
 from orchestrator.sweep.groups import Group, fine_tunings, rates_of
 from orchestrator.sweep.runner import Runner, Trial

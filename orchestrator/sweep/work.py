@@ -30,8 +30,8 @@ MOST = 4  # trials of which that is told
 class Work:
     """Makes what the store lacks, and nothing else."""
 
-    store: str
-    notes: str  # a folder of the store, in which each trial notes how far it is
+    store: str  # its address
+    notes: str  # a folder, in which each trial notes how far it is
     cpus: int
     sampled: bool = False  # watch the machine meanwhile
     portable: bool = False  # compute by kernels that CPUs share
@@ -50,7 +50,7 @@ class Work:
         if self.portable:
             portable()
         step = sharded(step) if self.sharded else step
-        store, note = Store(Path(self.store)), Path(self.notes) / step.fingerprint
+        store, note = Store(self.store), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
         try:

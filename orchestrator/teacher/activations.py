@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.step import Track, silent
-from orchestrator.store import link
+from orchestrator.store.files import link
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import Encoded, TemplateName, fitted
 from orchestrator.teacher.checkpoints import agreed

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.cluster.ranks import Member
-from orchestrator.store import appearing
+from orchestrator.store.files import appearing
 from orchestrator.transfer.scores import Scores
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from orchestrator.scoring.engine import said
 from orchestrator.scoring.evaluate import asked, context_of, gold_losses, said_of, write
 from orchestrator.scoring.judge import Item, Said, judge, room
 from orchestrator.step import Track, silent
-from orchestrator.store import appearing
+from orchestrator.store.files import appearing
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded, TemplateName, stops
 from orchestrator.teacher.checkpoints import agreed

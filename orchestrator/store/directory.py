@@ -1,31 +1,22 @@
-"""Where results live: a directory for each step, named by everything that determines it.
-
-    with store.writing("measure", fingerprint) as folder: ...     # appears at once, whole, or not at all
-    store.find("measure", fingerprint)                            # the folder, or None: then run the step
-
-The three calls are all that a step's caller needs; they map to an object store's get and put, since what a step
-leaves is small files that are written once.
-
-    store.let_go("finetune", fingerprint, ["adapter_model.safetensors"])      # large ones: the record of the step stays
-"""
+"""Steps' folders on a file system, NFS too: a rename makes one appear, and a lock says who is at what."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from orchestrator.errors import UserError
+from orchestrator.store.files import appearing
 
 MANIFEST = "manifest.json"
 BARE = "let-go.json"  # in a folder whose large files were removed: their names
@@ -34,17 +25,12 @@ LATE, POLL = 60.0, 0.1  # seconds: how long NFS may not show what another machin
 VANISHED = (errno.ENOENT, errno.ESTALE, errno.ENOLCK)  # of a lock whose file, or whose holder's machine, is gone
 
 
-def fingerprint(value: Any) -> str:
-    """A name for a JSON value: equal values, equal names. TypeError for anything else, rather than a guess."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-class Store:
-    """Finished steps under one root: `<root>/<step>/<fingerprint>/`, each with its manifest."""
+class Directory:
+    """Finished steps under one root: `<root>/<step>/<key>/`, each with its manifest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
+        self.address = str(self.root)
 
     def check(self) -> None:
         """UserError where nothing could be kept, before anything is computed. Leaves no trace."""
@@ -58,10 +44,6 @@ class Store:
                 f"store: {self.root} is not writable ({error.strerror}); name another folder with --store DIR"
             ) from error
 
-    def not_shared(self) -> str:
-        """What to say where a worker has none of what the store has here."""
-        return f"its worker doesn't share the store {self.root}; name one on a common file system"
-
     def find(self, step: str, key: str, *, bare: bool = False) -> Path | None:
         """The finished step's folder, or None; with `bare` one whose large files were let go is good enough."""
         folder = self.root / step / key
@@ -71,40 +53,32 @@ class Store:
         there = (folder / MANIFEST).is_file() and (bare or not (folder / BARE).exists())
         return folder if there else None
 
-    def awaited(self, step: str, key: str, seconds: float = LATE) -> Path | None:
-        """The same of a step that another machine has finished: None where it isn't seen within so many seconds."""
-        until = time.monotonic() + seconds
-        while (folder := self.find(step, key)) is None and time.monotonic() < until:
-            time.sleep(POLL)
-        return folder
+    def aside(self, step: str, key: str) -> Path:
+        """A folder to fill, from which it is moved to its place."""
+        place = self.root / step
+        place.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{key}-", dir=place))
 
-    @contextmanager
-    def writing(self, step: str, key: str, manifest: Mapping[str, Any]) -> Iterator[Path]:
-        """A folder to fill, moved to its place when the block ends without an error.
-
-        Files are flushed to disk before the move, and the manifest, with the sha256 of each, is written last.
-        Where another process finished the same step first, its folder stays and this one is dropped.
-        """
+    def publish(self, step: str, key: str, aside: Path) -> None:
+        """Move a whole folder to its place. Where another process was first, its folder stays."""
         target = self.root / step / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
+        aside.chmod(0o755)  # mkdtemp's folders are the owner's alone; a store is shared
+        if (target / BARE).exists():
+            self.remove(step, key)
         try:
-            yield aside
-            files = sorted(path for path in aside.rglob("*") if path.is_file())
-            sums = {str(path.relative_to(aside)): _flush(path) for path in files}
-            content = {"step": step, "fingerprint": key, **manifest, "files": sums}
-            (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
-            _flush(aside / MANIFEST)
-            aside.chmod(0o755)  # mkdtemp's folders are the owner's alone; a store is shared
-            if (target / BARE).exists():
-                self.remove(step, key)
-            try:
-                aside.rename(target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self.awaited(step, key):
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            aside.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self._awaited(target):
+                raise
+
+    def _awaited(self, target: Path) -> bool:
+        """Whether the folder that another machine has put there is seen before long."""
+        until = time.monotonic() + LATE
+        while not self.find(target.parent.name, target.name, bare=True):
+            if time.monotonic() > until:
+                return False
+            time.sleep(POLL)
+        return True
 
     def remove(self, step: str, key: str) -> None:
         """A finished step, whole at one moment and gone at the next."""
@@ -126,11 +100,8 @@ class Store:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
-    def resumable(self, step: str, key: str) -> Iterator[Path]:
-        """A folder for what an unfinished step would go on from, dropped once the block ends without an error.
-
-        One process at a time has it; another waits, and may then find the step finished.
-        """
+    def lease(self, step: str, key: str) -> Iterator[Path]:
+        """The folder of whoever is at the step, for what it would go on from. A process that dies lets go."""
         folder = self.root / step / f".{key}.partial"
         with held(folder / "lock", f"waiting for another process that is at the same step: {step}"):
             yield folder
@@ -153,6 +124,14 @@ class Store:
                     f"store: a sweep or a run is at work in {self.root}; try again once it has ended"
                 ) from error
             yield
+
+    @contextmanager
+    def kept(self, folder: Path) -> Iterator[None]:
+        """What the block leaves in a folder that is no step's: on a shared file system, it is there for all."""
+        yield
+
+    def bring(self, place: str) -> None:
+        """What others have left in such folders is there."""
 
 
 @contextmanager
@@ -187,56 +166,3 @@ def _locked(file: Path, waiting: str, how: int) -> IO[str]:
                 if error.errno not in VANISHED or not tries:
                     raise
                 time.sleep(POLL)
-
-
-@contextmanager
-def placing(target: Path, field: str) -> Iterator[Path]:
-    """A folder to fill outside of any store, moved to `target` when the block ends without an error.
-
-    UserError where it can't be written. An empty folder there gives way; what is in another one is never touched.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".pkt-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{field}: {target} can't be written ({error.strerror}); name another folder") from error
-    try:
-        yield aside
-        for path in aside.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors' are the owner's alone, and these are for others
-                _flush(path)
-        aside.chmod(0o755)
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A name to write a file under until the block ends: whoever finds it in its place finds it whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        _flush(aside)
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def link(file: Path, second: Path) -> None:
-    """The same file under a second name; a copy where the file system has no such names (exFAT, some shares)."""
-    try:
-        os.link(file, second)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        shutil.copyfile(file, second)
-
-
-def _flush(path: Path) -> str:
-    """Sync a file to disk; returns its sha256."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return digest
