@@ -46,6 +46,7 @@ def run_trials(
     patience: float = PATIENCE,
     asks: Callable[[Rungs[T]], Bundles | None] = lambda item: None,
     ready: Callable[[Rungs[T]], bool] = lambda item: True,
+    near: bool = False,
 ) -> None:
     """Call `work` on every item's rungs in worker processes that are reused; `done(index, rung, results)` as each ends.
 
@@ -55,7 +56,7 @@ def run_trials(
     to end (`broken.py`), is begun again in another, and so, after `patience` seconds, is one that met a disk or a
     network at a bad moment; after RETRIES its rung is -1. Without `cpus`, `work` has others
     do it, who ask for their own. What an item `asks` for instead is set aside before it is begun, for it and for those
-    that it starts; one that isn't `ready`, as others have to be done before, is begun after them. Needs a running Ray
+    that it starts, `near`: on its own node; one that isn't `ready`, as others have to be done before, is begun after them. Needs a running Ray
     session. KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
@@ -72,8 +73,9 @@ def run_trials(
     told = _Done(done, queue)
     scratch = tempfile.mkdtemp(prefix="pkt-tune-")
     trainable = tune.with_parameters(_trainable, work=work, patience=patience)
+    strategy = "STRICT_PACK" if near else "PACK"
     tuner = tune.Tuner(
-        tune.with_resources(trainable, lambda config: tune.PlacementGroupFactory(config["asks"])),
+        tune.with_resources(trainable, lambda config: tune.PlacementGroupFactory(config["asks"], strategy=strategy)),
         tune_config=tune.TuneConfig(
             reuse_actors=True, metric="score", mode="max", search_alg=queue, scheduler=Apart(halved, items),
             # Without a bound Tune asks for one worker, waits until it is there, and asks for the next.

@@ -1,22 +1,72 @@
-"""A model in this process as what is asked: each item's answer, a batch at a time, so that none is lost with the next.
+"""A model with its adapter, loaded, as what tasks are put to: one after another, by whichever engine runs it.
 
-for some in said(model, tokenizer, items, metric, stops=stops): ...     # places and what was said there
+    with loaded(student, adapter, dtype="float32") as engine:
+        for some in engine.said(items, metric, stops=stops, known={}): ...      # places, and what was said there
+        losses = engine.losses(rows)                                            # of the gold answers
+
+Answers come a batch at a time, so that none is lost with the next.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from orchestrator.models.adapters import wearing
+from orchestrator.models.borrowed import borrowed
+from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring import budgets, generation, likelihoods
 from orchestrator.scoring.judge import Item, Said, Scored, judge, room
+from orchestrator.step import Track, silent
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded, alike
 
 Some = list[tuple[int, Said]]  # an item's place, and what was said to it
+
+
+class Engine(Protocol):
+    """Who runs a model: transformers is always there. Prompts are ids by then, and judging is no engine's."""
+
+    def said(
+        self, items: Sequence[Item], metric: Metric, *, stops: Sequence[int], known: Mapping[str, Said]
+    ) -> Iterator[Some]:
+        """What the model answers, or how likely it finds each choice; of a batch that is all `known`, that."""
+
+    def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
+        """Per example, the mean cross-entropy of its gold answer's tokens."""
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """A model in this process, within budgets of tokens."""
+
+    model: Any
+    tokenizer: Any
+
+    def said(
+        self, items: Sequence[Item], metric: Metric, *, stops: Sequence[int], known: Mapping[str, Said]
+    ) -> Iterator[Some]:
+        """As below."""
+        return said(self.model, self.tokenizer, items, metric, stops=stops, known=known)
+
+    def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
+        """As below."""
+        return gold_losses(self.model, rows, self.tokenizer.pad_token_id, track=track)
+
+
+@contextmanager
+def loaded(model: str, adapter: Path | None, *, dtype: str) -> Iterator[Engine]:
+    """The engine for a checkpoint folder with an adapter on it; what was loaded before in this process is taken."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network:
+        yield Transformers(network, load_tokenizer(model))
 
 
 def said(
@@ -64,6 +114,24 @@ def evaluating(model: Any) -> ExitStack:
         restore.callback(setattr, module, "training", module.training)
     model.eval()
     return restore
+
+
+def gold_losses(
+    model: Any,
+    encoded: Sequence[Encoded],
+    pad: int,
+    *,
+    tokens: int | None = budgets.TOKENS,
+    device: torch.device | None = None,
+    track: Track[Any] = silent,
+) -> list[float]:
+    """Per example, the mean cross-entropy of its gold answer's tokens."""
+    losses = [math.nan] * len(encoded)
+    with evaluating(model):
+        each = chain.from_iterable(likelihoods.token_logs(model, encoded, pad=pad, tokens=tokens, device=device))
+        for place, logs in track(each, "losses of gold answers", len(encoded)):
+            losses[place] = -float(logs.mean())
+    return losses
 
 
 def _generated(

@@ -6,20 +6,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
-from orchestrator.models.adapters import wearing
-from orchestrator.models.borrowed import borrowed
 from orchestrator.models.loading import load_tokenizer, read_config
-from orchestrator.scoring.budgets import TOKENS
-from orchestrator.scoring.engine import evaluating, said
+from orchestrator.scoring.engine import Engine, loaded
 from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored, judge
-from orchestrator.scoring.likelihoods import token_logs
 from orchestrator.step import Track, silent
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.base import Example
@@ -27,6 +20,14 @@ from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded, TemplateName, choice_ids, fitted, question, stops
 
 SAID = "said.jsonl"  # what a model said so far: the costly part, which the next try finds again
+
+
+class Asked(NamedTuple):
+    """A task as a model is asked it: its questions, how answers are judged, and the rows with their gold answers."""
+
+    items: list[Item]
+    metric: Metric
+    encoded: list[Encoded]
 
 
 def evaluate(
@@ -44,27 +45,35 @@ def evaluate(
 ) -> dict[str, Any]:
     """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
 
-    An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product. Each
-    batch of answers is kept before the next is asked for. UserError where a loss is not finite.
+    An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
+    UserError where a loss is not finite.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(model)
-    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, context_of(model))
-    with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network:
-        some = _asking(network, tokenizer, items, judged, stops(template, tokenizer), partial / SAID)
-        told = dict(track(some, "asking", len(items)))
-        losses = gold_losses(network, encoded, tokenizer.pad_token_id, track=track)
-    by_id = dict(zip((row.id for row in encoded), losses, strict=True))
-    scored = judge(items, [told[place] for place in range(len(items))], judged)
-    return write(folder, scored, [by_id.get(item.id) for item in items], metric, trained=adapter is not None)
+    asks = asked(rows, template, tokenizer, metric, choices, context_of(model))
+    with loaded(model, adapter, dtype=dtype) as engine:
+        scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track)
+    return write(folder, scored, losses, metric, trained=adapter is not None)
+
+
+def put(
+    engine: Engine, asks: Asked, ends: Sequence[int], kept: Path, track: Track[Any] = silent
+) -> tuple[list[Scored], list[float | None]]:
+    """A task's questions put to a model that is loaded: what each answer scores, and the gold answers' losses.
+
+    Each batch of answers is kept on disk before the next is asked for. One engine takes any number of tasks.
+    """
+    items, metric, encoded = asks
+    told = dict(track(_asking(engine, items, metric, ends, kept), "asking", len(items)))
+    by_id = dict(zip((row.id for row in encoded), engine.losses(encoded, track=track), strict=True))
+    return judge(items, [told[place] for place in range(len(items))], metric), [by_id.get(item.id) for item in items]
 
 
 def _asking(
-    model: Any, tokenizer: Any, items: Sequence[Item], metric: Metric, ends: Sequence[int], kept: Path
+    engine: Engine, items: Sequence[Item], metric: Metric, ends: Sequence[int], kept: Path
 ) -> Iterator[tuple[int, Said]]:
     """Each item's place and what was said, of a batch once it is on disk."""
     known = read_said(kept)
-    for some in said(model, tokenizer, items, metric, stops=ends, known=known):
+    for some in engine.said(items, metric, stops=ends, known=known):
         new = [(items[place].id, one) for place, one in some if items[place].id not in known]
         with kept.open("a", encoding="utf-8") as file:
             file.write("".join(f"\n{json.dumps({'id': id, **asdict(one)})}" for id, one in new) + "\n")
@@ -91,14 +100,14 @@ def said_of(fields: dict[str, Any]) -> Said:
 
 def asked(
     rows: Path, template: TemplateName, tokenizer: Any, metric: dict[str, Any], choices: list[str], context: int
-) -> tuple[list[Item], Metric, list[Encoded]]:
+) -> Asked:
     """The questions of some rows, how their answers are judged, and the rows as the loss wants them.
 
     Rows whose question alone fills the model's `context` have no loss.
     """
     examples = data.read(rows)
     items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
-    return items, judged, fitted(examples, template, tokenizer, context).rows
+    return Asked(items, judged, fitted(examples, template, tokenizer, context).rows)
 
 
 def context_of(model: str) -> int:
@@ -148,24 +157,6 @@ def questions(
         ]
         metric = replace(metric, max_new_tokens=min(metric.max_new_tokens, max(map(len, golds)) + 1))
     return items, metric
-
-
-def gold_losses(
-    model: Any,
-    encoded: Sequence[Encoded],
-    pad: int,
-    *,
-    tokens: int | None = TOKENS,
-    device: torch.device | None = None,
-    track: Track[Any] = silent,
-) -> list[float]:
-    """Per example, the mean cross-entropy of its gold answer's tokens."""
-    losses = [math.nan] * len(encoded)
-    with evaluating(model):
-        each = chain.from_iterable(token_logs(model, encoded, pad=pad, tokens=tokens, device=device))
-        for place, logs in track(each, "losses of gold answers", len(encoded)):
-            losses[place] = -float(logs.mean())
-    return losses
 
 
 def metric_of(fields: dict[str, Any]) -> Metric:

@@ -14,6 +14,7 @@ from orchestrator.recipe import Recipe
 from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.step import Step, versions
 from orchestrator.store import MANIFEST, Store
+from orchestrator.sweep.work import samples_of
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.rows import data_step
 from orchestrator.tracking import system_metrics
@@ -87,7 +88,7 @@ def trial_record(
         history = json.loads((trained / "history.json").read_text())
         for name in CURVES:
             curves[f"train_{name}"] = [(point["step"], point[name]) for point in history]
-        curves |= system_metrics.read(system_metrics.samples_of(store, adapter))
+        curves |= system_metrics.read(samples_of(store, adapter))
         metrics["finetune_seconds"] = _seconds(trained)
         facts = json.loads((trained / MANIFEST).read_text())["facts"]
         metrics["training_seconds"], steps = facts["training_seconds"], facts["steps"]

@@ -219,6 +219,7 @@ class Runner:
             searches=[replace(one, items=range(one.items.start + shift, one.items.stop + shift)) for one in searches],
             asks=hands.asks,
             ready=hands.ready,
+            near="://" in self.store.address,  # no file system joins the nodes: what ranks write is where the worker is
         )
 
     def _before(self, trials: Iterable[Trial]) -> list[Trial]:

@@ -20,7 +20,7 @@ from orchestrator.models.portable import portable
 from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.step import Step, Track, itself, materialise
 from orchestrator.store import Store
-from orchestrator.tracking.system_metrics import sampled, samples_of
+from orchestrator.tracking.system_metrics import sampled
 
 NOTED = 1.0  # seconds between two notes of how far a trial is
 MOST = 4  # trials of which that is told
@@ -68,6 +68,11 @@ class Work:
         assert self.group
         group = self.group if step.needs == "group" else replace(self.group, workers=1)
         return group(work, Path(self.notes) / f".{step.fingerprint}")
+
+
+def samples_of(store: Store, step: Step) -> Path:
+    """Where a training's system metrics are, if any were taken."""
+    return store.root / "system" / f"{step.fingerprint}.jsonl"
 
 
 class _Heard(logging.Handler):

@@ -20,8 +20,8 @@ from torch import nn
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring.budgets import ANSWERS, TOKENS
-from orchestrator.scoring.engine import said
-from orchestrator.scoring.evaluate import asked, context_of, gold_losses, said_of, write
+from orchestrator.scoring.engine import gold_losses, said
+from orchestrator.scoring.evaluate import asked, context_of, said_of, write
 from orchestrator.scoring.judge import Item, Said, judge, room
 from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing

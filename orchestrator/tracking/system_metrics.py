@@ -15,9 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.step import Step
-from orchestrator.store import Store
-
 SECONDS = 5.0  # between two samples
 
 
@@ -34,11 +31,6 @@ def monitors() -> list[Any]:
     except (ImportError, RuntimeError):  # no GPU here, or nothing to ask it with
         return found
     return found
-
-
-def samples_of(store: Store, step: Step) -> Path:
-    """Where a training's system metrics are, if any were taken."""
-    return store.root / "system" / f"{step.fingerprint}.jsonl"
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from tokenizers_of_all_kinds import chat_tokenizer
 from transformers import AutoTokenizer
 
 from orchestrator.errors import UserError
-from orchestrator.scoring.engine import said
-from orchestrator.scoring.evaluate import gold_losses, questions
+from orchestrator.scoring.engine import gold_losses, said
+from orchestrator.scoring.evaluate import questions
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Example, Message
 from orchestrator.tasks.template import TODAY, encode, fitted, question, render, stops, turn_end
