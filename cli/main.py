@@ -1,4 +1,4 @@
-"""`pkt`: the verbs, and what happens when one of them can't."""
+"""`pkt`: its verbs, and the exit status and the line with which each of them ends."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from orchestrator.transfer.metrics import Magnitude, Wanda
 
 
 def measure_step(recipe: Recipe, ready: Ready) -> Step:
-    """The teacher's pass: shared by every trial with these seeds."""
+    """The teacher's sensitivities: shared by every trial with these seed examples."""
     seeds = used_rows(recipe, ready.splits, "seed")
     if recipe.measure.shuffled:
         seeds = [one.answered_as(other) for one, other in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
@@ -56,7 +56,11 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
 
 
 def activations_step(recipe: Recipe, ready: Ready) -> Step:
-    """The second pass, where exact scores have no room in the first: what the kept layers' scores are made of."""
+    """The second pass, for exact windows of a teacher whose every weight's score has no room on a rank.
+
+    It records each matrix's inputs and output gradients, in the layers that the first pass chose; extraction forms the
+    scores from them.
+    """
     assert recipe.layers and recipe.modules
     measured = measure_step(recipe, ready)
     family, student = FAMILIES[ready.teacher.config.model_type], ready.student.geometry
@@ -83,7 +87,10 @@ def _scale(recipe: Recipe, ready: Ready) -> Scale:
 
 
 def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
-    """The factors at the stored rank, which every smaller rank of a sweep shares; or at just this `rank`."""
+    """The teacher's blocks and their factors, shared by every trial with these layers, structure and modules.
+
+    They are factorised at the recipe's stored rank, of which smaller ranks take a part; or at just this `rank`.
+    """
     assert recipe.layers and recipe.structure and recipe.modules
     student = ready.student.geometry
     smallest = min(min(pair.student) for pair in pairs(ready.teacher.geometry, student, recipe.modules))
@@ -138,7 +145,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
 
 
 def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:
-    """Where one of the two models is when it begins to answer the seed examples: shared by every trial."""
+    """The hidden states from which one of the two models begins to answer each seed example: shared by every trial."""
     return Step(
         "states",
         states,
@@ -163,9 +170,10 @@ GIVEN: dict[Need, Callable[[Recipe, Ready], Step]] = {
 
 
 def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Sequence[float] = (1.0,)) -> Step:
-    """The training of one trial; of the teacher itself, where the teacher's own reach on the task is asked for.
+    """The training of one trial; with `who` "teacher", of the teacher itself, as the most that could be handed over.
 
-    It ends after the last of `shares` of its steps, and goes on from where the one before ended.
+    It ends after the last of `shares` (of 1, the whole training). Where there are several, as ASHA's rungs have it, it
+    goes on from the training that ended after the share before.
     """
     part, trained = recipe.finetune, ready.checkpoint(who)
     inputs = {"rows": data_step(used_rows(recipe, ready.splits, "train"))}
@@ -222,12 +230,12 @@ def evaluate_step(
 
 
 def trial(recipe: Recipe, ready: Ready, split: Split) -> Step:
-    """The whole way of one trial: its score on a split."""
+    """One trial, from its score back to the teacher's pass: each step has those that it builds on as inputs."""
     return evaluate_step(recipe, ready, split, adapter=finetune_step(recipe, ready))
 
 
 def _dtype(recipe: Recipe, ready: Ready, who: Who) -> str:
-    """Of whoever is trained and scored: the teacher is computed in one type wherever it is asked."""
+    """The number type in which a model is trained and scored; the teacher's is the same in every step."""
     return ready.dtype(who, recipe.finetune.dtype) if who == "student" else ready.dtype(who)
 
 

@@ -32,7 +32,7 @@ class Section(BaseModel):
 
 
 class TaskChoice(Section):
-    """Which task, and where its rows are if not where it has them from."""
+    """Which task, and the folder of its rows, where they aren't to come from the hub."""
 
     name: str = "demo"
     data: str | None = None

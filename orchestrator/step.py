@@ -49,8 +49,7 @@ class Step:
 
     `config` and `identity` (contents that `config` doesn't hold, such as a model's hash) are hashed, and so are the
     inputs' fingerprints. `where` (folders, devices) is passed and never hashed. `version` rises when `run` changes
-    what it computes. What it `needs` decides where and by whom it is done; how many and how large these are, the run
-    says and not the step.
+    what it computes. `needs` says who has to make it, and `Run` how many of them there are and what each has.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Step:
 
 
 def lacking(step: Step, store: Store) -> list[Step]:
-    """What ranks have to do before a step can be done, inputs first: what the store lacks of it, and of the step."""
+    """The steps of ranks that a step which the store lacks still waits for, inputs first."""
     if store.find(step.name, step.fingerprint):
         return []
     found: dict[str, Step] = {}
@@ -106,8 +105,8 @@ def materialise(
 ) -> Path:
     """The step's folder, made now if it isn't there. The manifest tells inputs, versions, time and peak memory.
 
-    What needs somebody shows its progress with `track`: ranks are where `placement` says, and what needs a model or a
-    group is done as `do` does it.
+    `track` shows progress. Steps that need ranks get them as `placement` says; `do` calls the work of those that need a
+    model or a group, here or in other processes.
     """
     if folder := store.find(step.name, step.fingerprint):
         return folder
@@ -140,7 +139,7 @@ def _run(step: Step, store: Store, inputs: Mapping[str, Path], do: Do[Any] = its
 
 
 def _work(run: Callable[..., Any], folder: Path, arguments: Mapping[str, Any]) -> tuple[Any, int]:
-    """What the step says of its result, and the memory of the process that made it."""
+    """Call the step; returns the facts that it tells, and the peak memory of the process that did it."""
     return run(folder, **arguments), peak_memory()
 
 

@@ -64,8 +64,8 @@ class Queue(Searcher):
         items: Sequence[Any],
         halved: Sequence[Halving],
         proposals: Sequence[Proposals],
-        asks: Callable[[Any], Bundles],
-        ready: Callable[[Any], bool],
+        asks: Callable[[Any], Bundles] = lambda item: [],
+        ready: Callable[[Any], bool] = lambda item: True,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self._items = list(items)

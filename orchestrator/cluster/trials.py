@@ -52,12 +52,15 @@ def run_trials(
 
     What `done` returns joins the queue, so that the workers of one stage are those of the next. `searches` run side by
     side, and the score of a result decides for its own alone. An exception in `work` ends its item alone: the result is
-    {"error": one line, "traceback": all of it, "judged": whether it is a UserError}. An item whose process dies, or has
-    to end (`broken.py`), is begun again in another, and so, after `patience` seconds, is one that met a disk or a
-    network at a bad moment; after RETRIES its rung is -1. Without `cpus`, `work` has others
-    do it, who ask for their own. What an item `asks` for instead is set aside before it is begun, for it and for those
-    that it starts, `near`: on its own node; one that isn't `ready`, as others have to be done before, is begun after them. Needs a running Ray
-    session. KeyboardInterrupt stops all workers and is raised again.
+    {"error": one line, "words": its own, "traceback": all of it, "judged": whether it is a UserError}. An item whose
+    process dies, or has to end (`broken.py`), is begun again in another, and so, after `patience` seconds, is one that
+    met a disk or a network at a bad moment; after RETRIES its rung is -1.
+
+    Each item has `cpus` and `gpus`; without `cpus`, `work` has others do it, who ask for their own. An item for which
+    `asks` names bundles has these, set aside before it is begun, for it and for those that it starts (`near`: on one
+    node). One that isn't `ready`, as others have to be done before, is begun after them.
+
+    Needs a running Ray session. KeyboardInterrupt stops all workers and is raised again.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would finish what runs, and hide Ctrl-C from the caller
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints a table whatever `verbose` says

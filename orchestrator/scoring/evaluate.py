@@ -94,7 +94,7 @@ def read_said(path: Path) -> dict[str, Said]:
 
 
 def said_of(fields: dict[str, Any]) -> Said:
-    """One answer as JSON kept it."""
+    """An answer, from the fields that were kept of it."""
     return Said(**fields | {"logs": tuple(fields["logs"])})
 
 
@@ -111,14 +111,14 @@ def asked(
 
 
 def context_of(model: str) -> int:
-    """Tokens that a model's positions are for."""
+    """A model's context length, in tokens."""
     return int(read_config(Path(model), "model").max_position_embeddings)
 
 
 def write(
     folder: Path, scored: Sequence[Scored], losses: Sequence[float | None], metric: dict[str, Any], *, trained: bool
 ) -> dict[str, Any]:
-    """The files of an evaluation. UserError where a loss is not finite: training broke the model, or it was broken."""
+    """Write an evaluation's files. UserError where a loss is not finite: training broke the model, or it was broken."""
     for row, loss in zip(scored, losses, strict=True):
         if loss is not None and not math.isfinite(loss):
             raise UserError(
@@ -144,7 +144,10 @@ def write(
 def questions(
     examples: list[Example], template: TemplateName, tokenizer: Any, metric: Metric, choices: Sequence[str]
 ) -> tuple[list[Item], Metric]:
-    """What to ask, and how long to listen: a whole answer can only be wrong beyond the longest gold one."""
+    """The prompts of a task's rows as ids, and the metric with the number of tokens that an answer may have.
+
+    Where the whole answer has to match, that is one more than the longest gold answer has.
+    """
     items = []
     for one in examples:
         prompt, ids = question(one, template, tokenizer)

@@ -125,7 +125,7 @@ def finetune(
 
 @contextmanager
 def _stock(student: str, dtype: str, *, sharded: bool, own: bool) -> Iterator[Any]:
-    """The student as it is; an `own` one, or one in shards, is for this training alone."""
+    """The student as it is: the one that this process keeps for all its trials, or an `own` one, or one in shards."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if sharded:
         yield in_shards(student, dtype=computed_in(student, dtype))

@@ -63,6 +63,36 @@ class Clutter:
         return self.path.parent.name
 
 
+class Weights:
+    """Which trainings' weights a sweep needs once they are scored: written down before they are made."""
+
+    def __init__(self, store: Store, sweep: Path) -> None:
+        self._store, self._sweep = store, sweep
+        self._needed = noted(sweep)  # by the evaluation's fingerprint
+
+    def needed(self, step: Step) -> bool:
+        """Of an evaluation: whether the weights that it scores stay."""
+        return self._needed.get(step.fingerprint, True)
+
+    def note(self, step: Step, *, tried: bool) -> None:
+        """An evaluation is about to be made, which only `tried` a setting, or is compared.
+
+        Weights that were there before the sweep stay, and so do those that it needs for anything else.
+        """
+        adapter, before = step.inputs.get("adapter"), self._needed.get(step.fingerprint)
+        others = before is None and adapter and self._store.find(adapter.name, adapter.fingerprint)
+        weights = bool(not tried or others or before)
+        if before != weights:
+            note(self._sweep, step, weights=weights)
+            self._needed[step.fingerprint] = weights
+
+    def let_go(self, step: Step) -> None:
+        """Remove those of an evaluation that has its score, if they aren't needed any more."""
+        adapter = step.inputs.get("adapter")
+        if adapter and not self._needed[step.fingerprint] and self._store.find(step.name, step.fingerprint):
+            self._store.let_go(adapter.name, adapter.fingerprint, LARGE)
+
+
 def note(folder: Path, step: Step, *, weights: bool) -> None:
     """A sweep needs this step and all that it builds on; without `weights` its adapter's only until it is there."""
     steps = sorted({f"{one.name}/{one.fingerprint}" for one in step.ancestors()})

@@ -1,4 +1,8 @@
-"""Trials to results: what the store has is taken, the rest runs on Ray, and all of it is told to the tracker."""
+"""From trials to scores: what the store has is taken, the rest is made on Ray, and each trial is told to the tracker.
+
+`sweep.py` says which trials there are, `hands.py` what each step is given of the machines, `work.py` what a worker does
+with it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from orchestrator.step import Step, lacking
 from orchestrator.store import Store
 from orchestrator.store.directory import LATE
 from orchestrator.sweep.hands import Hands
-from orchestrator.sweep.kept import LARGE, note, noted
+from orchestrator.sweep.kept import Weights
 from orchestrator.sweep.labbook import trial_record
 from orchestrator.sweep.screen import Screen
 from orchestrator.sweep.work import under_way
@@ -43,7 +47,7 @@ class Trial:
 
 @dataclass
 class Runner:
-    """A sweep's hands: one Ray session for all that the store lacks, none where it lacks nothing."""
+    """Has a sweep's trials done: in one Ray session for all that the store lacks, in none where it lacks nothing."""
 
     store: Store
     run: Run
@@ -65,7 +69,7 @@ class Runner:
         self._stack.callback(shutil.rmtree, self._notes, ignore_errors=True)
         shutil.rmtree(self._notes, ignore_errors=True)  # of a process that was killed
         self._notes.mkdir(parents=True)
-        self._needs = noted(self.folder)
+        self._weights = Weights(self.store, self.folder)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
@@ -116,7 +120,7 @@ class Runner:
                 asked.add(trial.step.fingerprint)
                 self._note(trial)
                 if self._folder(trial):
-                    self._let_go(trial)
+                    self._weights.let_go(trial.step)
                     self.tell(trial)
                     tick(trial.label)
                     looked.extend(then(trial))
@@ -151,7 +155,7 @@ class Runner:
         with self.screen.trials("searching", sum(one.count for one in searches), self._under_way) as tick:
             self._run(settings, tick, after, searches=searches)
         for trial in trials:
-            self._let_go(trial)
+            self._weights.let_go(trial.step)
 
     def metrics(self, trial: Trial) -> dict[str, Any] | None:
         """The finished trial's figures, None where it failed."""
@@ -176,7 +180,7 @@ class Runner:
         after: Callable[[int, int, float | None], Sequence[Rungs[Trial]]],
         searches: Sequence[Halving | Proposals] = (),
     ) -> None:
-        """Have these done, and those that `after` names; what ranks have to do before comes in between."""
+        """Have these done, and those that `after` names, in one queue with the teacher's steps that they wait for."""
         if not first:
             return
         gpus = self._session()
@@ -201,7 +205,7 @@ class Runner:
             score = sum(scores) / len(scores) if whole else FAILED if judged(outcomes) else None
             spent = rungs[rung - 1] if rung > 0 else ()  # the next rung has gone on from them
             for trial in (*spent, *(rungs[rung] if rung == len(rungs) - 1 else ())):
-                self._let_go(trial)
+                self._weights.let_go(trial.step)
             if rung <= 0:
                 name = rungs[0][0].label
                 tick(f"{score:.3f} {name}" if whole else name)
@@ -223,7 +227,7 @@ class Runner:
         )
 
     def _before(self, trials: Iterable[Trial]) -> list[Trial]:
-        """What ranks have to do before these can be begun, each once and inputs first."""
+        """The teacher's steps that these wait for and nobody has asked for yet, inputs first."""
         found: dict[str, Trial] = {}
         for trial in trials:
             for step in lacking(trial.step, self.store):
@@ -234,10 +238,9 @@ class Runner:
         return list(found.values())
 
     def _shared(self, trial: Trial, outcome: dict[str, Any]) -> None:
-        """What others build on is there, or nothing more is begun: UserError for what can be mended."""
+        """A teacher's step has ended. Where it failed nothing more is begun, and the sweep ends with the reason."""
         outcome = self._seen(trial, outcome)
         if "error" not in outcome:
-            self.screen.say(f"{trial.label}: done in {outcome['seconds']:.0f} s")
             return
         self.screen.warn(f"{trial.label} failed; what runs now is waited for, and kept")
         if outcome["judged"]:
@@ -245,7 +248,7 @@ class Runner:
         raise RuntimeError(f"{trial.label}: {outcome['error']}\n{outcome['traceback']}")
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
-        """Tell what came of it, and return it: a score whose evidence isn't here is none."""
+        """Record what came of a trial, and return it: a score counts once its files are seen in the store from here."""
         outcome = self._seen(trial, outcome)
         if reason := outcome.get("error"):
             if trial.params.get("stage") == "trial" or not outcome.get("judged"):
@@ -258,10 +261,12 @@ class Runner:
         return outcome
 
     def _seen(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:
-        """The outcome, once what came of it is seen here. A full disk ends the sweep, as nothing more can be kept."""
+        """The outcome, once the step's folder is seen from here. A full disk ends the sweep: nothing could be kept."""
         self._labels.pop(trial.step.fingerprint, None)
         for line in outcome.get("warnings", ()):
             self.screen.warn(line)
+        for line in outcome.get("ended", ()):
+            self.screen.say(line)
         if "error" not in outcome and not self.store.awaited(trial.step.name, trial.step.fingerprint, self.late):
             self.late = 0.0  # the store isn't shared, and nothing is gained by waiting for others
             unseen = self.store.not_shared()
@@ -277,28 +282,10 @@ class Runner:
         """Record a finished trial, once."""
         if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
             return
-        weights = self._needs.get(trial.step.fingerprint, True)
+        weights = self._weights.needed(trial.step)
         record = trial_record(self.store, self.key, trial.label, trial.params, trial.step, weights=weights)
         self.tracker.put(record)
 
     def _note(self, trial: Trial) -> None:
-        """A trial that is only to choose needs its weights until it has its score; those that others made stay."""
         self._labels[trial.step.fingerprint] = trial.label
-        adapter = trial.step.inputs.get("adapter")
-        others = (
-            adapter and trial.step.fingerprint not in self._needs and self.store.find("finetune", adapter.fingerprint)
-        )
-        self._need(trial.step, weights=bool(trial.params.get("stage") != "tune" or self.run.keep_tuned or others))
-
-    def _need(self, step: Step, *, weights: bool) -> None:
-        """Write down what the sweep builds on, before any of it is made: nothing of that is cleared away."""
-        weights = weights or self._needs.get(step.fingerprint, False)
-        if self._needs.get(step.fingerprint) != weights:
-            note(self.folder, step, weights=weights)
-            self._needs[step.fingerprint] = weights
-
-    def _let_go(self, trial: Trial) -> None:
-        """Of a trial that has its score and isn't compared, that is enough."""
-        adapter = trial.step.inputs.get("adapter")
-        if adapter and not self._needs[trial.step.fingerprint] and self._folder(trial):
-            self.store.let_go(adapter.name, adapter.fingerprint, LARGE)
+        self._weights.note(trial.step, tried=trial.params.get("stage") == "tune" and not self.run.keep_tuned)

@@ -126,7 +126,7 @@ def run_sweep(
             runner.tell(trial)
 
         def ended(trial: Trial) -> None:
-            """The tuned teacher's row answers as soon as it is known."""
+            """The gate, once the tuned teacher has its score."""
             if (trial.params["arm"], trial.params["stage"]) == ("teacher_tuned", "trial"):
                 tuned = {"label": "teacher_tuned", "trials": [trial.step.fingerprint]}
                 _ask(plan, [*rows, tuned], store, screen, force=True)
@@ -173,7 +173,10 @@ def run_sweep(
 
 
 def _typed(sweep: Sweep, ready: Ready) -> Sweep:
-    """With the types that "auto" means here: what was begun in them is gone on with in them, on whatever machine."""
+    """The sweep with the number types that "auto" means on this machine written into it.
+
+    So a sweep that is resumed on another machine goes on in the types in which it was begun.
+    """
     recipe, axes = sweep.recipe, dict(sweep.axes)
     parts: tuple[tuple[str, Who], ...] = (("measure", "teacher"), ("finetune", "student"))
     for name, who in parts:
@@ -214,7 +217,10 @@ def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any
 
 
 def _ask(plan: Plan, rows: list[dict[str, Any]], store: Store, screen: Screen, force: bool) -> None:
-    """Say what is doubtful about the teacher while it can still be mended; a tuned one is waited for."""
+    """Warn where the teacher may not know the task, or stop where it surely doesn't: before anything is trained.
+
+    Where the sweep tunes the teacher, too, it is asked once that one is scored.
+    """
     tuned = any(row["label"] == "teacher_tuned" for row in rows)
     if plan.sweep.tuned_teacher and not tuned:
         return

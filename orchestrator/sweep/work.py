@@ -40,10 +40,10 @@ class Work:
     placement: Placement = HERE  # of what ranks do
 
     def __call__(self, step: Step) -> dict[str, Any]:
-        """The evaluation's figures, what there was to warn of, and seconds."""
+        """The evaluation's figures, what there was to warn of, and how far a teacher's step came in what time."""
         import torch
 
-        began, warnings = time.monotonic(), _Heard()
+        warnings, ended = _Heard(), list[str]()
         placement = replace(self.placement, reserved=step.needs == "ranks" and not self.placement.here)
         # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
         torch.set_num_threads(placement.cpus if step.needs == "ranks" else self.cpus)
@@ -56,13 +56,15 @@ class Work:
         try:
             with warnings, sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
                 do = self._by_group if self.group else itself
-                folder = materialise(step, store, noting(note), placement, do)
+                folder = materialise(step, store, noting(note, ended.append), placement, do)
         finally:
             note.unlink(missing_ok=True)
         _settle()
         trim()
         figures = read_metrics(folder) if step.name == "evaluate" else {}
-        return {**figures, "warnings": warnings.lines, "seconds": time.monotonic() - began}
+        if step.needs != "ranks" or (figures and placement.here):  # a trial's score has a line of its own
+            ended.clear()
+        return {**figures, "warnings": warnings.lines, "ended": ended}
 
     def _by_group(self, step: Step, work: Callable[[], Any]) -> Any:
         assert self.group
@@ -99,8 +101,8 @@ def sharded(step: Step) -> Step:
     return replace(step, where=where, inputs={key: sharded(before) for key, before in step.inputs.items()})
 
 
-def noting(file: Path) -> Track[Any]:
-    """Progress for a screen elsewhere: how far the step is, in a file, for whoever looks."""
+def noting(file: Path, ended: Callable[[str], object] = id) -> Track[Any]:
+    """Progress for a screen elsewhere: how far the step is, in a file for whoever looks; `ended` is told its end."""
 
     def write(line: str) -> None:
         aside = file.with_name(f".{file.name}.{os.getpid()}")
@@ -109,14 +111,16 @@ def noting(file: Path) -> Track[Any]:
             aside.replace(file)
 
     def track(items: Iterable[Any], what: str, total: int) -> Generator[Any, str | None, None]:
-        last = time.monotonic()
+        began = last = time.monotonic()
+        done, line = 0, ""
         write(f"{what} 0/{total}")  # the first alone may take minutes
-        for done, item in enumerate(items):
+        for item in items:
             if (now := time.monotonic()) - last >= NOTED:
                 last = now
-                more = f" {item}" if isinstance(item, str) else ""
-                write(f"{what} {done}/{total}{more}")
-            yield item
+                write(f"{what} {done}/{total} {line}".strip())
+            told = yield item
+            done, line = done + 1, told or (item if isinstance(item, str) else "")
+        ended(f"{what}: {done}/{total} after {time.monotonic() - began:.0f} s  {line}")
 
     return track
 

@@ -170,7 +170,7 @@ def rounds(job: Job, world: int) -> Iterator[list[list[Encoded]]]:
 def backward(
     job: Job, member: Member, model: nn.Module, batch: list[Encoded], going: Callable[[list[Encoded]], object] = len
 ) -> Passed:
-    """One forward and backward pass over some examples; what it leaves is in whoever collects.
+    """One forward and backward pass over some examples; who listens to the model (`collect`) has what comes of it.
 
     An empty batch goes through as a token of weight zero, so that other ranks don't wait for this one's shards.
     Where examples are to be left out, all ranks do the round again without theirs: nothing of them is counted.
@@ -218,7 +218,7 @@ def inputs(job: Job, batch: list[Encoded]) -> dict[str, Tensor]:
 
 
 def _everybodys(ids: Iterable[str], member: Member) -> set[str]:
-    """The union over ranks."""
+    """The union of the ranks' sets."""
     if member.world == 1:
         return set(ids)
     every: list[set[str]] = [set()] * member.world

@@ -1,4 +1,4 @@
-"""What a parameter matters for a task, without ever holding a gradient of the model's size.
+"""How much each parameter matters for a task, without ever holding a gradient of the model's size.
 
     with collect(model, granularity=1) as sensitivities:
         example_losses(model(ids).logits, labels).sum().backward()
