@@ -63,8 +63,9 @@ def extract(
         from orchestrator.models.portable import portable
         from orchestrator.prepare.ready import check, prepare
         from orchestrator.step import materialise
-        from orchestrator.sweep.hands import placement_of
+        from orchestrator.sweep.hands import placement_of, refuse_unless_shared
 
+        refuse_unless_shared(kept)
         if asked.portable:
             portable()
         run = o.check_memory(recipe, ("measure", "extract"), run, screen.say, gpu_memory=gpu_memory, force=force)

@@ -165,7 +165,7 @@ def _packed(word: str, option: str, folder: Path) -> str:
     if field == "set":
         name, equals, value = word.partition("=")
         return f"{name}{equals}{_packed(value, name.rpartition('.')[2], folder)}"
-    if field in ("store", "out") and not word.startswith(("/", "~")):
+    if field in ("store", "out") and not word.startswith(("/", "~")) and not (field == "store" and "://" in word):
         raise UserError(f"{field}: {word} would go with the job's folder; give an absolute path on the cluster")
     if field in ("teacher", "student") and path.is_dir() and not path.is_absolute():
         raise UserError(f"{field}: {word} is a folder here, and models aren't sent; give its absolute path there")

@@ -113,7 +113,7 @@ def _open(where: str) -> Store:
     from orchestrator.store import Store
 
     kept = Store(where)
-    if "://" in kept.address:
+    if kept.apart:
         raise UserError(f"store: {where} is listed and cleared by its own tools; these verbs are for folders")
     if not kept.root.is_dir():
         raise UserError(f"store: {kept.root} isn't there; name a folder that `pkt sweep` wrote with --store")

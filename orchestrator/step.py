@@ -86,12 +86,12 @@ class Step:
 
 def lacking(step: Step, store: Store) -> list[Step]:
     """The steps of ranks that a step which the store lacks still waits for, inputs first."""
-    if store.find(step.name, step.fingerprint):
+    if store.has(step.name, step.fingerprint):
         return []
     found: dict[str, Step] = {}
     for before in step.inputs.values():
         found |= {one.fingerprint: one for one in lacking(before, store)}
-        if before.needs == "ranks" and not store.find(before.name, before.fingerprint):
+        if before.needs == "ranks" and not store.has(before.name, before.fingerprint):
             found[before.fingerprint] = before
     return list(found.values())
 

@@ -36,10 +36,10 @@ def test_what_is_shown_late_is_waited_for(tmp_path: Path) -> None:
         assert not found.done()
         until.set()
         moved.result()
-        assert found.result(5) == tmp_path / "evaluate/key"
+        assert found.result(5) and store.find("evaluate", "key") == tmp_path / "evaluate/key"
     began = time.monotonic()
-    assert store.awaited("evaluate", "never", 0.5) is None
-    assert store.awaited("nothing of it", "never", 0.0) is None
+    assert store.awaited("evaluate", "never", 0.5) is False
+    assert store.awaited("nothing of it", "never", 0.0) is False
     assert 0.5 <= time.monotonic() - began < 5
 
 

@@ -50,6 +50,9 @@ class Placement:
         One rank that holds all is here where there is no GPU. Where there is one, this process would keep a part of
         its memory, beside the trials, for as long as it lives: the rank is a process that ends.
         """
+        if self.reserved:  # by the driver, who had settled it
+            yield self
+            return
         alone = (self.ranks or 1) == 1 and not self.offload and not gpus.local()
         if self.here or (alone and not os.environ.get("RAY_ADDRESS")):
             yield replace(self, ranks=1, here=True)

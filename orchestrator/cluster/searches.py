@@ -99,6 +99,11 @@ class Queue(Searcher):
         self._waiting.appendleft(index)
         return True
 
+    @property
+    def left(self) -> int:
+        """Items that nobody has begun."""
+        return len(self._waiting)
+
     def stop(self) -> None:
         """What has not begun is not wanted any more."""
         self._stopped = True

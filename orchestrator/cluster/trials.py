@@ -103,6 +103,8 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
     if told.error is not None:
         raise told.error
+    if queue.left:
+        raise RuntimeError(f"{queue.left} items were never begun: what they wait for was not made")
 
 
 class _Done(tune.Callback):
@@ -146,7 +148,8 @@ class _Done(tune.Callback):
             last = last.removeprefix(f"{Broken.__module__}.{Broken.__name__}: ")
             reason = f"its process died {RETRIES + 1} times: {last}"
         text = Path(trial.error_file).read_text() if trial.error_file else last
-        self._tell(trial.config["index"], -1, [{"error": reason, "traceback": text}])
+        told = {"error": reason, "words": reason, "traceback": text, "judged": False}
+        self._tell(trial.config["index"], -1, [told])
 
 
 def _last_words(trial: Any) -> str:

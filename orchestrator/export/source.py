@@ -92,6 +92,7 @@ def _of_sweep(record: dict[str, Any], store: Store, arm: str | None, seed: int, 
         there = ", ".join(map(str, found))
         raise UserError(f"seed: {seed} has no finished trial in {name}'s best row of {row['label']}; there: {there}")
     trained = store.find("finetune", _lineage(found[seed])["inputs"]["adapter"])
+    store.find("data", _lineage(found[seed])["inputs"]["rows"])  # is on this machine from now on
     if trained is None:
         raise UserError(f"store: {store.address} lacks the adapter of {name}; the same `pkt sweep` again makes it")
     recipe = row["recipe"]

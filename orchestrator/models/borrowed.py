@@ -16,6 +16,11 @@ from orchestrator.models.loading import load
 _kept: dict[tuple[str, str, str], Any] = {}  # the last one, of this process
 
 
+def let_go() -> None:
+    """Keep none: whoever loads another model, or one of its own, has its memory."""
+    _kept.clear()
+
+
 @contextmanager
 def borrowed(folder: str, *, dtype: str, device: str) -> Iterator[Any]:
     """The stock model, as `load` has it. Who puts an adapter on it takes it off before the block ends.
@@ -26,7 +31,7 @@ def borrowed(folder: str, *, dtype: str, device: str) -> Iterator[Any]:
     key = (folder, dtype, device)
     model = _kept.pop(key, None)
     if model is None:
-        _kept.clear()
+        let_go()
         model = load(folder, dtype=dtype, device=device)
     yield model
     for parameter in model.parameters():

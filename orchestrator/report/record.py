@@ -62,6 +62,7 @@ def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[
                 )
         else:
             _write(path, {"key": key, "sweep": asked})
+            store.send(path)  # a machine that is lost from now on leaves a sweep that another can resume
         yield folder
 
 

@@ -46,6 +46,9 @@ class Backend(Protocol):
     def find(self, step: str, key: str, *, bare: bool) -> Path | None:
         """The finished step's folder."""
 
+    def has(self, step: str, key: str) -> bool:
+        """Whether `find` would return one, without having it here."""
+
     def aside(self, step: str, key: str) -> Path:
         """A folder to fill."""
 
@@ -70,6 +73,9 @@ class Backend(Protocol):
     def kept(self, folder: Path) -> AbstractContextManager[None]:
         """What the block leaves in a folder of the root that is no step's is kept, too."""
 
+    def send(self, file: Path) -> None:
+        """A file of such a folder is for others at once."""
+
     def bring(self, place: str) -> None:
         """What others kept so under a folder of the root is there now."""
 
@@ -80,6 +86,11 @@ class Store:
     def __init__(self, where: Path | str | Backend) -> None:
         self._backend = _backend(where) if isinstance(where, Path | str) else where
         self.root, self.address = self._backend.root, self._backend.address
+
+    @property
+    def apart(self) -> bool:
+        """Whether each machine has a folder of its own, so that what one process writes another may not see."""
+        return "://" in self.address
 
     def check(self) -> None:
         """UserError where nothing could be kept, before anything is computed. Leaves no trace."""
@@ -93,12 +104,16 @@ class Store:
         """The finished step's folder, or None; with `bare` one whose large files were let go is good enough."""
         return self._backend.find(step, key, bare=bare)
 
-    def awaited(self, step: str, key: str, seconds: float = directory.LATE) -> Path | None:
-        """The same of a step that another machine has finished: None where it isn't seen within so many seconds."""
+    def has(self, step: str, key: str) -> bool:
+        """Whether there is one, for who needn't read it."""
+        return self._backend.has(step, key)
+
+    def awaited(self, step: str, key: str, seconds: float = directory.LATE) -> bool:
+        """The same of a step that another machine has finished: False where it isn't seen within so many seconds."""
         until = time.monotonic() + seconds
-        while (folder := self.find(step, key)) is None and time.monotonic() < until:
+        while not (there := self.has(step, key)) and time.monotonic() < until:
             time.sleep(directory.POLL)
-        return folder
+        return there
 
     @contextmanager
     def writing(self, step: str, key: str, manifest: Mapping[str, Any]) -> Iterator[Path]:
@@ -148,6 +163,10 @@ class Store:
     def kept(self, folder: Path) -> AbstractContextManager[None]:
         """While a sweep is at its own folder: what it leaves there, however it ends, is for others, too."""
         return self._backend.kept(folder)
+
+    def send(self, file: Path) -> None:
+        """Let others see a file of such a folder now, and not only once the sweep ends."""
+        self._backend.send(file)
 
     def bring(self, place: str) -> None:
         """See what others have left in such folders, under this one."""

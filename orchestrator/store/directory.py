@@ -53,6 +53,10 @@ class Directory:
         there = (folder / MANIFEST).is_file() and (bare or not (folder / BARE).exists())
         return folder if there else None
 
+    def has(self, step: str, key: str) -> bool:
+        """The same, for who needn't read it."""
+        return self.find(step, key) is not None
+
     def aside(self, step: str, key: str) -> Path:
         """A folder to fill, from which it is moved to its place."""
         place = self.root / step
@@ -129,6 +133,9 @@ class Directory:
     def kept(self, folder: Path) -> Iterator[None]:
         """What the block leaves in a folder that is no step's: on a shared file system, it is there for all."""
         yield
+
+    def send(self, file: Path) -> None:
+        """Nor is there anything to send."""
 
     def bring(self, place: str) -> None:
         """What others have left in such folders is there."""

@@ -6,9 +6,6 @@
 
 A manifest is written once all that it names is there, and nothing is listed to find a step, so that neither an upload
 that was torn nor a listing that lags is ever seen. What was read or written is kept in a folder of this machine.
-
-A lease saves work and guards nothing: of two that believe to have it, the first to publish wins, and the other's upload
-is dropped.
 """
 
 from __future__ import annotations
@@ -16,10 +13,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -31,10 +26,10 @@ from typing import Any
 import fsspec
 
 from orchestrator.errors import UserError
-from orchestrator.store.directory import BARE, MANIFEST, Directory
+from orchestrator.store.directory import BARE, MANIFEST, Directory, held
 from orchestrator.store.files import flush
+from orchestrator.store.remote import BEAT, DEAD, Remote, leased
 
-BEAT, DEAD = 10.0, 60.0  # seconds: between two signs of life, and without any until somebody else takes over
 LEASE, UNSENT = "lease.json", ".unsent"  # the latter in a folder whose contents aren't up there yet
 
 
@@ -53,26 +48,30 @@ class Objects:
                     f"store: {url}: {error}; pip install 'pkt[s3]' is for s3://, other file systems of fsspec have"
                     " packages of their own"
                 ) from error
-        self._files = files
+        self._remote = Remote(files, beat, dead)
         self._under = files._strip_protocol(self.address)
         self._here = Directory(here or _cache(self.address))
         self.root = self._here.root
-        self._beat, self._dead = beat, dead
+        self._known: set[tuple[str, str]] = set()  # steps that are here as they are up there
 
     def check(self) -> None:
         """UserError where nothing can be written there, or here."""
         self._here.check()
         probe = f"{self._under}/.probe-{uuid.uuid4().hex}"
         try:
-            self._files.pipe_file(probe, b"")
-            self._files.rm_file(probe)
+            self._remote.files.pipe_file(probe, b"")
+            self._remote.files.rm_file(probe)
         except Exception as error:  # each file system has its own; whichever it is, nothing could be kept
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"store: {self.address} can't be written ({reason}); name another with --store") from error
 
+    def has(self, step: str, key: str) -> bool:
+        """Whether it is up there, and whole."""
+        return bool(self._current(step, key) or (self._manifest(step, key) and not self._gone(step, key)))
+
     def find(self, step: str, key: str, *, bare: bool = False) -> Path | None:
         """The folder here, fetched where it isn't."""
-        if folder := self._here.find(step, key, bare=bare):
+        if folder := self._current(step, key, bare=bare):
             return folder
         content, gone = self._manifest(step, key), self._gone(step, key)
         if content is None or (gone and not bare):
@@ -85,20 +84,44 @@ class Objects:
             return self.find(step, key, bare=bare)
         return self._here.find(step, key, bare=bare)
 
+    def _current(self, step: str, key: str, *, bare: bool = False) -> Path | None:
+        """The folder here, unless what it was fetched from isn't up there any more: asked once a process."""
+        folder = self._here.find(step, key, bare=bare)
+        if folder and (step, key) not in self._known:
+            theirs = self._manifest(step, key)
+            with suppress(FileNotFoundError):  # another process of this machine removes it, too
+                own = json.loads((folder / MANIFEST).read_text())
+                if theirs is None or theirs["upload"] != own["upload"]:
+                    self._here.remove(step, key)
+            if not folder.is_dir():
+                return None
+            self._known.add((step, key))
+        return folder
+
     def _fetch(self, step: str, key: str, content: dict[str, Any], gone: Sequence[str]) -> None:
+        lock = self.root / step / f".{key}.fetched"
+        with held(lock, f"waiting for another process that fetches the same: {step}"):
+            try:
+                if not self._here.find(step, key, bare=bool(gone)):  # by that one
+                    self._download(step, key, content, gone)
+            finally:
+                lock.unlink()
+
+    def _download(self, step: str, key: str, content: dict[str, Any], gone: Sequence[str]) -> None:
         aside = self._here.aside(step, key)
         try:
             for name, digest in content["files"].items():
                 if _within(name, gone):
                     continue
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(self._file(step, key, content, name), str(aside / name))
+                self._remote.files.get_file(self._file(step, key, content, name), str(aside / name))
                 if flush(aside / name) != digest:
                     raise OSError(errno.EIO, "is not what its manifest says", self._file(step, key, content, name))
             (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
             if gone:
                 (aside / BARE).write_text(json.dumps(list(gone)) + "\n")
             self._here.publish(step, key, aside)
+            self._known.add((step, key))
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -111,23 +134,24 @@ class Objects:
         content = json.loads((aside / MANIFEST).read_text()) | {"upload": uuid.uuid4().hex}
         (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
         for name in content["files"]:
-            self._files.put_file(str(aside / name), self._file(step, key, content, name))
+            self._remote.files.put_file(str(aside / name), self._file(step, key, content, name))
         before = self._manifest(step, key) if self._gone(step, key) else None
         if before:  # large files of what is there were let go, and this one is whole
-            self._files.pipe_file(self._of(step, key, MANIFEST), (aside / MANIFEST).read_bytes())
-            self._remove(self._of(step, key, BARE))
+            self._remote.files.pipe_file(self._of(step, key, MANIFEST), (aside / MANIFEST).read_bytes())
+            self._remote.remove(self._of(step, key, BARE))
             self._drop(step, key, before)
-        elif not self._first(self._of(step, key, MANIFEST), (aside / MANIFEST).read_bytes()):
+        elif not self._remote.first(self._of(step, key, MANIFEST), (aside / MANIFEST).read_bytes()):
             self._drop(step, key, content)
             self.find(step, key)
             return
         self._here.publish(step, key, aside)
+        self._known.add((step, key))
 
     def remove(self, step: str, key: str) -> None:
         """The manifest first: without it nothing is found of the rest."""
         content = self._manifest(step, key)
-        self._remove(self._of(step, key, MANIFEST))
-        self._remove(self._of(step, key, BARE))
+        self._remote.remove(self._of(step, key, MANIFEST))
+        self._remote.remove(self._of(step, key, BARE))
         if content:
             self._drop(step, key, content)
         if self._here.find(step, key, bare=True):
@@ -139,51 +163,15 @@ class Objects:
         content = self._manifest(step, key)
         gone = [name for name in content["files"] if _within(name, names)] if content else []
         if content and gone:
-            self._files.pipe_file(self._of(step, key, BARE), json.dumps(list(names)).encode())
+            self._remote.files.pipe_file(self._of(step, key, BARE), json.dumps(list(names)).encode())
             for name in gone:
-                self._remove(self._file(step, key, content, name))
+                self._remote.remove(self._file(step, key, content, name))
 
     @contextmanager
     def lease(self, step: str, key: str) -> Iterator[Path]:
         """For one process of this machine, and for one machine."""
-        with self._here.lease(step, key) as folder, self._leased(self._of(step, key, LEASE), step):
+        with self._here.lease(step, key) as folder, leased(self._remote, self._of(step, key, LEASE), step):
             yield folder
-
-    @contextmanager
-    def _leased(self, path: str, step: str) -> Iterator[None]:
-        mine, over = uuid.uuid4().hex, threading.Event()
-        self._take(path, mine, step)
-
-        def live() -> None:
-            beats = 0
-            while not over.wait(self._beat):
-                beats += 1
-                with suppress(Exception):  # the next may come through; without any, somebody else takes over
-                    self._files.pipe_file(path, _lease(mine, beats))
-
-        thread = threading.Thread(target=live, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            if mine.encode() in (self._read(path) or b""):
-                self._remove(path)
-
-    def _take(self, path: str, mine: str, step: str) -> None:
-        seen, since, told = None, time.monotonic(), False
-        while not self._first(path, _lease(mine, 0)):
-            found = self._read(path)
-            if found != seen:
-                seen, since = found, time.monotonic()
-            elif found and time.monotonic() - since > self._dead:  # by this clock alone: no two agree
-                self._remove(path)
-                continue
-            if not told:
-                logging.getLogger("pkt").warning("waiting for another process that is at the same step: %s", step)
-            told = True
-            time.sleep(self._beat / 10)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -207,14 +195,18 @@ class Objects:
         finally:
             for path in folder.rglob("*"):
                 if path.is_file() and path.name != UNSENT:
-                    name = path.relative_to(self.root).as_posix()
-                    self._files.pipe_file(f"{self._under}/{name}", path.read_bytes())
+                    self.send(path)
             (folder / UNSENT).unlink()
+
+    def send(self, file: Path) -> None:
+        """Upload it."""
+        name = file.relative_to(self.root).as_posix()
+        self._remote.files.pipe_file(f"{self._under}/{name}", file.read_bytes())
 
     def bring(self, place: str) -> None:
         """What others left under it, in folders in which nothing waits to be sent from here."""
-        self._files.invalidate_cache()
-        for path, facts in self._files.find(f"{self._under}/{place}", detail=True).items():
+        self._remote.files.invalidate_cache()
+        for path, facts in self._remote.files.find(f"{self._under}/{place}", detail=True).items():
             target = self.root / path.removeprefix(f"{self._under}/")
             if any((parent / UNSENT).exists() for parent in target.parents):
                 continue
@@ -223,7 +215,7 @@ class Objects:
             if target.is_file() and target.stat().st_size == facts["size"] and target.stat().st_mtime >= stamp:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(path, str(target))
+            self._remote.files.get_file(path, str(target))
             os.utime(target, (stamp, stamp))
 
     def _of(self, step: str, key: str, name: str) -> str:
@@ -232,46 +224,25 @@ class Objects:
     def _file(self, step: str, key: str, content: dict[str, Any], name: str) -> str:
         return self._of(step, key, f"{content['upload']}/{name}")
 
-    def _read(self, path: str) -> bytes | None:
-        try:
-            return self._files.cat_file(path)
-        except FileNotFoundError:
-            return None
-
     def _manifest(self, step: str, key: str) -> dict[str, Any] | None:
-        found = self._read(self._of(step, key, MANIFEST))
+        found = self._remote.read(self._of(step, key, MANIFEST))
         return json.loads(found) if found else None
 
     def _gone(self, step: str, key: str) -> list[str]:
         """Names of files and folders that were let go."""
-        return json.loads(self._read(self._of(step, key, BARE)) or b"[]")
-
-    def _first(self, path: str, content: bytes) -> bool:
-        """Write it unless there is one, whoever writes at the same moment: on S3 by If-None-Match."""
-        try:
-            self._files.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    def _remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self._files.rm_file(path)
+        return json.loads(self._remote.read(self._of(step, key, BARE)) or b"[]")
 
     def _drop(self, step: str, key: str, content: dict[str, Any]) -> None:
         for name in content["files"]:
-            self._remove(self._file(step, key, content, name))
+            self._remote.remove(self._file(step, key, content, name))
 
 
 def _cache(url: str) -> Path:
-    """The folder of this machine, under XDG_CACHE_HOME."""
+    """The folder of this machine, under XDG_CACHE_HOME; the same name on another server is another store."""
+    server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return place / "pkt" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    return place / "pkt" / f"{url.rpartition('/')[2]}-{hashlib.sha256(f'{server} {url}'.encode()).hexdigest()[:8]}"
 
 
 def _within(name: str, some: Sequence[str]) -> bool:
     return any(name == one or name.startswith(f"{one}/") for one in some)
-
-
-def _lease(holder: str, beats: int) -> bytes:
-    return json.dumps({"holder": holder, "beats": beats}).encode()

@@ -18,7 +18,7 @@ from torch import Tensor
 from orchestrator.cluster.sharding import in_shards
 from orchestrator.errors import UserError
 from orchestrator.models import adapters
-from orchestrator.models.borrowed import borrowed
+from orchestrator.models.borrowed import borrowed, let_go
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.initialisers import WITH_ROWS, initialised
 from orchestrator.models.loading import computed_in, load, load_tokenizer
@@ -127,6 +127,8 @@ def finetune(
 def _stock(student: str, dtype: str, *, sharded: bool, own: bool) -> Iterator[Any]:
     """The student as it is: the one that this process keeps for all its trials, or an `own` one, or one in shards."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if sharded or own:
+        let_go()
     if sharded:
         yield in_shards(student, dtype=computed_in(student, dtype))
     elif own:

@@ -11,7 +11,7 @@ from orchestrator.cluster.session import nodes
 from orchestrator.recipe import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
-from orchestrator.sweep.hands import placement_of
+from orchestrator.sweep.hands import placement_of, refuse_unless_shared
 from orchestrator.sweep.screen import Screen
 from orchestrator.sweep.work import Work, under_way
 from orchestrator.tasks.rows import light
@@ -22,6 +22,7 @@ def alone(step: Step, store: Store, run: Run, screen: Screen) -> Path:
 
     Where there is a GPU, each part is done in a process that ends and gives all of it back to the next.
     """
+    refuse_unless_shared(store)
     if store.find(step.name, step.fingerprint) is None:
         with placement_of(run).settled() as placement:
             for part in step.ancestors():

@@ -3,16 +3,16 @@
     hands = Hands(store, run, gpus, notes)
     run_trials(hands.work(items), items, done, asks=hands.asks, ready=hands.ready, ...)
 
-A trial has its share of GPUs, or asks for none where a group of workers trains: these ask for their own. What ranks do
-is done by processes of a machine that a whole GPU each is set aside for; where there is no GPU, by the one that has the
-step itself, with the cores that nothing else is to be done with.
+A trial has its share of GPUs, or asks for none where a group of workers trains: these ask for their own. A teacher's
+step is done by ranks, processes with a GPU each, or, where there is no GPU and one rank, by the process that has the
+step, with the cores that nothing else is to be done with.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.cluster.groups import Group
@@ -20,6 +20,7 @@ from orchestrator.cluster.ranks import HERE, Placement, refuse_unless_room
 from orchestrator.cluster.searches import Bundles
 from orchestrator.cluster.session import cores, nodes, room
 from orchestrator.cluster.trials import Rungs
+from orchestrator.errors import UserError
 from orchestrator.recipe import Run
 from orchestrator.step import Step, lacking
 from orchestrator.store import Store
@@ -35,6 +36,8 @@ class Hands:
     gpus: float  # of a trial
     notes: Path
     placement: Placement = HERE  # of what ranks do, once that is known
+    _waits: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # steps that an item waits for
+    _missing: dict[tuple[str, str], bool] = field(default_factory=dict)  # of those that were looked for
 
     @property
     def group(self) -> Group | None:
@@ -46,7 +49,7 @@ class Hands:
         """What a worker does with a step of these, or of others that they make possible."""
         run = self.run
         with placement_of(run).settled() as settled:
-            self.placement = settled
+            self.placement = settled = _on_one_node(settled, run) if self.store.apart else settled
         if settled.here:
             beside = sum(self.ready(rungs) and rungs[0][0].needs != "ranks" for rungs in items) * run.cpus_per_trial
             most = int(max(node.get("CPU", 1) for node in nodes()))
@@ -67,7 +70,17 @@ class Hands:
 
     def ready(self, rungs: Rungs[Step]) -> bool:
         """Whether all that ranks have to do before it is there."""
-        return not any(lacking(step, self.store) for step in rungs[0])
+        key = rungs[0][0].fingerprint
+        if key not in self._waits:
+            self._waits[key] = {(one.name, one.fingerprint) for step in rungs[0] for one in lacking(step, self.store)}
+        for one in self._waits[key] - self._missing.keys():
+            self._missing[one] = not self.store.has(*one)
+        self._waits[key] = {one for one in self._waits[key] if self._missing[one]}
+        return not self._waits[key]
+
+    def look_again(self) -> None:
+        """Something that others may wait for was made."""
+        self._missing.clear()
 
     def asks(self, rungs: Rungs[Step]) -> Bundles | None:
         """What is set aside for it; None: as for any trial. UserError where no cluster of these nodes ever has it."""
@@ -75,15 +88,16 @@ class Hands:
         if step.needs != "ranks":
             memory = {} if self.group else self._memory("trial")
             return [{"CPU": self.run.cpus_per_trial, "GPU": self.gpus, **memory}] if memory else None
-        memory = self._memory({"evaluate": "teacher_score", "extract": "extract"}.get(step.name, "measure"))
+        ranks = self.placement.ranks or 1
+        memory = self._memory({"evaluate": "teacher_score", "extract": "extract"}.get(step.name, "measure"), ranks)
         if self.placement.here:
             return [{"CPU": self.placement.cpus, **memory}]
         each = refuse_unless_room(self.placement)
-        return [{}, *[{**each, **memory}] * (self.placement.ranks or 1)]
+        return [{}, *[{**each, **memory}] * ranks]
 
-    def _memory(self, name: str) -> dict[str, float]:
-        """What the plan says that a process takes; no more than there is, where somebody goes on all the same."""
-        most = max(node.get("memory", 0.0) for node in nodes())
+    def _memory(self, name: str, processes: int = 1) -> dict[str, float]:
+        """What the plan says that each process takes; no more than there is, where somebody goes on all the same."""
+        most = max(node.get("memory", 0.0) for node in nodes()) // processes
         return {"memory": min(self.run.memory[name], most)} if name in self.run.memory else {}
 
 
@@ -91,3 +105,32 @@ def placement_of(run: Run) -> Placement:
     """How what ranks do is done."""
     tokens = run.tokens_at_once or Placement.tokens
     return Placement(run.ranks, run.cpus_per_trial, run.offload, tokens, run.answers_at_once, run.replicate)
+
+
+def refuse_unless_shared(store: Store) -> None:
+    """UserError on a cluster whose nodes nothing joins, for a command whose processes read each other's folders."""
+    if store.apart and os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            f"store: {store.address} is no folder that all nodes see, which `pkt run` and `extract` need on a cluster;"
+            " name one with --store, or take `pkt sweep`"
+        )
+
+
+def _on_one_node(settled: Placement, run: Run) -> Placement:
+    """Ranks that read each other's folders, and workers that share a training. UserError where no node has them all."""
+    there = nodes()
+    if run.workers > 1 and len(there) > 1:
+        raise UserError(
+            "store: workers that share a training need a folder that all nodes see; name one with --store, or give each"
+            " training one GPU"
+        )
+    if settled.here:
+        return settled
+    gpu = 1 if any(node.get("GPU") for node in there) else 0
+    most = max(room([node], settled.cpus, gpu) for node in there)
+    if (run.ranks or 1) > most:
+        raise UserError(
+            f"ranks: with a store that is no folder all ranks are on one node, and none has room for more than {most};"
+            f" ask for --ranks {most}, or name a folder that all nodes see with --store"
+        )
+    return replace(settled, ranks=min(settled.ranks or 1, most))

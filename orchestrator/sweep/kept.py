@@ -80,7 +80,7 @@ class Weights:
         Weights that were there before the sweep stay, and so do those that it needs for anything else.
         """
         adapter, before = step.inputs.get("adapter"), self._needed.get(step.fingerprint)
-        others = before is None and adapter and self._store.find(adapter.name, adapter.fingerprint)
+        others = before is None and adapter and self._store.has(adapter.name, adapter.fingerprint)
         weights = bool(not tried or others or before)
         if before != weights:
             note(self._sweep, step, weights=weights)
@@ -89,7 +89,7 @@ class Weights:
     def let_go(self, step: Step) -> None:
         """Remove those of an evaluation that has its score, if they aren't needed any more."""
         adapter = step.inputs.get("adapter")
-        if adapter and not self._needed[step.fingerprint] and self._store.find(step.name, step.fingerprint):
+        if adapter and not self._needed[step.fingerprint] and self._store.has(step.name, step.fingerprint):
             self._store.let_go(adapter.name, adapter.fingerprint, LARGE)
 
 

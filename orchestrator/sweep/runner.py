@@ -197,7 +197,8 @@ class Runner:
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
             number, rungs = items[index]
             if number is None:
-                self._shared(rungs[0][0], outcomes[0])
+                self._shared(rungs[0][0], rung, outcomes[0])
+                hands.look_again()
                 return []
             outcomes = [self._done(*one) for one in zip(rungs[max(rung, 0)], outcomes, strict=False)]
             scores = [outcome["score"] for outcome in outcomes if "score" in outcome]
@@ -223,7 +224,7 @@ class Runner:
             searches=[replace(one, items=range(one.items.start + shift, one.items.stop + shift)) for one in searches],
             asks=hands.asks,
             ready=hands.ready,
-            near="://" in self.store.address,  # no file system joins the nodes: what ranks write is where the worker is
+            near=self.store.apart,  # no file system joins the nodes: what ranks write is where the worker is
         )
 
     def _before(self, trials: Iterable[Trial]) -> list[Trial]:
@@ -237,7 +238,7 @@ class Runner:
         self._labels |= dict.fromkeys(found, "")
         return list(found.values())
 
-    def _shared(self, trial: Trial, outcome: dict[str, Any]) -> None:
+    def _shared(self, trial: Trial, rung: int, outcome: dict[str, Any]) -> None:
         """A teacher's step has ended. Where it failed nothing more is begun, and the sweep ends with the reason."""
         outcome = self._seen(trial, outcome)
         if "error" not in outcome:
@@ -245,6 +246,10 @@ class Runner:
         self.screen.warn(f"{trial.label} failed; what runs now is waited for, and kept")
         if outcome["judged"]:
             raise UserError(outcome["words"])
+        if rung < 0:
+            raise UserError(
+                f"{trial.label}: {outcome['error']}; what was finished is kept, and the same command goes on from there"
+            )
         raise RuntimeError(f"{trial.label}: {outcome['error']}\n{outcome['traceback']}")
 
     def _done(self, trial: Trial, outcome: dict[str, Any]) -> dict[str, Any]:

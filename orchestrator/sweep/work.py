@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.cluster.groups import Group
 from orchestrator.cluster.ranks import HERE, Placement
+from orchestrator.models.borrowed import let_go
 from orchestrator.models.freed import trim
 from orchestrator.models.portable import portable
 from orchestrator.scoring.evaluate import read_metrics
@@ -53,6 +54,8 @@ class Work:
         store, note = Store(self.store), Path(self.notes) / step.fingerprint
         adapter = step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
+        if step.needs == "ranks":
+            let_go()  # the teacher is to have the room
         try:
             with warnings, sampled(samples_of(store, adapter)) if watch and adapter else nullcontext():
                 do = self._by_group if self.group else itself

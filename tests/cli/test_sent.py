@@ -49,6 +49,7 @@ def test_what_is_not_here_is_a_path_of_the_cluster(tmp_path):
 
 def test_what_would_be_lost_or_missing_or_is_too_much_is_said_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert verbs.pack(["sweep", "--store", "s3://lab/pkt"], tmp_path / "there") == ["sweep", "--store", "s3://lab/pkt"]
     with pytest.raises(UserError, match="store: results would go with the job's folder"):
         verbs.pack(["sweep", "--store", "results"], tmp_path / "there")
     (tmp_path / "llama").mkdir()

@@ -51,7 +51,7 @@ def test_what_one_machine_computed_another_shows_exports_and_goes_on_with(
         assert {name.split("/")[2] for name in manifests} == {"data", "measure", "extract", "finetune", "evaluate"}
         assert not [name for name in files.find("lab/pkt") if name.endswith("lease.json")]
         assert pkt("other", "compare", "small", "--store", "s3://lab/pkt").stdout == first.stdout
-        pkt("other", "export", "small", "--lora", "best", "--store", "s3://lab/pkt")
+        pkt("other", "export", "small", "--lora", "best", "--lm-eval", "task", "--store", "s3://lab/pkt")
         assert (tmp_path / "best/adapter_model.safetensors").is_file()
         report = Path(pkt("other", "report", "small", "--store", "s3://lab/pkt").stdout.strip())
         assert "no longer in the store" not in report.read_text()
@@ -63,3 +63,4 @@ def test_what_one_machine_computed_another_shows_exports_and_goes_on_with(
     finally:
         server.stop()
     assert not (tmp_path / "pkt-store").exists()
+    assert (tmp_path / "task").is_dir()

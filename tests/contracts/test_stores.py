@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -21,6 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.store import BARE, MANIFEST, Store
 from orchestrator.store.directory import Directory
 from orchestrator.store.objects import Objects
+from orchestrator.store.remote import Remote
 
 Machine = Callable[[str], Store]  # as a machine of that name has the same store; a directory is shared by all
 SOON = {"beat": 0.1, "dead": 1.0}
@@ -137,7 +139,7 @@ def test_an_upload_that_was_torn_is_nothing_and_is_made_again(
         if isinstance(backend, Directory):
             patch.setattr(Path, "rename", fails)
         else:
-            patch.setattr(backend, "_first", fails)
+            patch.setattr(Remote, "first", fails)
         with pytest.raises(PowerFails):
             put(store, "torn")
     assert store.find("finetune", "key") is None and machine("other").find("finetune", "key") is None
@@ -153,7 +155,7 @@ def test_a_file_that_is_not_what_its_manifest_says_is_an_error(machine: Machine)
     put(one, "true")
     backend: Any = one._backend
     content = backend._manifest("finetune", "key")
-    backend._files.pipe_file(backend._file("finetune", "key", content, "small"), b"false")
+    backend._remote.files.pipe_file(backend._file("finetune", "key", content, "small"), b"false")
     with pytest.raises(OSError, match="is not what its manifest says"):
         other.find("finetune", "key")
     assert not list(other.root.glob("finetune/*"))
@@ -251,6 +253,65 @@ def test_a_lease_whose_holder_was_killed_is_had_by_the_next(kind: str, tmp_path:
             waits.result(30)
 
 
+def test_an_answer_that_was_lost_leaves_what_was_written(tmp_path: Path) -> None:
+    """The libraries send it again, and hear that there is one: their own."""
+
+    class Twice(Memory):
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **how: Any) -> None:
+            super().pipe_file(path, value, mode=mode, **how)
+            if mode == "create":
+                super().pipe_file(path, value, mode=mode, **how)
+
+    files = Twice()
+    files.store.clear()
+    one, other = (Store(Objects("memory://twice", files, tmp_path / name, **SOON)) for name in ("one", "other"))
+    put(one, "a")
+    for store in (one, other):
+        folder = store.find("finetune", "key")
+        assert folder and (folder / "small").read_text() == "a"
+    began = time.monotonic()
+    with other.resumable("finetune", "key"):
+        assert time.monotonic() - began < SOON["dead"] / 2
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_server_that_says_in_its_own_way_that_there_is_one_is_understood(tmp_path: Path, status: int) -> None:
+    """s3fs knows AWS's words for it alone; with others, and with two writers at the same moment, it is an OSError."""
+
+    class Answer(Exception):
+        response: ClassVar[dict[str, Any]] = {"ResponseMetadata": {"HTTPStatusCode": status}}
+
+    class Other(Memory):
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **how: Any) -> None:
+            try:
+                super().pipe_file(path, value, mode=mode, **how)
+            except FileExistsError:
+                raise OSError(errno.EINVAL, "refused") from Answer()
+
+    files = Other()
+    files.store.clear()
+    one, other = (Store(Objects("memory://other", files, tmp_path / name, **SOON)) for name in ("one", "other"))
+    put(one, "a")
+    put(other, "b")
+    folder = other.find("finetune", "key")
+    assert folder and (folder / "small").read_text() == "a"
+
+
+def test_what_was_cleared_or_made_anew_up_there_is_not_believed_here(machine: Machine) -> None:
+    one = machine("one")
+    if not one.apart:
+        pytest.skip("there is no other place")
+    put(one, "a")
+    put(one, "a", "other")
+    machine("other").remove("finetune", "key")
+    machine("other").remove("finetune", "other")
+    put(machine("other"), "b", "other")
+    again = machine("one")  # another process
+    assert not again.has("finetune", "key") and again.find("finetune", "key") is None
+    folder = again.find("finetune", "other")
+    assert folder and (folder / "small").read_text() == "b"
+
+
 def test_what_a_sweep_leaves_in_its_own_folder_is_seen_elsewhere(machine: Machine) -> None:
     """Whichever way it ends; and what a killed one has not sent yet isn't overwritten by what was there before."""
     if "lagging" in machine("one").address:
@@ -273,8 +334,12 @@ def test_what_a_sweep_leaves_in_its_own_folder_is_seen_elsewhere(machine: Machin
     killed = one.kept(mine)
     killed.__enter__()
     (mine / "asked.json").write_text("333")
+    one.send(mine / "asked.json")
+    other.bring("sweeps")
+    assert (theirs / "asked.json").read_text() == "333"  # before it ends
+    (mine / "asked.json").write_text("4444")
     one.bring("sweeps")
-    assert (mine / "asked.json").read_text() == "333"
+    assert (mine / "asked.json").read_text() == "4444"
 
 
 def test_what_can_not_be_a_store_is_told(tmp_path: Path, endpoint: str) -> None:

@@ -17,6 +17,7 @@ from orchestrator.models.loading import load
 from orchestrator.prepare.ready import prepare
 from orchestrator.step import materialise
 from orchestrator.store import Store
+from orchestrator.student.finetune import _stock
 
 IDS = torch.tensor([[5, 9, 14, 3, 60, 41]])
 
@@ -78,6 +79,17 @@ def test_an_adapter_is_seen_and_leaves_nothing(demo_models: dict[str, Path], tmp
     assert torch.equal(seen[0], seen[2])
     assert float((seen[1] - seen[0]).abs().max()) > 0.1
     assert json.loads((adapter / "adapter_config.json").read_text())["r"] == asked.rank
+
+
+def test_a_training_with_a_model_of_its_own_has_the_room_of_the_kept_one(
+    loads: list[str], demo_models: dict[str, Path]
+) -> None:
+    folder = str(demo_models["demo-student"])
+    with borrowed.borrowed(folder, dtype="float32", device="cpu"):
+        pass
+    assert len(borrowed._kept) == 1
+    with _stock(folder, "float32", sharded=False, own=True):
+        assert not borrowed._kept
 
 
 def test_a_model_is_not_kept_after_an_error(loads: list[str], demo_models: dict[str, Path]) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from cli.screen import Terminal
+from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.searches import Halving
 from orchestrator.cluster.session import session
+from orchestrator.errors import UserError
 from orchestrator.recipe import Run
 from orchestrator.step import Step
 from orchestrator.store import Store
-from orchestrator.sweep.hands import Hands
+from orchestrator.store.objects import Objects
+from orchestrator.sweep.hands import Hands, _on_one_node, refuse_unless_shared
 from orchestrator.sweep.runner import Runner, Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("hands")]
@@ -107,3 +110,34 @@ def test_memory_is_set_aside_where_not_everything_fits_beside_each_other(tmp_pat
     assert [(each or [{}])[0]["memory"] for each in asked[1:]] == [2e9, 4e9, 3e9]
     assert [hands.ready(item) for item in items] == [True, False, True, True]
     assert Hands(Store(tmp_path), Run(store=tmp_path), 0.0, tmp_path).asks(items[3]) is None
+    hands = Hands(Store(tmp_path), run.model_copy(update={"ranks": 2}), 0.0, tmp_path)
+    hands.work(items)
+    head, *each = hands.asks(items[0]) or []
+    assert head == {} and [bundle["memory"] for bundle in each] == [most // 2] * 2  # they are on one machine
+
+
+def test_without_a_file_system_that_joins_the_nodes_ranks_are_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}]
+    monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: nodes)
+    spread = Placement(ranks=6)
+    assert _on_one_node(spread, Run()).ranks == 4
+    assert _on_one_node(Placement(ranks=2), Run(ranks=2)).ranks == 2
+    with pytest.raises(UserError, match=r"none has room for more than 4; ask for --ranks 4, or name a folder"):
+        _on_one_node(spread, Run(ranks=6))
+    with pytest.raises(UserError, match=r"store: workers that share a training need a folder that all nodes see"):
+        _on_one_node(spread, Run(workers_per_trial=2))
+    apart = Store(Objects("memory://pkt", here=tmp_path))
+    refuse_unless_shared(apart)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    refuse_unless_shared(Store(tmp_path))
+    with pytest.raises(UserError, match=r"store: memory://pkt is no folder that all nodes see"):
+        refuse_unless_shared(apart)
+
+
+def test_what_the_driver_settled_a_worker_takes_as_it_is() -> None:
+    """It has no address of the cluster, and would count this machine's cores and GPUs anew."""
+    asked = Placement(ranks=8, cpus=3, reserved=True)
+    with asked.settled() as settled:
+        assert settled == asked

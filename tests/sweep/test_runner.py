@@ -97,7 +97,7 @@ def test_a_result_that_is_seen_late_counts_and_one_that_never_is_costs_a_minute_
 
 
 def test_what_many_build_on_ends_the_sweep_where_it_cannot_be_made(
-    runner: Callable[..., Runner], capsys: pytest.CaptureFixture[str]
+    runner: Callable[..., Runner], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its own words, and those of a fault that is ours by all of it."""
 
@@ -108,7 +108,15 @@ def test_what_many_build_on_ends_the_sweep_where_it_cannot_be_made(
         measured = Step("measure", train, {"number": number}, needs="ranks")
         with runner(refused) as hands, pytest.raises(kind, match=words):
             hands.go("trials", [trial(number, before=measured)], 1)
-    assert capsys.readouterr().err.count("warning: measure failed; what runs now is waited for, and kept") == 2
+
+    def dies(work: Any, items: Any, done: Any, **how: Any) -> None:
+        reason = "its process died 4 times: killed, or out of memory"
+        done(0, -1, [{"error": reason, "words": reason, "traceback": reason, "judged": False}])
+
+    with runner() as hands, pytest.raises(UserError, match=r"measure: its process died 4 times: .*; what was finished"):
+        monkeypatch.setattr("orchestrator.sweep.runner.run_trials", dies)
+        hands.go("trials", [trial(3, before=Step("measure", train, {"number": 3}, needs="ranks"))], 1)
+    assert capsys.readouterr().err.count("warning: measure failed; what runs now is waited for, and kept") == 3
 
 
 @pytest.mark.parametrize("keep", [False, True])
