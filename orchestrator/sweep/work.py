@@ -121,8 +121,8 @@ def noting(file: Path, ended: Callable[[str], object] = id) -> Track[Any]:
             if (now := time.monotonic()) - last >= NOTED:
                 last = now
                 write(f"{what} {done}/{total} {line}".strip())
-            told = yield item
-            done, line = done + 1, told or (item if isinstance(item, str) else "")
+            yield item
+            done, line = done + 1, item if isinstance(item, str) else ""
         ended(f"{what}: {done}/{total} after {time.monotonic() - began:.0f} s  {line}")
 
     return track

@@ -81,18 +81,15 @@ def test_every_option_is_one(page: str, command: str, shown: str) -> None:
     verb.make_context(verb.name, words)
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("docs")
-@pytest.mark.parametrize(
-    ("page", "command", "shown"),
-    [one for one in COMMANDS if one[1].split()[1] in ALONE + OF_A_STORE],
-    ids=lambda value: value if value.startswith("pkt ") else "",
-)
-def test_it_does_what_the_page_says(
-    page: str, command: str, shown: str, pkt: Call, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def of(verbs: tuple[str, ...]) -> Any:
+    some = [one for one in COMMANDS if one[1].split()[1] in verbs]
+    return pytest.mark.parametrize(("command", "shown"), [one[1:] for one in some], ids=[one[1] for one in some])
+
+
+@of(ALONE)
+def test_it_does_what_the_page_says(command: str, shown: str, pkt: Call, tmp_path: Path) -> None:
+    """A sweep as its dry run; rows are those of the page's reader."""
     (tmp_path / "my.yaml").write_text("recipe: {teacher: llama2-13b}\n")
-    monkeypatch.setenv("PKT_STORE", str(store))
     words = without(shlex.split(command)[1:], "--address", "--store", "--data")
     if words[0] == "sweep" and "--dry-run" not in words:
         words.append("--dry-run")
@@ -100,6 +97,18 @@ def test_it_does_what_the_page_says(
     assert code == 0, err
     if shown:
         assert out.rstrip() == shown.rstrip()
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("docs")
+@of(OF_A_STORE)
+def test_it_does_that_with_a_sweep(
+    command: str, shown: str, pkt: Call, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PKT_STORE", str(store))
+    code, out, err = pkt(*without(shlex.split(command)[1:], "--store"))
+    assert code == 0, err
+    assert out
 
 
 def test_the_pages_name_files_and_targets_that_are_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.store import Store
 from orchestrator.sweep.alone import alone
 from orchestrator.sweep.presets import complete
+from orchestrator.sweep.sweep import Plan, run_sweep
+from orchestrator.tracking.tracker import NullTracker
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("gpus")]
 
@@ -91,3 +94,21 @@ def test_a_trial_by_itself_leaves_the_gpu_to_processes_that_end(shown: None, tmp
     folder = alone(step, store, Run(ranks=1), Terminal())
     assert read_metrics(folder)["examples"] == 4
     assert not [path for path in store.root.glob("*/.*") if path.is_dir()]
+
+
+@pytest.mark.long
+def test_a_whole_sweep_is_placed_on_gpus(shown: None, tmp_path: Path) -> None:
+    """The teacher's steps by two ranks with a GPU each, the trials with one; and the driver asks for none."""
+    short = {"examples": 16, "epochs": 1, "batch_size": 8}
+    asked = {
+        "recipe": {"rank": 2, "measure": {"examples": 4}, "finetune": short, "evaluate": {"examples": 4}},
+        "axes": {"arm": ["lora", "transfer"]}, "lr": [1e-3], "repeats": 2, "tuned_teacher": False, "gate": None,
+    }  # fmt: skip
+    plan = Plan.of(Sweep.model_validate(complete(asked)))
+    run = Run(store=tmp_path)
+    record = run_sweep(plan, run, NullTracker, Terminal())
+    assert not record["failed"] and len(record["rows"]) == 4
+    store, trials = Store(tmp_path), [key for row in record["rows"] for key in row["trials"]]
+    assert all(store.find("evaluate", key) for key in trials)
+    (measured,) = tmp_path.glob("measure/*/manifest.json")
+    assert json.loads(measured.read_text())["facts"]["ranks"] == 2

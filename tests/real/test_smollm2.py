@@ -75,7 +75,7 @@ def _answer(responses: list[Any]) -> str:
 def _starts_where_pissa_does(adapter: Path, model: Path) -> None:
     """Of a teacher that is the student each window is the matrix itself; PEFT's own PiSSA is the oracle."""
     lineage = json.loads((adapter / "manifest.json").read_text())["lineage"]
-    start = adapter.parents[1] / "extract" / lineage["inputs"]["start"]
+    start = adapter.parents[1] / "extract" / lineage["inputs"]["factors"]
     told = json.loads((start / "transfer.json").read_text())
     assert told["layers"] == list(range(30))
     assert all(corner == [0, 0] for corner in told["windows"].values())

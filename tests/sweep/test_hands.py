@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cli.screen import Terminal
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.searches import Halving
-from orchestrator.cluster.session import session
+from orchestrator.cluster.session import USABLE, session
 from orchestrator.errors import UserError
 from orchestrator.recipe import Run
 from orchestrator.step import Step
@@ -141,3 +144,26 @@ def test_what_the_driver_settled_a_worker_takes_as_it_is() -> None:
     asked = Placement(ranks=8, cpus=3, reserved=True)
     with asked.settled() as settled:
         assert settled == asked
+
+
+def busy(folder: Path, *, number: int, **_: Any) -> None:
+    began = time.time()
+    time.sleep(1)
+    (folder / "metrics.json").write_text(json.dumps({"score": 1.0, "loss": 1.0, "began": began, "ended": time.time()}))
+
+
+def test_what_has_no_room_beside_each_other_is_done_in_turn(tmp_path: Path) -> None:
+    """Each asks for more than half of the memory, as Ray counts it; without that, two of them are at work at once."""
+    for name, most in (("together", 0.2), ("in-turn", 0.6)):
+        place = tmp_path / name
+        place.mkdir()
+        asked = most * USABLE * psutil.virtual_memory().total
+        steps = [Step("evaluate", busy, {"number": number}, needs="model") for number in range(4)]
+        trials = [Trial(f"trial {number}", step, {"stage": "trial"}) for number, step in enumerate(steps)]
+        with runner(place, trials_at_once=2, memory={"trial": asked}) as hands:
+            hands.go("trials", trials, 4)
+            told = [hands.metrics(one) for one in trials]
+        times = sorted((one["began"], one["ended"]) for one in told if one)
+        assert len(times) == 4
+        overlaps = [second[0] < first[1] for first, second in itertools.pairwise(times)]
+        assert any(overlaps) is (name == "together"), times
