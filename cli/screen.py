@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from orchestrator.every import every
+
 LOG_SECONDS = 10.0
 SOON = 1.0  # seconds without a word: what takes less needs none
 
@@ -59,7 +61,7 @@ class Terminal:
                 bar.advance(task)
                 look()
 
-            with _every(SOON, look):
+            with every(SOON, look):
                 yield tick
 
     @contextmanager
@@ -84,7 +86,7 @@ class Terminal:
             if count == total or time.monotonic() - last > LOG_SECONDS:
                 say()
 
-        with _every(SOON, look):
+        with every(SOON, look):
             yield tick
         if unsaid:  # fewer than were counted on: where every setting failed, nothing is compared
             say()
@@ -122,21 +124,3 @@ class Terminal:
     def say(self, line: str) -> None:
         """A line of what is going on."""
         self._console.print(line, soft_wrap=True, markup=False)
-
-
-@contextmanager
-def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    """Call it again and again until the block ends, however long that is at something else."""
-    over = threading.Event()
-
-    def again() -> None:
-        while not over.wait(seconds):
-            call()
-
-    thread = threading.Thread(target=again, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

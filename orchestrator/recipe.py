@@ -216,9 +216,8 @@ class Run(BaseModel):
     keep_tuned: bool = False  # the weights of settings that were only tried, too
     portable: bool = False  # a sweep's
     system_metrics: bool = False  # sample CPU, memory, disk, network and GPUs while trials train
-    memory: dict[
-        str, float
-    ] = {}  # bytes that a process takes of a machine without GPUs, as the plan says: by what it does
+    # of a machine without GPUs, as the plan says: bytes that a process takes, by what it does
+    memory: dict[str, float] = {}
     tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
     answers_at_once: int | None = Field(None, ge=1)  # the teacher's, in tokens with their questions
 

@@ -187,7 +187,7 @@ def _placed(placement: Placement) -> Iterator[Any]:
         yield get_current_placement_group()
         return
     count, bundle = placement.ranks or 1, refuse_unless_room(placement)
-    near = max(room([node], bundle["CPU"], bundle.get("GPU", 0)) for node in nodes()) >= count
+    near = within_a_node(placement) >= count
     group = placement_group([bundle] * count, strategy="STRICT_PACK" if near else "PACK")
     try:
         if near and not group.wait(timeout_seconds=PATIENCE):  # the node that has room for all is busy
@@ -205,10 +205,22 @@ def _placed(placement: Placement) -> Iterator[Any]:
         remove_placement_group(group)
 
 
+def _bundle(placement: Placement) -> dict[str, float]:
+    """What each rank is placed with: a whole GPU where any node has one."""
+    whole = {"GPU": 1.0} if any(node.get("GPU") for node in nodes()) else {}
+    return {"CPU": float(placement.cpus), **whole}
+
+
+def within_a_node(placement: Placement) -> int:
+    """How many ranks the node with the most room has room for."""
+    bundle = _bundle(placement)
+    return max(room([node], bundle["CPU"], bundle.get("GPU", 0)) for node in nodes())
+
+
 def refuse_unless_room(placement: Placement) -> dict[str, float]:
     """What each rank is placed with. UserError where even an idle cluster hasn't all: Ray would wait for ever."""
-    there, count, cpus = nodes(), placement.ranks or 1, placement.cpus
-    gpu = 1 if any(node.get("GPU") for node in there) else 0
+    there, count, bundle = nodes(), placement.ranks or 1, _bundle(placement)
+    cpus, gpu = placement.cpus, int(bundle.get("GPU", 0))
     held = gpus.assigned() if gpu else 0
     most = room(there, cpus, gpu) - held
     if most < count:
@@ -217,7 +229,7 @@ def refuse_unless_room(placement: Placement) -> dict[str, float]:
             f"ranks: {count} ranks of {cpus} CPUs and {gpu} GPUs each are asked for, the nodes have {inventory(there)},"
             f"{own} which is room for {most}; {f'ask for --ranks {most} or ' if most > 0 else ''}add nodes"
         )
-    return {"CPU": cpus, "GPU": gpu} if gpu else {"CPU": cpus}
+    return bundle
 
 
 def _find_the_dead(actors: list[Any], logs: Path) -> None:

@@ -53,11 +53,11 @@ class Transformers:
     def said(
         self, items: Sequence[Item], metric: Metric, *, stops: Sequence[int], known: Mapping[str, Said]
     ) -> Iterator[Some]:
-        """As below."""
+        """By `generate`, or by how likely each choice is."""
         return said(self.model, self.tokenizer, items, metric, stops=stops, known=known)
 
     def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
-        """As below."""
+        """By forward passes."""
         return gold_losses(self.model, rows, self.tokenizer.pad_token_id, track=track)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -110,10 +109,7 @@ class Store:
 
     def awaited(self, step: str, key: str, seconds: float = directory.LATE) -> bool:
         """The same of a step that another machine has finished: False where it isn't seen within so many seconds."""
-        until = time.monotonic() + seconds
-        while not (there := self.has(step, key)) and time.monotonic() < until:
-            time.sleep(directory.POLL)
-        return there
+        return directory.seen(lambda: self.has(step, key), seconds)
 
     @contextmanager
     def writing(self, step: str, key: str, manifest: Mapping[str, Any]) -> Iterator[Path]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -72,17 +72,9 @@ class Directory:
         try:
             aside.rename(target)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not self._awaited(target):
+            theirs = error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            if not theirs or not seen(lambda: self.find(step, key, bare=True), LATE):
                 raise
-
-    def _awaited(self, target: Path) -> bool:
-        """Whether the folder that another machine has put there is seen before long."""
-        until = time.monotonic() + LATE
-        while not self.find(target.parent.name, target.name, bare=True):
-            if time.monotonic() > until:
-                return False
-            time.sleep(POLL)
-        return True
 
     def remove(self, step: str, key: str) -> None:
         """A finished step, whole at one moment and gone at the next."""
@@ -135,10 +127,18 @@ class Directory:
         yield
 
     def send(self, file: Path) -> None:
-        """Nor is there anything to send."""
+        """It is there for all already."""
 
     def bring(self, place: str) -> None:
         """What others have left in such folders is there."""
+
+
+def seen(look: Callable[[], object], seconds: float) -> bool:
+    """Whether what another machine did is seen within so many seconds."""
+    until = time.monotonic() + seconds
+    while not (there := look()) and time.monotonic() < until:
+        time.sleep(POLL)
+    return bool(there)
 
 
 @contextmanager

@@ -132,15 +132,16 @@ class Objects:
     def publish(self, step: str, key: str, aside: Path) -> None:
         """Upload the files, then the manifest, unless there is one: then this upload goes, and that one is fetched."""
         content = json.loads((aside / MANIFEST).read_text()) | {"upload": uuid.uuid4().hex}
-        (aside / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+        manifest = (json.dumps(content, indent=1) + "\n").encode()
+        (aside / MANIFEST).write_bytes(manifest)
         for name in content["files"]:
             self._remote.files.put_file(str(aside / name), self._file(step, key, content, name))
         before = self._manifest(step, key) if self._gone(step, key) else None
         if before:  # large files of what is there were let go, and this one is whole
-            self._remote.files.pipe_file(self._of(step, key, MANIFEST), (aside / MANIFEST).read_bytes())
+            self._remote.files.pipe_file(self._of(step, key, MANIFEST), manifest)
             self._remote.remove(self._of(step, key, BARE))
             self._drop(step, key, before)
-        elif not self._remote.first(self._of(step, key, MANIFEST), (aside / MANIFEST).read_bytes()):
+        elif not self._remote.first(self._of(step, key, MANIFEST), manifest):
             self._drop(step, key, content)
             self.find(step, key)
             return

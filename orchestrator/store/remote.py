@@ -8,15 +8,17 @@ A lease saves work and guards nothing: of two that believe to have it, the first
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from orchestrator.every import every
 
 BEAT, DEAD = 10.0, 60.0  # seconds: between two signs of life, and without any until somebody else takes over
 TRIES = 20  # to write what must be the first
@@ -64,23 +66,17 @@ class Remote:
 @contextmanager
 def leased(remote: Remote, path: str, what: str) -> Iterator[None]:
     """Hold the lease while the block lasts; others are told that they wait for whoever is at `what`."""
-    mine, over = uuid.uuid4().hex, threading.Event()
+    mine, beats = uuid.uuid4().hex, itertools.count(1)
     _take(remote, path, mine, what)
 
     def live() -> None:
-        beats = 0
-        while not over.wait(remote.beat):
-            beats += 1
-            with suppress(Exception):  # the next may come through; without any, somebody else takes over
-                remote.files.pipe_file(path, _lease(mine, beats))
+        with suppress(Exception):  # the next may come through; without any, somebody else takes over
+            remote.files.pipe_file(path, _lease(mine, next(beats)))
 
-    thread = threading.Thread(target=live, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(remote.beat, live):
+            yield
     finally:
-        over.set()
-        thread.join()
         if mine.encode() in (remote.read(path) or b""):
             remote.remove(path)
 

@@ -10,7 +10,8 @@ import torch
 
 from orchestrator.models import adapters
 from orchestrator.tasks.template import Encoded
-from orchestrator.teacher.labels import file_of, read_labels
+from orchestrator.teacher.by_example import file_of
+from orchestrator.teacher.labels import read_labels
 from orchestrator.teacher.states import read_states
 from orchestrator.transfer.arms import Need
 from orchestrator.transfer.lowrank import Factors
@@ -41,4 +42,4 @@ def read(given: Mapping[str, Path]) -> dict[Need, Any]:
 def by_row(found: Mapping[Need, Any], encoded: Sequence[Encoded]) -> dict[str, Any]:
     """What a step says of training rows, by their ids; it may have seen only some."""
     labels = found.get("labels", {})
-    return {row.id: labels[file_of(row.id)] for row in encoded if file_of(row.id) in labels}
+    return {row.id: said for row in encoded if (said := labels.get(file_of(row.id))) is not None}

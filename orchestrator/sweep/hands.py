@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.cluster.groups import Group
-from orchestrator.cluster.ranks import HERE, Placement, refuse_unless_room
+from orchestrator.cluster.ranks import HERE, Placement, refuse_unless_room, within_a_node
 from orchestrator.cluster.searches import Bundles
 from orchestrator.cluster.session import cores, nodes, room
 from orchestrator.cluster.trials import Rungs
@@ -97,8 +97,10 @@ class Hands:
 
     def _memory(self, name: str, processes: int = 1) -> dict[str, float]:
         """What the plan says that each process takes; no more than there is, where somebody goes on all the same."""
+        if name not in self.run.memory:
+            return {}
         most = max(node.get("memory", 0.0) for node in nodes()) // processes
-        return {"memory": min(self.run.memory[name], most)} if name in self.run.memory else {}
+        return {"memory": min(self.run.memory[name], most)}
 
 
 def placement_of(run: Run) -> Placement:
@@ -118,16 +120,14 @@ def refuse_unless_shared(store: Store) -> None:
 
 def _on_one_node(settled: Placement, run: Run) -> Placement:
     """Ranks that read each other's folders, and workers that share a training. UserError where no node has them all."""
-    there = nodes()
-    if run.workers > 1 and len(there) > 1:
+    if run.workers > 1 and len(nodes()) > 1:
         raise UserError(
             "store: workers that share a training need a folder that all nodes see; name one with --store, or give each"
             " training one GPU"
         )
     if settled.here:
         return settled
-    gpu = 1 if any(node.get("GPU") for node in there) else 0
-    most = max(room([node], settled.cpus, gpu) for node in there)
+    most = within_a_node(settled)
     if (run.ranks or 1) > most:
         raise UserError(
             f"ranks: with a store that is no folder all ranks are on one node, and none has room for more than {most};"

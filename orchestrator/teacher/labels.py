@@ -6,7 +6,6 @@ Distillation libraries keep the teacher beside the student in every training; a 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing, link
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import Encoded, TemplateName, fitted
-from orchestrator.teacher.checkpoints import agreed
-from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow, inputs, opened, passes, progress
+from orchestrator.teacher.by_example import by_example, file_of
+from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow, inputs
 from orchestrator.transfer.distillation import likeliest
 
 FORWARDS_OF_A_PASS = 3  # what a forward and a backward pass cost, in forward passes
@@ -87,10 +86,7 @@ def affordable(encoded: list[Encoded], tokens: int) -> list[Encoded]:
 
 def labelling(job: Labelling, member: Member) -> Iterator[Progress]:
     """One rank's part."""
-    with opened(job, member) as model:
-        done = agreed({example.id for example in job.encoded if (job.partial / file_of(example.id)).exists()}, member)
-        for round in passes(job, member, model, done, _ask):
-            yield progress(round)
+    yield from by_example(job, member, _ask)
 
 
 @torch.no_grad()
@@ -108,8 +104,3 @@ def read_labels(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Tokens and log-probabilities by the file that a row's id names."""
     found = ((path.name, load_file(path)) for path in sorted(folder.glob("*.safetensors")))
     return {name: (tensors["tokens"], tensors["logs"]) for name, tensors in found}
-
-
-def file_of(identity: str) -> str:
-    """The name of a row's file."""
-    return hashlib.sha256(identity.encode()).hexdigest()[:20] + ".safetensors"

@@ -20,9 +20,8 @@ from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import Encoded, TemplateName, fitted
-from orchestrator.teacher.checkpoints import agreed
-from orchestrator.teacher.labels import file_of
-from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow, inputs, opened, passes, progress
+from orchestrator.teacher.by_example import by_example, file_of
+from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow, inputs
 
 STATES = "states.safetensors"
 
@@ -52,10 +51,7 @@ def states(
 
 def looking(job: Job, member: Member) -> Iterator[Progress]:
     """One rank's part."""
-    with opened(job, member) as model:
-        done = agreed({example.id for example in job.encoded if (job.partial / file_of(example.id)).exists()}, member)
-        for round in passes(job, member, model, done, _look):
-            yield progress(round)
+    yield from by_example(job, member, _look)
 
 
 @torch.no_grad()

@@ -27,9 +27,8 @@ from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded, TemplateName, stops
-from orchestrator.teacher.checkpoints import agreed
-from orchestrator.teacher.labels import file_of
-from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow, opened, passes, progress
+from orchestrator.teacher.by_example import by_example, file_of
+from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,7 @@ def teacher_score(
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:
     """One rank's part."""
-    tokenizer = load_tokenizer(job.teacher)
-    with opened(job, member) as model:
-        done = agreed({example.id for example in job.encoded if (job.partial / _file(example.id)).exists()}, member)
-        for round in passes(job, member, model, done, bound(_ask, tokenizer)):
-            yield progress(round)
+    yield from by_example(job, member, bound(_ask, load_tokenizer(job.teacher)), _file)
 
 
 def _ask(tokenizer: Any, job: Any, member: Member, model: nn.Module, batch: list[Encoded]) -> Passed:

@@ -37,6 +37,7 @@ class _Arm(BaseModel):
     kind: str
     needs: ClassVar[tuple[Need, ...]] = ()
     one_vocabulary: ClassVar[bool] = False  # what it is given of the teacher is in tokens
+    has_content: ClassVar[bool] = True  # what it is given of the teacher goes into it, and not its size alone
     starts_at: ClassVar[str]  # for whoever sees a leaderboard for the first time
     is_control: ClassVar[bool] = False  # differs from transfer in that alone
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
@@ -46,6 +47,11 @@ class _Arm(BaseModel):
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
         if not cls.model_fields["kind"].is_required():
             ARMS[cls.model_fields["kind"].default] = cls
+
+    @classmethod
+    def of_teacher(cls) -> bool:
+        """Whether it takes over what the teacher knows, so that a claim of it asks whether the teacher does."""
+        return cls.has_content and bool({*cls.needs} - {"student_states"})
 
     @property
     def extracts(self) -> bool:
@@ -169,6 +175,7 @@ class SpectrumControl(_FromTeacher):
     kind: Literal["spectrum_control"] = "spectrum_control"
     starts_at: ClassVar[str] = "random directions with the teacher's singular values"
     is_control: ClassVar[bool] = True
+    has_content: ClassVar[bool] = False
 
     def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start:
         """As the transfer arm, on directions drawn anew in each trial."""

@@ -11,7 +11,7 @@ from orchestrator.transfer.arms import ARMS
 BOUNDS = ("student", "teacher", "teacher_tuned")  # rows that bound the scale: nothing is claimed of them
 ABOUT = {kind: arm.starts_at for kind, arm in ARMS.items()}
 CONTROLS = {kind: ABOUT[kind] for kind, arm in ARMS.items() if arm.is_control}
-OF_TEACHER = ("transfer", "random_window", "shuffled_seeds", "distil")  # arms that take over what a teacher knows
+OF_TEACHER = frozenset(kind for kind, arm in ARMS.items() if arm.of_teacher())  # that take over what a teacher knows
 Outcome = Literal["better", "worse", "can't tell", "described"]
 
 

@@ -22,6 +22,7 @@ from orchestrator.student.given import read
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import encode
 from orchestrator.transfer.arms import ARMS, Need, Transfer, _Arm
+from orchestrator.verdict.asked import OF_TEACHER
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ def test_an_arm_that_needs_both_models_states_is_one_class(
     shared_directions: type[_Arm], demo_models: dict[str, Path], tmp_path: Path
 ) -> None:
     store, arm = Store(tmp_path), shared_directions()
+    assert arm.of_teacher()
     asked = recipe(measure={"examples": 12}).model_copy(update={"arm": arm}).settled()
     ready = prepare(asked)
     step = pipeline.finetune_step(asked, ready)
@@ -92,6 +94,7 @@ def test_an_arm_that_needs_both_models_states_is_one_class(
 
 
 def test_arms_know_what_they_build_on() -> None:
+    assert {"transfer", "random_window", "shuffled_seeds", "distil"} == OF_TEACHER  # the control has its size alone
     assert Transfer().extracts and Transfer().needs == ("factors",)
     assert {kind for kind, arm in ARMS.items() if arm.needs} == {
         "transfer", "spectrum_control", "random_window", "shuffled_seeds", "distil",

@@ -123,7 +123,8 @@ def test_without_a_file_system_that_joins_the_nodes_ranks_are_on_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = [{"CPU": 0.0}, {"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}]
-    monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: nodes)
+    for place in ("sweep.hands", "cluster.ranks"):
+        monkeypatch.setattr(f"orchestrator.{place}.nodes", lambda: nodes)
     spread = Placement(ranks=6)
     assert _on_one_node(spread, Run()).ranks == 4
     assert _on_one_node(Placement(ranks=2), Run(ranks=2)).ranks == 2
