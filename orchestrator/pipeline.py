@@ -28,7 +28,7 @@ from orchestrator.teacher.measure import measure
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.teacher.states import states
 from orchestrator.teacher.teacher_score import teacher_score
-from orchestrator.transfer.arms import Need
+from orchestrator.transfer.arms import Lora, Need
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 
@@ -161,11 +161,17 @@ def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:
     )
 
 
+def update_step(recipe: Recipe, ready: Ready) -> Step:
+    """The teacher's own training on the task, by plain LoRA at a trial's rank and learning rate: one for all seeds."""
+    return finetune_step(recipe.model_copy(update={"arm": Lora(), "seed": 0}), ready, "teacher")
+
+
 GIVEN: dict[Need, Callable[[Recipe, Ready], Step]] = {
     "factors": extract_step,
     "labels": labels_step,
     "teacher_states": partial(states_step, who="teacher"),
     "student_states": partial(states_step, who="student"),
+    "teacher_update": update_step,
 }
 
 

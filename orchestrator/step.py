@@ -30,6 +30,7 @@ Do = Callable[["Step", Callable[[], T]], T]
 # Whom a step needs: nobody in particular, being done in a moment; a process with room for a model; all that share a
 # training; as many ranks as hold a model between them that may be too large for one.
 Needs = Literal["nobody", "model", "group", "ranks"]
+OWN = ("adapter", "before")  # names of inputs that are made for one trial alone
 
 
 def itself(step: Step, work: Callable[[], T]) -> T:
@@ -85,13 +86,14 @@ class Step:
 
 
 def lacking(step: Step, store: Store) -> list[Step]:
-    """The steps of ranks that a step which the store lacks still waits for, inputs first."""
+    """What many build on that a step which the store lacks still waits for, inputs first."""
     if store.has(step.name, step.fingerprint):
         return []
     found: dict[str, Step] = {}
-    for before in step.inputs.values():
+    for name, before in step.inputs.items():
         found |= {one.fingerprint: one for one in lacking(before, store)}
-        if before.needs == "ranks" and not store.has(before.name, before.fingerprint):
+        shared = before.needs == "ranks" or (before.needs != "nobody" and name not in OWN)
+        if shared and not store.has(before.name, before.fingerprint):
             found[before.fingerprint] = before
     return list(found.values())
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # an arm's name and what it starts at are read without torch
 
 
 # What a step gives an arm: the teacher's blocks by module; its predictions by training row; where a model is after each
-# layer when it begins to answer the seed examples.
-Need = Literal["factors", "labels", "teacher_states", "student_states"]
+# layer when it begins to answer the seed examples; what plain LoRA changes of the teacher, B and A by module.
+Need = Literal["factors", "labels", "teacher_states", "student_states", "teacher_update"]
 ARMS: dict[str, type[_Arm]] = {}  # by kind; a class is in it once it is defined
 
 

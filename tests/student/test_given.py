@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from trainings import recipe
 
@@ -15,7 +16,7 @@ from orchestrator import pipeline
 from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.prepare.ready import prepare
-from orchestrator.step import materialise
+from orchestrator.step import lacking, materialise
 from orchestrator.store import Store
 from orchestrator.student.finetune import adapted
 from orchestrator.student.given import read
@@ -91,6 +92,40 @@ def test_an_arm_that_needs_both_models_states_is_one_class(
     assert torch.equal(up[:, :4], -up[:, 4:])
     trained = adapters.read_start(folder)["model.layers.1.self_attn.q_proj"]
     assert not torch.equal(trained[1][:4], down[:4]) and torch.equal(trained[1][4:], down[4:])
+
+
+def test_what_plain_lora_changes_of_the_teacher_is_given(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """By PEFT's own merged model; made before a trial, once for all its random seeds."""
+
+    class OfUpdate(_Arm):
+        kind: Literal["of_update"] = "of_update"
+        needs: ClassVar[tuple[Need, ...]] = ("teacher_update",)
+        starts_at: ClassVar[str] = "plain LoRA"
+
+    try:
+        store, arm = Store(tmp_path), OfUpdate()
+        asked = (
+            recipe(finetune={"examples": 48, "epochs": 2, "batch_size": 16, "alpha": 12.0})
+            .model_copy(update={"arm": arm})
+            .settled()
+        )
+        ready = prepare(asked)
+        trials = [pipeline.trial(asked.model_copy(update={"seed": seed, "arm": arm}), ready, "test") for seed in (1, 2)]
+        (waits,), (other,) = (lacking(one, store) for one in trials)
+        assert waits.fingerprint == other.fingerprint and waits.identity == {"student": ready.teacher.sha256}
+        folder = materialise(waits, store)
+        assert lacking(trials[0], store) == []
+        found = read({"teacher_update": folder})["teacher_update"]
+        stock = load(ready.teacher.folder).state_dict()
+        merged = PeftModel.from_pretrained(load(ready.teacher.folder), str(folder)).merge_and_unload().state_dict()
+        assert {f"{name}.weight" for name in found} == {
+            name for name, weight in merged.items() if not torch.equal(weight, stock[name])
+        }
+        for name, (b, a) in found.items():
+            assert torch.allclose(b @ a, merged[f"{name}.weight"] - stock[f"{name}.weight"], atol=1e-5), name
+        assert arm.of_teacher()
+    finally:
+        del ARMS["of_update"]
 
 
 def test_arms_know_what_they_build_on() -> None:
