@@ -41,10 +41,15 @@ def pkt(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def until_a_trial_ended(running: subprocess.Popen[str], folder: Path) -> None:
-    """Wait for a sweep's first score after those of the untouched models, which come before MLflow hears of it."""
+def until_a_trial_ended(running: subprocess.Popen[str], folder: Path, more: int = 0) -> None:
+    """Wait for a sweep's first score after those of the untouched models, which come before MLflow hears of it.
+
+    `more` scores are waited for besides those that are there.
+    """
+    scores = folder / "pkt-store"
+    wanted = len(list(scores.glob("evaluate/*/manifest.json"))) + more if more else 3
     deadline = time.monotonic() + 300  # two minutes were too few on one core of a busy machine
-    while len(list((folder / "pkt-store").glob("evaluate/*/manifest.json"))) < 3:
+    while len(list(scores.glob("evaluate/*/manifest.json"))) < wanted:
         assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
