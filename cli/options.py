@@ -27,9 +27,18 @@ Teacher = Annotated[str | None, typer.Option(help="Alias, local folder or hub id
 Student = Annotated[
     str | None, typer.Option(help="Alias, local folder or hub id; by default the teacher's natural student.")
 ]
-Task = Annotated[str | None, typer.Option(help="A task's name, or FILE.jsonl of chats.")]
+Task = Annotated[
+    str | None, typer.Option(help="A task's name, or FILE.jsonl of chats; NAME:8 asks with 8 solved examples.")
+]
 Data = Annotated[
     str | None, typer.Option(help="A folder with the task's train.jsonl and test.jsonl, in place of the hub.")
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="Of a FILE.jsonl: exact_match, contains, regex:PATTERN, rouge_l, multiple_choice or loss."),
+]
+RunCode = Annotated[
+    bool | None, typer.Option("--run-code", help="Run programs that models wrote, in sandboxes: humaneval and mbpp do.")
 ]
 Template = Annotated[str | None, typer.Option(help="plain, or chat: the model's own chat template.")]
 Seeds = Annotated[str | None, typer.Option(help="FILE.jsonl of seed examples, in place of the task's.")]
@@ -145,11 +154,14 @@ def models_and_task(
     template: str | None = None,
     seeds: str | None = None,
     skip_bad: bool | None = None,
+    metric: str | None = None,
+    run_code: bool | None = None,
 ) -> dict[str, Any]:
     """The flags that say what a recipe is about, under their fields."""
     return {
         "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
         "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.measure.skip_bad_examples": skip_bad,
+        "recipe.task.metric": metric, "recipe.task.run_code": run_code,
     }  # fmt: skip
 
 

@@ -30,6 +30,8 @@ def plan(
     task: o.Task = None,
     data: o.Data = None,
     template: o.Template = None,
+    metric: o.Metric = None,
+    run_code: o.RunCode = None,
     seeds: o.Seeds = None,
     arms: o.Arms = None,
     rank: o.Rank = None,
@@ -52,7 +54,10 @@ def plan(
     Nothing is loaded or fetched. Rows that are here (--data) are as long as the models' tokenizers say, if those are
     here too; otherwise every example is taken to be as long as it may be.
     """
-    flags = o.models_and_task(teacher, student, task, data, template, seeds) | {"repeats": repeats, "lr": o.listed(lr)}
+    flags = o.models_and_task(teacher, student, task, data, template, seeds, metric=metric, run_code=run_code) | {
+        "repeats": repeats,
+        "lr": o.listed(lr),
+    }
     sweep = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
     from cli.screen import Terminal

@@ -17,6 +17,8 @@ def run(
     task: o.Task = None,
     data: o.Data = None,
     template: o.Template = None,
+    metric: o.Metric = None,
+    run_code: o.RunCode = None,
     seeds: o.Seeds = None,
     arm: Annotated[str | None, typer.Option(help="lora, pissa, transfer (the default) or spectrum_control.")] = None,
     rank: Annotated[int | None, typer.Option(min=1)] = None,
@@ -42,7 +44,9 @@ def run(
         from cli.jobs import forward
 
         return forward(address)
-    flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
+    flags = o.models_and_task(
+        teacher, student, task, data, template, seeds, skip_bad, metric, run_code
+    ) | {
         "recipe.arm": arm, "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0], "recipe.lr": lr, "recipe.seed": seed,
     }  # fmt: skip

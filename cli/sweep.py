@@ -19,6 +19,8 @@ def sweep(
     task: o.Task = None,
     data: o.Data = None,
     template: o.Template = None,
+    metric: o.Metric = None,
+    run_code: o.RunCode = None,
     seeds: o.Seeds = None,
     arms: o.Arms = None,
     rank: o.Rank = None,
@@ -74,7 +76,9 @@ def sweep(
         from cli.jobs import forward
 
         return forward(address)
-    flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
+    flags = o.models_and_task(
+        teacher, student, task, data, template, seeds, skip_bad, metric, run_code
+    ) | {
         "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr), "search": search,
         "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip

@@ -16,7 +16,7 @@ def tasks(as_json: o.Json = False) -> int:
     rows = {
         name: {
             "about": task.about,
-            "metric": f"{task.metric.kind},{task.metric.filter_name}",
+            "metric": task.metric.name,
             "loss_covers": task.loss_covers,
             "source": task.source,
         }

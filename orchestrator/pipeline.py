@@ -8,7 +8,6 @@ folder = materialise(step, Store("pkt-store"))
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -225,7 +224,7 @@ def evaluate_step(
         needs="ranks" if own else "model",
         config={
             "template": recipe.task.template,
-            "metric": _listed(asdict(ready.task.metric)),
+            "metric": ready.task.metric.as_json(),
             "choices": list(ready.task.choices),
             "dtype": _dtype(recipe, ready, who),
         },
@@ -243,7 +242,3 @@ def trial(recipe: Recipe, ready: Ready, split: Split) -> Step:
 def _dtype(recipe: Recipe, ready: Ready, who: Who) -> str:
     """The number type in which a model is trained and scored; the teacher's is the same in every step."""
     return ready.dtype(who, recipe.finetune.dtype) if who == "student" else ready.dtype(who)
-
-
-def _listed(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}

@@ -8,10 +8,20 @@ on, so that trials that agree on a section share that step. Where and how things
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator.errors import UserError
 from orchestrator.transfer.arms import Arm, Transfer
@@ -37,6 +47,18 @@ class TaskChoice(Section):
     name: str = "demo"
     data: str | None = None
     template: Literal["plain", "chat"] = "plain"
+    shots: int = Field(0, ge=0)  # solved examples before each question that is scored; none in training
+    metric: str | None = None  # of a file of chats, or another one of the task's; None: the task's own
+    run_code: bool = False  # run programs that models wrote, in sandboxes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A name alone, and NAME:8 for eight shots."""
+        fields = {"name": value} if isinstance(value, str) else value
+        if isinstance(fields, dict) and (found := re.fullmatch(r"(.+):(\d+)", str(fields.get("name", "")))):
+            fields = fields | {"name": found[1], "shots": int(found[2])}
+        return fields
 
 
 class Measure(Section):
@@ -98,11 +120,6 @@ class Recipe(Section):
     seed: int = Field(0, ge=0)
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
-
-    @field_validator("task", mode="before")
-    @classmethod
-    def _task(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("modules")
     @classmethod

@@ -24,11 +24,12 @@ from orchestrator.export.source import CONFIG, WEIGHTS, Source, protocol_of
 from orchestrator.models import adapters
 from orchestrator.models.dtypes import dtype_name, name_of
 from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
-from orchestrator.scoring.evaluate import metric_of, questions, read_metrics
+from orchestrator.scoring.evaluate import questions, read_metrics
 from orchestrator.scoring.judge import Item, protocol, rows_of
 from orchestrator.store.files import placing
 from orchestrator.student.card import write_card
 from orchestrator.tasks import rows as data
+from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import stops, tokenize
 from orchestrator.transfer.lowrank import product_svd
 
@@ -149,7 +150,7 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
     asked, kept = protocol_of(source.evaluation)
     assert kept
     tokenizer = load_tokenizer(student.folder)
-    examples, metric = data.read(kept), metric_of(asked["metric"])
+    examples, metric = data.read(kept), Metric.of(asked["metric"])
     items, judged = questions(examples, asked["template"], tokenizer, metric, asked["choices"])
     letters = "".join(letter if letter.isalnum() else "_" for letter in str(source.facts.get("task", "task")))
     name = f"pkt_{letters}"  # lm-eval has a gsm8k of its own

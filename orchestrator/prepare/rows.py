@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.tasks import TASKS, Task, chat_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks.metric import Metric
 
 
 def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Split) -> list[Example]:
@@ -28,16 +30,36 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
     else:
         task, splits = find_task(recipe.task)
     if own:
-        splits["seed"] = [task.adapt(example) for example in read_jsonl(Path(own).expanduser())]
+        splits["seed"] = read_jsonl(Path(own).expanduser(), task.adapt)
     return task, {"seed": splits["seed"]} if seeds_alone else splits
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
     """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
     if choice.name in TASKS:
-        task = TASKS[choice.name]
-        return task, task.splits(choice.data)
+        known = TASKS[choice.name]
+        return _as_asked(known, choice), known.splits(choice.data, choice.shots)
     path = Path(choice.name).expanduser()
     if path.suffix == ".jsonl" or path.is_file():
-        return chat_task(path)
+        return chat_task(path, choice.metric or "exact_match", choice.shots)
     raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
+
+
+def _as_asked(task: Task, choice: TaskChoice) -> Task:
+    """By the metric and with the shots that were asked for. UserError where the task's answers can't be judged so, or
+    would be run unasked."""
+    metric, kinds = task.metric, (task.metric.kind, *task.metric.also)
+    if choice.metric == "loss":
+        metric = Metric("loss", "none")
+    elif choice.metric:
+        if choice.metric not in kinds:
+            raise UserError(f"metric: {task.name} is scored by {', '.join((*kinds, 'loss'))}, not by {choice.metric!r}")
+        also = tuple(kind for kind in kinds if kind != choice.metric)
+        metric = replace(metric, kind=choice.metric, also=also)
+    if metric.runs and not choice.run_code:
+        raise UserError(f"task: {task.name} runs programs that a model wrote; --run-code has them run, in sandboxes")
+    if metric.runs:
+        from orchestrator.scoring import sandbox
+
+        sandbox.check()
+    return replace(task, metric=metric, name=f"{task.name}-{choice.shots}shot" if choice.shots else task.name)

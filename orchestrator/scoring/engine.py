@@ -93,10 +93,10 @@ def said(
         yield [(place, Said(asked=False)) for place in sorted({*range(len(items))} - {*fit})]
     chosen = [items[place] for place in fit]
     with evaluating(model):
-        if metric.kind == "multiple_choice":
+        if not metric.writes:
             some = _likeliest(model, chosen, known, together, device, stops[0])
         else:
-            some = _generated(model, tokenizer, chosen, metric.max_new_tokens, stops, known, together, device)
+            some = _generated(model, tokenizer, chosen, metric, stops, known, together, device)
         for batch in some:
             yield [(fit[place], one) for place, one in batch]
 
@@ -138,13 +138,13 @@ def _generated(
     model: Any,
     tokenizer: Any,
     items: Sequence[Item],
-    new: int,
+    metric: Metric,
     stops: Sequence[int],
     known: Mapping[str, Said],
     together: bool,
     device: Any,
 ) -> Iterator[Some]:
-    lengths = [len(item.ids) for item in items]
+    lengths, new = [len(item.ids) for item in items], metric.max_new_tokens
     groups = (
         [list(range(len(items)))] if together else alike(lengths, generation.tokens_at_once(model, device), more=new)
     )
@@ -154,7 +154,7 @@ def _generated(
             yield [(place, known[items[place].id]) for place in group]
             continue
         prompts = [item.ids for item in asked]
-        told = generation.answered(model, tokenizer, prompts, new=new, stops=stops, device=device)
+        told = generation.answered(model, tokenizer, prompts, new=new, stops=stops, until=metric.until, device=device)
         yield list(zip(group, told, strict=True))
 
 

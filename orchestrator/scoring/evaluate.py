@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,9 +63,21 @@ def put(
     Each batch of answers is kept on disk before the next is asked for. One engine takes any number of tasks.
     """
     items, metric, encoded = asks
-    told = dict(track(_asking(engine, items, metric, ends, kept), "asking", len(items)))
+    told = (
+        {} if metric.kind == "loss" else dict(track(_asking(engine, items, metric, ends, kept), "asking", len(items)))
+    )
     by_id = dict(zip((row.id for row in encoded), engine.losses(encoded, track=track), strict=True))
-    return judge(items, [told[place] for place in range(len(items))], metric), [by_id.get(item.id) for item in items]
+    losses = [by_id.get(item.id) for item in items]
+    if metric.kind == "loss":
+        return [_likely(item, loss) for item, loss in zip(items, losses, strict=True)], losses
+    return judge(items, [told[place] for place in range(len(items))], metric), losses
+
+
+def _likely(item: Item, loss: float | None) -> Scored:
+    """Scored by how likely the gold answer is: more is better, as with every score."""
+    if loss is None:
+        raise UserError(f"data: the model's context has no room for the answer of {item.id!r}; leave such rows out")
+    return Scored(item.id, item.prompt, "", "", item.gold, -loss, category=item.category)
 
 
 def _asking(
@@ -106,7 +118,7 @@ def asked(
     Rows whose question alone fills the model's `context` have no loss.
     """
     examples = data.read(rows)
-    items, judged = questions(examples, template, tokenizer, metric_of(metric), choices)
+    items, judged = questions(examples, template, tokenizer, Metric.of(metric), choices)
     return Asked(items, judged, fitted(examples, template, tokenizer, context).rows)
 
 
@@ -127,7 +139,8 @@ def write(
             )  # fmt: skip
     with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
         for row, loss in zip(scored, losses, strict=True):
-            file.write(json.dumps({**asdict(row), "loss": loss}, ensure_ascii=False) + "\n")
+            fields = {name: value for name, value in asdict(row).items() if value or name not in ("also", "category")}
+            file.write(json.dumps({**fields, "loss": loss}, ensure_ascii=False) + "\n")
     known = [loss for loss in losses if loss is not None]
     result = {
         "score": sum(row.score for row in scored) / len(scored),
@@ -137,8 +150,19 @@ def write(
         "not_asked": sum(row.answer == NOT_ASKED for row in scored),
         "metric": f"{metric['kind']},{metric['filter_name']}",
     }
+    if metric.get("also"):
+        result["also"] = {name: _mean(row.also[name] for row in scored) for name in metric["also"]}
+    if len(categories := sorted({row.category for row in scored})) > 1:
+        result["by_category"] = {
+            name: _mean(row.score for row in scored if row.category == name) for name in categories
+        }
     (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
 
 
 def questions(
@@ -151,8 +175,10 @@ def questions(
     items = []
     for one in examples:
         prompt, ids = question(one, template, tokenizer)
-        ways = tuple(tuple(choice_ids(one, choice, ids, template, tokenizer)) for choice in choices)
-        items.append(Item(one.id, prompt, one.gold, tuple(choices), tuple(ids), ways))
+        offered = one.choices or tuple(choices)
+        ways = tuple(tuple(choice_ids(one, choice, ids, template, tokenizer)) for choice in offered)
+        more = (one.references, one.before, one.tests, one.category)
+        items.append(Item(one.id, prompt, one.gold, offered, tuple(ids), ways, *more))
     if metric.kind == "exact_match" and metric.pattern is None:
         golds = [
             choice_ids(one, one.gold, list(item.ids), template, tokenizer)
@@ -160,11 +186,6 @@ def questions(
         ]
         metric = replace(metric, max_new_tokens=min(metric.max_new_tokens, max(map(len, golds)) + 1))
     return items, metric
-
-
-def metric_of(fields: dict[str, Any]) -> Metric:
-    """The metric of a step's config."""
-    return Metric(**{**fields, "ignore": tuple(fields["ignore"])})
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -32,9 +32,17 @@ def tokens_at_once(model: Any, device: torch.device) -> int:
 
 @torch.no_grad()
 def answered(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, new: int, stops: Sequence[int], device: Any
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new: int,
+    stops: Sequence[int],
+    device: Any,
+    until: Sequence[str] = (),
 ) -> list[Said]:
-    """The answers to some prompts' ids, all at once; each ends with a stop or after `new` tokens."""
+    """The answers to some prompts' ids, all at once; each ends with a stop, before a text of `until`, or after `new`
+    tokens."""
     rows = [torch.tensor(list(ids)) for ids in prompts]
     ids = pad_sequence(rows, True, stops[0], "left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")

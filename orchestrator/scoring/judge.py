@@ -1,4 +1,4 @@
-"""Scores that compare with published ones, so lm-eval judges them: its filters and its metrics on what a model said.
+"""Scores that compare with published ones, so lm-eval judges them: its filters, and its metrics where it has them.
 
     scored = judge(items, said, metric)         # said: texts, or the log-likelihood of each choice
 
@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.scoring.figures import FIGURES, code_of
 from orchestrator.tasks.metric import Metric
 
+OF_LM_EVAL = ("exact_match", "multiple_choice")
 NOT_ASKED = "[too long to be asked]"
 
 
@@ -29,6 +31,10 @@ class Item:
     choices: tuple[str, ...] = ()  # empty for generation
     ids: tuple[int, ...] = ()
     choice_ids: tuple[tuple[int, ...], ...] = ()
+    references: tuple[str, ...] = ()
+    before: str = ""  # and `tests`, around an answer that is a program
+    tests: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Scored:
     gold: str
     score: float
     cut: bool = False
+    also: dict[str, float] = field(default_factory=dict)  # further figures of the same answer
+    category: str = ""
 
 
 def check(items: Sequence[Item], metric: Metric) -> None:
@@ -59,12 +67,14 @@ def check(items: Sequence[Item], metric: Metric) -> None:
     for item in items:
         if metric.kind == "multiple_choice" and item.gold.strip() not in item.choices:
             raise UserError(f"data: example {item.id!r} has gold {item.gold!r}; it must be in {item.choices}")
+        if metric.kind == "pass_at_1" and not item.tests.strip():
+            raise UserError(f"data: example {item.id!r} has no tests to run; no answer to it can be scored")
 
 
 def room(item: Item, metric: Metric) -> int:
     """Tokens that a question and its answer may take."""
     longest = max(map(len, item.choice_ids), default=0)
-    return len(item.ids) + (longest if metric.kind == "multiple_choice" else metric.max_new_tokens)
+    return len(item.ids) + (metric.max_new_tokens if metric.writes else longest)
 
 
 def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[Scored]:
@@ -74,54 +84,87 @@ def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[S
     check(items, metric)
     pairs = [(item, one) for item, one in zip(items, said, strict=True) if one.asked]
     if not pairs:
-        return [_unasked(item) for item in items]  # lm-eval refuses an empty task
+        return [_unasked(item, metric) for item in items]  # lm-eval refuses an empty task
     evaluate, recorded, task = _harness()
     rows = rows_of([item for item, _ in pairs])
     config = protocol(metric) | {"custom_dataset": lambda: {"test": Dataset.from_list(rows)}}
+    if metric.kind not in OF_LM_EVAL:
+        config["process_results"] = functools.partial(_figures, metric, _run([*pairs] if metric.runs else []))
     tasks = {"tasks": {metric.kind: task(config=config)}}  # rows in memory: no file, no cache
     samples = evaluate(lm=recorded([one for _, one in pairs]), task_dict=tasks, bootstrap_iters=0)["samples"]
     found = {
-        item.id: _scored(item, one, sample) for (item, one), sample in zip(pairs, samples[metric.kind], strict=True)
+        item.id: _scored(item, one, metric, sample)
+        for (item, one), sample in zip(pairs, samples[metric.kind], strict=True)
     }
-    return [found.get(item.id) or _unasked(item) for item in items]
+    return [found.get(item.id) or _unasked(item, metric) for item in items]
+
+
+def _figures(
+    metric: Metric, ran: dict[tuple[str, str], float], row: dict[str, Any], answers: list[str]
+) -> dict[str, float]:
+    """What lm-eval is given for the metrics that it doesn't have."""
+    (answer,) = answers
+    return {
+        name: ran[row["prompt"], answer] if name == "pass_at_1" else FIGURES[name](answer, row)
+        for name in (metric.kind, *metric.also)
+    }
+
+
+def _run(pairs: Sequence[tuple[Item, Said]]) -> dict[tuple[str, str], float]:
+    """Whether each answer's program passes its tests, all of them in sandboxes; by question and answer."""
+    from orchestrator.scoring.sandbox import ended_well
+
+    programs = [f"{item.before}{code_of(one.text)}\n{item.tests}" for item, one in pairs]
+    return {
+        (item.prompt, one.text): float(passed)
+        for (item, one), passed in zip(pairs, ended_well(programs) if programs else [], strict=True)
+    }
 
 
 def rows_of(items: Sequence[Item]) -> list[dict[str, Any]]:
     """The items as the protocol's columns."""
-    return [{"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices} for item in items]
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        rows.append({"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices})
+        if any(one.references for one in items):
+            rows[-1]["references"] = item.references
+    return rows
 
 
 def protocol(metric: Metric) -> dict[str, Any]:
-    """What lm-eval is told about a metric, as values that YAML can hold: all of a task but its rows."""
+    """What lm-eval is told about a metric, as values that YAML can hold: all of a task but its rows and our figures."""
     filters: list[dict[str, Any]] = [{"function": "take_first"}]
     if metric.kind == "multiple_choice":
-        name, config = "acc", {"output_type": metric.kind, "doc_to_choice": "choices", "target_delimiter": ""}
+        names, config = ["acc"], {"output_type": metric.kind, "doc_to_choice": "choices", "target_delimiter": ""}
     else:
-        settings: Any = {"until": [], "max_gen_toks": metric.max_new_tokens}
-        name, config = "exact_match", {"output_type": "generate_until", "generation_kwargs": settings}
-        regex = {"function": "regex", "regex_pattern": metric.pattern, "group_select": -1}
-        filters.insert(0, regex if metric.pattern is not None else {"function": "remove_whitespace"})
+        settings: Any = {"until": list(metric.until), "max_gen_toks": metric.max_new_tokens}
+        names, config = [metric.kind, *metric.also], {"output_type": "generate_until", "generation_kwargs": settings}
+        if metric.pattern is not None:
+            filters.insert(0, {"function": "regex", "regex_pattern": metric.pattern, "group_select": -1})
+        elif not metric.runs:
+            filters.insert(0, {"function": "remove_whitespace"})
+    ignored = {"regexes_to_ignore": list(metric.ignore)} if metric.kind in OF_LM_EVAL else {}
     return config | {
         "test_split": "test",
         "doc_to_text": "prompt",  # the name of a column; anything else is rendered as a Jinja template
         "doc_to_target": "gold",
-        "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True, "regexes_to_ignore": list(metric.ignore)}
-        ],
+        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True, **ignored} for name in names],
         "filter_list": [{"name": metric.filter_name, "filter": filters}],
     }
 
 
-def _scored(item: Item, said: Said, sample: dict[str, Any]) -> Scored:
+def _scored(item: Item, said: Said, metric: Metric, sample: dict[str, Any]) -> Scored:
     output, answer = said.text, sample["filtered_resps"][0]
     if said.logs:
         output = answer = item.choices[said.logs.index(max(said.logs))]  # the first of equals, as acc has it
-    value = float(sample["acc" if said.logs else "exact_match"])
-    return Scored(item.id, item.prompt, output, answer, item.gold.strip(), value, said.cut)
+    value = float(sample["acc" if said.logs else metric.kind])
+    also: dict[str, float] = {name: float(sample[name]) for name in metric.also}
+    return Scored(item.id, item.prompt, output, answer, item.gold.strip(), value, said.cut, also, item.category)
 
 
-def _unasked(item: Item) -> Scored:
-    return Scored(item.id, item.prompt, "", NOT_ASKED, item.gold.strip(), 0.0)
+def _unasked(item: Item, metric: Metric) -> Scored:
+    also: dict[str, float] = dict.fromkeys(metric.also, 0.0)
+    return Scored(item.id, item.prompt, "", NOT_ASKED, item.gold.strip(), 0.0, also=also, category=item.category)
 
 
 @functools.cache

@@ -88,7 +88,7 @@ def _counted_rows(recipe: Recipe, seeds_alone: bool) -> Lengths:
     seed, train, validation, test = (
         used_rows(recipe, splits, split) for split in ("seed", "train", "validation", "test")
     )
-    new, choices = _answers(task)
+    new, choices = _answers(task, test)
     return Lengths(
         _rows(seed, template, theirs, recipe.measure.max_tokens),
         _rows(train, template, own, recipe.finetune.max_tokens),
@@ -105,8 +105,10 @@ def at_hand(choice: TaskChoice) -> bool:
     return known is None or known.source == "generated" or choice.data is not None
 
 
-def _answers(task: Task) -> tuple[int, int]:
-    return (0, len(task.choices)) if task.choices else (task.metric.max_new_tokens, 0)
+def _answers(task: Task, rows: Sequence[Example] = ()) -> tuple[int, int]:
+    if task.metric.kind == "multiple_choice":
+        return 0, len(task.choices) or max((len(row.choices) for row in rows), default=4)
+    return task.metric.max_new_tokens if task.metric.writes else 0, 0
 
 
 def _rows(rows: Sequence[Example], template: TemplateName, tokenizer: Any, most: int) -> tuple[Row, ...]:

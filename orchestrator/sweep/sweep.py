@@ -151,7 +151,7 @@ def run_sweep(
             "key": plan.key,
             "commit": commit(),
             "task": ready.task.name,
-            "metric": f"{ready.task.metric.kind},{ready.task.metric.filter_name}",
+            "metric": ready.task.metric.name,
             "fit": ready.fit,
             "computed_in": [f"teacher {ready.dtypes['teacher']}", f"student {ready.dtypes['student']}"],
             "date": TODAY.isoformat() if sweep.recipe.task.template == "chat" else None,  # that templates are told

@@ -4,8 +4,11 @@ from orchestrator.tasks.base import Task
 from orchestrator.tasks.chat import chat_task
 from orchestrator.tasks.demo import TASK as DEMO
 from orchestrator.tasks.gsm8k import TASK as GSM8K
+from orchestrator.tasks.humaneval import TASK as HUMANEVAL
+from orchestrator.tasks.mbpp import TASK as MBPP
 from orchestrator.tasks.mmlu import TASK as MMLU
+from orchestrator.tasks.super_ni import TASK as SUPER_NI
 
-TASKS: dict[str, Task] = {task.name: task for task in (DEMO, GSM8K, MMLU)}
+TASKS: dict[str, Task] = {task.name: task for task in (DEMO, GSM8K, MMLU, SUPER_NI, HUMANEVAL, MBPP)}
 
 __all__ = ["TASKS", "Task", "chat_task"]

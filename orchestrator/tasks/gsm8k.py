@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from orchestrator.tasks.base import Task
+from orchestrator.tasks.base import Example, Message, Task
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
+
+HEADING = "Answer the following question."
 
 
 def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:
@@ -19,7 +23,7 @@ def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:
     return {
         "id": f"gsm_{split}_{place}",
         "messages": [
-            {"role": "user", "content": f"Answer the following question.\n\nQuestion: {source['question'].strip()}"},
+            {"role": "user", "content": f"{HEADING}\n\nQuestion: {source['question'].strip()}"},
             {"role": "assistant", "content": f"Answer: {solution} So the answer is {answer}."},
         ],
         "answer": answer,
@@ -34,11 +38,40 @@ def load() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def solved() -> list[Example]:
+    """The eight solved examples of chain-of-thought prompting (arXiv 2201.11903), as lm-eval's gsm8k_cot has them."""
+    import lm_eval
+    import yaml
+
+    path = Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
+    samples = yaml.safe_load(path.read_text(encoding="utf-8"))["fewshot_config"]["samples"]
+    return [
+        Example(
+            id=f"cot_{place}",
+            messages=(
+                Message(role="user", content=f"{HEADING}\n\nQuestion: {one['question']}"),
+                Message(role="assistant", content=f"Answer: {one['target']}"),
+            ),
+        )
+        for place, one in enumerate(samples)
+    ]
+
+
+def under_one_heading(example: Example, shots: Sequence[Example]) -> Example:
+    """The solved questions before this one, in one turn, as the published evaluations have them."""
+    questions = [one.messages[0].content.removeprefix(f"{HEADING}\n\n") for one in (*shots, example)]
+    parts = [f"{asked}\n{shot.messages[1].content}" for asked, shot in zip(questions[:-1], shots, strict=True)]
+    turn = Message(role="user", content="\n\n".join([HEADING.replace("question", "questions"), *parts, questions[-1]]))
+    return example.model_copy(update={"messages": (turn, *example.messages[1:])})
+
+
 TASK = Task(
     name="gsm8k",
-    about="grade-school word problems, zero-shot chain of thought",
+    about="grade-school word problems, by chain of thought",
     source="openai/gsm8k",
     load=load,
+    shown=under_one_heading,
+    solved=solved,
     test_rows=1319,
     metric=Metric(
         "exact_match",
@@ -46,5 +79,6 @@ TASK = Task(
         pattern=r"[Tt]he answer is \$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)",
         max_new_tokens=512,
         ignore=(",", r"\$", r"\.$"),
+        until=("Question:",),  # a model that asks itself the next one has ended its answer
     ),
 )

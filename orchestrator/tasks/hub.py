@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.errors import UserError
 
 
-def hub_rows(name: str, config: str, split: str) -> Iterable[dict[str, Any]]:
+def hub_rows(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
     """The rows of a split. UserError that names the data set and what is missing where it can't be had."""
     import datasets
 

@@ -3,21 +3,81 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from orchestrator.errors import UserError
+
+Kind = Literal["exact_match", "multiple_choice", "contains", "normalized_match", "rouge_l", "pass_at_1", "loss"]
+LATER = ("also", "until")  # fields that say nothing where they are empty: results of before them are found again
+WORDS = {  # what a user may name, for rows of their own
+    "exact_match": "exact_match",
+    "contains": "contains",
+    "rouge_l": "rouge_l",
+    "multiple_choice": "multiple_choice",
+    "loss": "loss",
+}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What counts as right, in lm-eval's terms: a greedy answer equal to gold, or the likeliest choice."""
+    """What counts as right: of a greedy answer, of the likeliest choice, or how likely the gold answer is.
 
-    kind: Literal["exact_match", "multiple_choice"]
+    `exact_match` and `multiple_choice` are lm-eval's own. `also` are figures of the same answers beside the score.
+    """
+
+    kind: Kind
     filter_name: str
     pattern: str | None = None  # the answer is group 1 of its last match; without one, the stripped output
     max_new_tokens: int = 64
     ignore: tuple[str, ...] = ()  # regexes removed from answer and gold before they are compared
+    also: tuple[Kind, ...] = ()
+    until: tuple[str, ...] = ()  # an answer ends before the first of these
 
     def __post_init__(self) -> None:
         # With no group lm-eval's filter takes the whole match, with several the first that is not empty.
         if self.pattern is not None and re.compile(self.pattern).groups != 1:
             raise ValueError(f"pattern {self.pattern!r} must have exactly one group, the answer")
+
+    @property
+    def name(self) -> str:
+        """As records and leaderboards have it."""
+        return f"{self.kind},{self.filter_name}"
+
+    @property
+    def writes(self) -> bool:
+        """Whether a model has to write an answer, and not only to find one likely."""
+        return self.kind not in ("multiple_choice", "loss")
+
+    @property
+    def runs(self) -> bool:
+        """Whether answers are programs, which are run."""
+        return self.kind == "pass_at_1"
+
+    def as_json(self) -> dict[str, Any]:
+        """For a step's config."""
+        fields: dict[str, Any] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+        return {key: value for key, value in fields.items() if value or key not in LATER}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Metric:
+        """From `as_json`."""
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return cls(**plain)
+
+
+def named(text: str) -> Metric:
+    """What a user says of rows of their own: a word, or regex:PATTERN. UserError with the words that there are."""
+    if text.startswith("regex:"):
+        try:
+            return Metric("exact_match", "regex", text.removeprefix("regex:"), max_new_tokens=256)
+        except (ValueError, re.error) as error:
+            raise UserError(f"metric: {text!r}: {error}") from error
+    if text not in WORDS:
+        raise UserError(f"metric: {text!r} is not known; known: {', '.join(WORDS)}, regex:PATTERN")
+    kind: Any = WORDS[text]
+    return Metric(kind, "none", max_new_tokens=256)

@@ -7,6 +7,7 @@ log-likelihoods of A, B, C and D in the same place. Rows whose turn says "The an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.tasks.base import Example, Message, Task
@@ -29,6 +30,7 @@ def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:
         "id": f"mmlu_{split}_{place}",
         "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
         "answer": answer,
+        "category": source["subject"],
     }
 
 
@@ -36,23 +38,32 @@ def load() -> dict[str, list[dict[str, Any]]]:
     """Rows of the hub: MMLU has no training split, so its validation split trains."""
     return {
         split: [row(place, source, name) for place, source in enumerate(hub_rows("cais/mmlu", "all", name))]
-        for split, name in (("train", "validation"), ("test", "test"))
+        for split, name in (("train", "validation"), ("test", "test"), ("dev", "dev"))
     }
 
 
-def letter_only(example: Example) -> Example:
+def letter_only(example: Example, row: dict[str, Any]) -> Example:
     """The same question with the gold letter as the whole answer."""
     turn = Message(role="assistant", content=example.gold)
-    return example.model_copy(update={"messages": (*example.messages[:-1], turn)})
+    return example.model_copy(update={"messages": (*example.messages[:-1], turn), "choices": ()})
+
+
+def under_one_heading(example: Example, shots: Sequence[Example]) -> Example:
+    """The subject's solved questions before this one, in one turn: the benchmark's own form."""
+    heading, _, asked = example.messages[0].content.partition("\n\n")
+    solved = [f"{shot.messages[0].content.partition(chr(10) * 2)[2]} {shot.gold}" for shot in shots]
+    turn = Message(role="user", content="\n\n".join([heading, *solved, asked]))
+    return example.model_copy(update={"messages": (turn, *example.messages[1:])})
 
 
 TASK = Task(
     name="mmlu",
-    about="multiple choice over 57 subjects, zero-shot",
+    about="multiple choice over 57 subjects",
     source="cais/mmlu",
     load=load,
     test_rows=14_042,
     adapt=letter_only,
+    shown=under_one_heading,
     choices=LETTERS,
     loss_covers="the answer letter and the end-of-sequence token",
     metric=Metric("multiple_choice", filter_name="none"),

@@ -133,8 +133,10 @@ def _unseen(examples: int, level: float = 0.95) -> float:
 
 
 def share_interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:
-    """The same for scores between 0 and 1; where all are equal, Clopper and Pearson's limits for that many examples."""
+    """The same, within 0 and 1 where all scores are; where those are equal, Clopper and Pearson's limits."""
     mean, low, high = interval(scores, level)
+    if scores.min() < 0 or scores.max() > 1:  # a log-likelihood, say: no share
+        return mean, low, high
     if low == high and mean in (0.0, 1.0):
         margin = _unseen(scores.shape[1], level)
         return mean, mean - margin * mean, mean + margin * (1 - mean)

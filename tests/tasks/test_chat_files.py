@@ -108,18 +108,22 @@ def test_rows_without_ids_are_named_by_what_they_say(tmp_path: Path) -> None:
 
 
 def test_no_question_of_the_test_is_learnt(tmp_path: Path) -> None:
-    """Rows that stand in two splits, by their words and not their ids, leave the side that learns."""
-    write(tmp_path / "train.jsonl", [chat(number) for number in range(40)])
+    """Rows that stand in two splits, by their words and not their ids: of files they are named, others leave train."""
+    write(tmp_path / "train.jsonl", [chat(number, id=f"t{number}") for number in range(40)])
     write(tmp_path / "test.jsonl", [chat(number, id=f"other-{number}") for number in range(30, 50)])
-    splits = TASKS["gsm8k"].splits(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"train\.jsonl has questions of test\.jsonl \(t30, t31, t32, t33, t34 and 5 more\)"
+    ):
+        TASKS["gsm8k"].splits(str(tmp_path))
+    fetched = {name: read_jsonl(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    splits = TASKS["gsm8k"].divide(fetched)
     questions = {name: {question(row) for row in rows} for name, rows in splits.items()}
     assert questions["test"] == {f"q{number}" for number in range(30, 50)}
     assert not questions["test"] & (questions["train"] | questions["validation"] | questions["seed"])
     assert not questions["validation"] & (questions["train"] | questions["seed"])
     assert len(questions["train"] | questions["validation"]) == 30
-    write(tmp_path / "test.jsonl", [chat(number) for number in range(40)])
     with pytest.raises(UserError, match="no row is left for train that the test doesn't have too"):
-        TASKS["gsm8k"].splits(str(tmp_path))
+        TASKS["gsm8k"].divide(fetched | {"test": fetched["train"]})
 
 
 SEPARATORS = "one\u2028two\u2029three\x85four"

@@ -199,4 +199,5 @@ def test_a_hub_that_cannot_be_reached_is_the_users_to_mend(monkeypatch: pytest.M
 
 def test_tasks_are_found_by_their_names() -> None:
     """Against each task's own name."""
-    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in ("demo", "gsm8k", "mmlu")}
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
+    assert set(TASKS) == {"demo", "gsm8k", "mmlu", "super_ni", "humaneval", "mbpp"}
