@@ -10,6 +10,7 @@ Answers come a batch at a time, so that none is lost with the next.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from orchestrator.scoring import budgets, generation, likelihoods
 from orchestrator.scoring.judge import Item, Said, Scored, judge, room
 from orchestrator.step import Track, silent
 from orchestrator.tasks.metric import Metric
-from orchestrator.tasks.template import Encoded, alike
+from orchestrator.tasks.template import Encoded
 
 Some = list[tuple[int, Said]]  # an item's place, and what was said to it
 
@@ -35,9 +36,18 @@ class Engine(Protocol):
     """Who runs a model: transformers is always there. Prompts are ids by then, and judging is no engine's."""
 
     def said(
-        self, items: Sequence[Item], metric: Metric, *, stops: Sequence[int], known: Mapping[str, Said]
+        self,
+        items: Sequence[Item],
+        metric: Metric,
+        *,
+        stops: Sequence[int],
+        known: Mapping[str, Said],
+        golds: Mapping[str, Encoded],
     ) -> Iterator[Some]:
-        """What the model answers, or how likely it finds each choice; of a batch that is all `known`, that."""
+        """What the model answers, or how likely it finds each choice; of a batch that is all `known`, that.
+
+        Where it is asked for choices, `golds` (by the items' ids) tell the gold answers' losses on the way.
+        """
 
     def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
         """Per example, the mean cross-entropy of its gold answer's tokens."""
@@ -51,10 +61,16 @@ class Transformers:
     tokenizer: Any
 
     def said(
-        self, items: Sequence[Item], metric: Metric, *, stops: Sequence[int], known: Mapping[str, Said]
+        self,
+        items: Sequence[Item],
+        metric: Metric,
+        *,
+        stops: Sequence[int],
+        known: Mapping[str, Said],
+        golds: Mapping[str, Encoded],
     ) -> Iterator[Some]:
-        """By `generate`, or by how likely each choice is."""
-        return said(self.model, self.tokenizer, items, metric, stops=stops, known=known)
+        """Token by token, or by how likely each choice is."""
+        return said(self.model, self.tokenizer, items, metric, stops=stops, known=known, golds=golds)
 
     def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
         """By forward passes."""
@@ -77,10 +93,12 @@ def said(
     *,
     stops: Sequence[int],
     known: Mapping[str, Said] | None = None,
+    golds: Mapping[str, Encoded] | None = None,
     together: bool = False,
     device: Any = None,
 ) -> Iterator[Some]:
-    """What a model (PreTrainedModel or PeftModel) says to the items, batch by batch.
+    """What a model (PreTrainedModel or PeftModel) says to the items, batch by batch; to choices with the losses of
+    those `golds` that are given.
 
     Of a batch that is all `known` (by the items' ids) those answers are told and nothing is computed.
     Batches are the same however many are known, so that rounding is. `together`: all in one, as ranks do that wait for
@@ -94,7 +112,7 @@ def said(
     chosen = [items[place] for place in fit]
     with evaluating(model):
         if not metric.writes:
-            some = _likeliest(model, chosen, known, together, device, stops[0])
+            some = _likeliest(model, chosen, known, golds or {}, together, device, stops[0])
         else:
             some = _generated(model, tokenizer, chosen, metric, stops, known, together, device)
         for batch in some:
@@ -144,39 +162,53 @@ def _generated(
     together: bool,
     device: Any,
 ) -> Iterator[Some]:
-    lengths, new = [len(item.ids) for item in items], metric.max_new_tokens
-    groups = (
-        [list(range(len(items)))] if together else alike(lengths, generation.tokens_at_once(model, device), more=new)
-    )
-    for group in groups:
+    options: Any = {"new": metric.max_new_tokens, "stops": stops, "until": metric.until, "device": device}
+    if together:
+        told = generation.answered_in_step(model, tokenizer, [item.ids for item in items], **options)
+        yield list(enumerate(told))
+        return
+    tokens = generation.tokens_at_once(model, device)
+    for group, at_once in budgets.turns([len(item.ids) for item in items], metric.max_new_tokens, tokens, device.type):
         asked = [items[place] for place in group]
         if all(item.id in known for item in asked):
             yield [(place, known[items[place].id]) for place in group]
             continue
         prompts = [item.ids for item in asked]
-        told = generation.answered(model, tokenizer, prompts, new=new, stops=stops, until=metric.until, device=device)
-        yield list(zip(group, told, strict=True))
+        for place, one in generation.answered(model, tokenizer, prompts, at_once=at_once, **options):
+            yield [(group[place], one)]
 
 
 def _likeliest(
-    model: Any, items: Sequence[Item], known: Mapping[str, Said], together: bool, device: Any, pad: int
+    model: Any,
+    items: Sequence[Item],
+    known: Mapping[str, Said],
+    golds: Mapping[str, Encoded],
+    together: bool,
+    device: Any,
+    pad: int,
 ) -> Iterator[Some]:
-    """Each item once the last of its choices has gone through the model."""
+    """Each item once the last of its choices, and its gold answer, have gone through the model."""
     if told := [(place, known[item.id]) for place, item in enumerate(items) if item.id in known]:
         yield told
     asked = [(place, choice) for place, item in enumerate(items) for choice in item.choice_ids]
     rows = [
         Encoded("", [*items[place].ids, *choice], [-100] * len(items[place].ids) + [*choice]) for place, choice in asked
     ]
-    done = {at for at, (place, _) in enumerate(asked) if items[place].id in known}
-    logs: dict[int, dict[int, float]] = {}
+    own = [place for place, item in enumerate(items) if item.id in golds]
+    rows += [golds[items[place].id] for place in own]
+    of = [*(place for place, _ in asked), *own]  # whose each row is
+    whole = Counter(of)
+    done = {at for at, place in enumerate(of) if items[place].id in known}
+    logs: dict[int, dict[int, torch.Tensor]] = {}
     tokens = None if together else budgets.TOKENS
     for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device, known=done):
-        whole: Some = []
+        some: Some = []
         for at, found in ((at, found) for at, found in batch if at not in done):
-            place = asked[at][0]
-            mine = logs.setdefault(place, {})
-            mine[at] = float(found.sum())
-            if len(mine) == len(items[place].choice_ids):
-                whole.append((place, Said(logs=tuple(mine[key] for key in sorted(mine)))))
-        yield whole
+            mine = logs.setdefault(of[at], {})
+            mine[at] = found
+            if len(mine) == whole[of[at]]:
+                chosen = tuple(float(mine[key].sum()) for key in sorted(mine) if key < len(asked))
+                loss = [-float(mine[key].mean()) for key in mine if key >= len(asked)]
+                some.append((of[at], Said(logs=chosen, loss=loss[0] if loss else None)))
+        if some:
+            yield some

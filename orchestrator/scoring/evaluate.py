@@ -63,10 +63,12 @@ def put(
     Each batch of answers is kept on disk before the next is asked for. One engine takes any number of tasks.
     """
     items, metric, encoded = asks
-    told = (
-        {} if metric.kind == "loss" else dict(track(_asking(engine, items, metric, ends, kept), "asking", len(items)))
-    )
-    by_id = dict(zip((row.id for row in encoded), engine.losses(encoded, track=track), strict=True))
+    golds, told = {row.id: row for row in encoded}, dict[int, Said]()
+    if metric.kind != "loss":
+        told = dict(track(_asking(engine, asks, golds, ends, kept), "asking", len(items)))
+    by_id = {items[place].id: one.loss for place, one in told.items() if one.loss is not None}
+    rest = [row for row in encoded if row.id not in by_id]
+    by_id |= dict(zip((row.id for row in rest), engine.losses(rest, track=track), strict=True))
     losses = [by_id.get(item.id) for item in items]
     if metric.kind == "loss":
         return [_likely(item, loss) for item, loss in zip(items, losses, strict=True)], losses
@@ -81,11 +83,11 @@ def _likely(item: Item, loss: float | None) -> Scored:
 
 
 def _asking(
-    engine: Engine, items: Sequence[Item], metric: Metric, ends: Sequence[int], kept: Path
+    engine: Engine, asks: Asked, golds: dict[str, Encoded], ends: Sequence[int], kept: Path
 ) -> Iterator[tuple[int, Said]]:
     """Each item's place and what was said, of a batch once it is on disk."""
-    known = read_said(kept)
-    for some in engine.said(items, metric, stops=ends, known=known):
+    known, items = read_said(kept), asks.items
+    for some in engine.said(items, asks.metric, stops=ends, known=known, golds=golds):
         new = [(items[place].id, one) for place, one in some if items[place].id not in known]
         with kept.open("a", encoding="utf-8") as file:
             file.write("".join(f"\n{json.dumps({'id': id, **asdict(one)})}" for id, one in new) + "\n")

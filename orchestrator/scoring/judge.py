@@ -44,6 +44,7 @@ class Said:
     text: str = ""
     cut: bool = False  # the text had not ended when it had as many tokens as it may have
     logs: tuple[float, ...] = ()  # of each choice the sum of its tokens' log-probabilities
+    loss: float | None = None  # of the gold answer, where that is known by the way
     asked: bool = True  # False: the question and an answer don't fit into the model's context, so it is wrong
 
 

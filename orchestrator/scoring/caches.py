@@ -1,0 +1,98 @@
+"""Keys and values of rows that come and go: what is kept of tokens that a model has seen, so that none is seen twice.
+
+    cache = held(model)                                 # empty
+    model(ids, past_key_values=cache)                   # (rows, tokens): now it has them
+    cache = taken([(cache, [0, 2])], width=7)           # rows 0 and 2, the last 7 places of each
+
+Rows are aligned at their ends, so that a row's places are next to each other and windows of attention are as they
+would be alone. transformers' own cache copies all that it has with every token; this one has room for some more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+FEW = 16  # tokens in common that are not worth a pass of their own
+SPARE = 64  # tokens for which a buffer has room at the least, before it grows
+Part = tuple[Cache, Sequence[int]]
+
+
+class Held(DynamicLayer):  # type: ignore[misc, unused-ignore]
+    """One layer's keys and values (rows, heads, tokens, head_dim): the begins of buffers that are longer."""
+
+    keys: Tensor
+    values: Tensor
+    buffers: list[Tensor]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Both as they are with these at their ends."""
+        if not self.is_initialized:
+            self.begin([_buffer(key_states, 0), _buffer(value_states, 0)], 0)
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if end > self.buffers[0].shape[2]:
+            self.buffers = [_grown(one, end) for one in (self.keys, self.values)]
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = new
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def begin(self, buffers: Sequence[Tensor], tokens: int) -> None:
+        """With the first so many places of these."""
+        self.lazy_initialization(*buffers)
+        self.buffers = list(buffers)
+        self.keys, self.values = (buffer[:, :, :tokens] for buffer in buffers)
+
+
+def _buffer(like: Tensor, tokens: int, rows: int | None = None) -> Tensor:
+    """Room for so many tokens and some more: zeros, since what is masked may not be NaN either."""
+    return like.new_zeros(rows or like.shape[0], like.shape[1], tokens + max(SPARE, tokens // 8), like.shape[3])
+
+
+def _grown(some: Tensor, tokens: int) -> Tensor:
+    buffer = _buffer(some, tokens)
+    buffer[:, :, : some.shape[2]] = some
+    return buffer
+
+
+def held(model: Any) -> Cache:
+    """An empty cache for all of a model's layers: each keeps all tokens, those beyond a window of attention too."""
+    return Cache(layers=[Held() for _ in range(model.config.num_hidden_layers)])
+
+
+def looks_back(model: Any) -> float:
+    """How many tokens the shortest-sighted of a model's layers sees: of more, those that are left out would count."""
+    config = model.config
+    if getattr(config, "layer_types", None) == ["full_attention"] * config.num_hidden_layers:
+        return math.inf
+    return getattr(config, "sliding_window", None) or math.inf
+
+
+def taken(parts: Sequence[Part], width: int) -> Cache:
+    """These rows of these caches, of each the last `width` places; what a shorter cache lacks is zero at the front."""
+    found = Cache(layers=[])
+    for place in range(len(parts[0][0].layers)):
+        layer, names = Held(), ("keys", "values")
+        layer.begin(
+            [_gathered([(getattr(cache.layers[place], name), rows) for cache, rows in parts], width) for name in names],
+            width,
+        )
+        found.layers.append(layer)
+    return found
+
+
+def _gathered(parts: Sequence[tuple[Tensor, Sequence[int]]], width: int) -> Tensor:
+    buffer = _buffer(parts[0][0], width, sum(len(rows) for _, rows in parts))
+    start = 0
+    for tensor, rows in parts:
+        own = min(width, tensor.shape[2])
+        index = torch.tensor(list(rows), device=tensor.device)
+        buffer[start : start + len(rows), :, width - own : width] = tensor[:, :, tensor.shape[2] - own :][index]
+        start += len(rows)
+    return buffer
