@@ -24,8 +24,9 @@ from orchestrator.export.source import CONFIG, WEIGHTS, Source, protocol_of
 from orchestrator.models import adapters
 from orchestrator.models.dtypes import dtype_name, name_of
 from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
+from orchestrator.scoring import figures
 from orchestrator.scoring.evaluate import questions, read_metrics
-from orchestrator.scoring.judge import Item, protocol, rows_of
+from orchestrator.scoring.judge import OF_LM_EVAL, Item, protocol, rows_of
 from orchestrator.store.files import placing
 from orchestrator.student.card import write_card
 from orchestrator.tasks import rows as data
@@ -33,6 +34,10 @@ from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import stops, tokenize
 from orchestrator.transfer.lowrank import product_svd
 
+NOT_TOLD = {
+    "pass_at_1": "it would run what a model wrote outside of any sandbox",
+    "loss": "the loss of gold answers is no metric of its tasks",
+}
 BATCH = 8  # of the command that is told; in float32 no score depends on it
 WHOLE = """    from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = (kind.from_pretrained("<this folder>") for kind in (AutoModelForCausalLM, AutoTokenizer))"""
@@ -48,6 +53,11 @@ def test_split(**_):
     lines = (Path(__file__).parent / "rows.jsonl").read_text(encoding="utf-8").split("\\n")
     return {"test": Dataset.from_list([json.loads(line) for line in lines if line])}
 '''
+RESULTS = """
+
+def results(row, answers):
+    return {{name: FIGURES[name](answers[0], row) for name in {names}}}
+"""
 PLAIN = {"bias": "none", "lora_bias": False, "modules_to_save": None, "use_dora": False, "rank_pattern": {}}
 PLAIN |= {"alpha_pattern": {}, "fan_in_fan_out": False, "target_parameters": None, "trainable_token_indices": None}
 
@@ -77,6 +87,8 @@ def check_source(source: Source, student: Checkpoint | None, rank: int | None, *
         raise UserError(f"rank: the adapter has {other} = {config[other]}; only plain LoRA is compressed, leave it out")
     if asks and (source.evaluation is None or protocol_of(source.evaluation)[1] is None):
         raise UserError(f"lm-eval: no store has the rows that {source.folder} was scored on; give a sweep's name")
+    if asks and source.evaluation and (kind := protocol_of(source.evaluation)[0]["metric"]["kind"]) in NOT_TOLD:
+        raise UserError(f"lm-eval: {NOT_TOLD[kind]}; leave --lm-eval out")
 
 
 def merge(source: Source, student: Checkpoint, target: Path) -> dict[str, Any]:
@@ -169,7 +181,12 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
 
     with placing(target, "lm-eval") as folder:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        (folder / "task.yaml").write_text(text + "custom_dataset: !function rows.test_split\n", encoding="utf-8")
+        text += "custom_dataset: !function rows.test_split\n"
+        if metric.kind not in OF_LM_EVAL:
+            text += "process_results: !function figures.results\n"
+            own = Path(figures.__file__).read_text(encoding="utf-8") + RESULTS.format(names=(metric.kind, *metric.also))
+            (folder / "figures.py").write_text(own, encoding="utf-8")
+        (folder / "task.yaml").write_text(text, encoding="utf-8")
         (folder / "rows.py").write_text(ROWS)
         rows = [outside(item, row, tokenizer) for item, row in zip(items, rows_of(items), strict=True)]
         lines = [json.dumps({"id": item.id, **row}, ensure_ascii=False) for item, row in zip(items, rows, strict=True)]
@@ -185,9 +202,9 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
             about += " `student` is the student with a head of its own, since lm-eval can't adapt a tied one."
         load = command("THIS_FOLDER/student" if untied else public_name(source.student), "ADAPTER", "THIS_FOLDER")
         write_card(folder, _public(source), about=about, load=f"    {load}")
-    figures, model = read_metrics(source.evaluation), str(target / "student") if untied else student.folder
-    return {"folder": str(target), "task": name, "examples": len(items), "score": figures["score"], "untied": untied,
-            "metric": figures["metric"], "command": command(model, str(adapter), str(target))}  # fmt: skip
+    scores, model = read_metrics(source.evaluation), str(target / "student") if untied else student.folder
+    return {"folder": str(target), "task": name, "examples": len(items), "score": scores["score"], "untied": untied,
+            "metric": scores["metric"], "command": command(model, str(adapter), str(target))}  # fmt: skip
 
 
 def _write_untied(student: Checkpoint, adapter: Path, folder: Path) -> bool:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from orchestrator.scoring import budgets
+
 FEW = 16  # tokens in common that are not worth a pass of their own
 SPARE = 64  # tokens for which a buffer has room at the least, before it grows
 Part = tuple[Cache, Sequence[int]]
@@ -66,6 +68,17 @@ def held(model: Any) -> Cache:
     return Cache(layers=[Held() for _ in range(model.config.num_hidden_layers)])
 
 
+def tokens_at_once(model: Any, device: torch.device) -> int:
+    """Of how many tokens a device affords to keep keys and values."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * heads * head_dim * next(model.parameters()).element_size()
+    if device.type != "cuda":
+        return budgets.on_cpu(each)
+    return budgets.affordable(torch.cuda.mem_get_info(device)[0], each)
+
+
 def looks_back(model: Any) -> float:
     """How many tokens the shortest-sighted of a model's layers sees: of more, those that are left out would count."""
     config = model.config
@@ -74,8 +87,11 @@ def looks_back(model: Any) -> float:
     return getattr(config, "sliding_window", None) or math.inf
 
 
-def taken(parts: Sequence[Part], width: int) -> Cache:
-    """These rows of these caches, of each the last `width` places; what a shorter cache lacks is zero at the front."""
+def taken(parts: Sequence[Part], width: int, *, spent: bool = False) -> Cache:
+    """These rows of these caches, of each the last `width` places; what a shorter cache lacks is zero at the front.
+
+    `spent`: nobody needs the caches any more, and each layer goes with its successor's coming.
+    """
     found = Cache(layers=[])
     for place in range(len(parts[0][0].layers)):
         layer, names = Held(), ("keys", "values")
@@ -84,6 +100,9 @@ def taken(parts: Sequence[Part], width: int) -> Cache:
             width,
         )
         found.layers.append(layer)
+        if spent:
+            for cache, _ in parts:
+                cache.layers[place] = None
     return found
 
 

@@ -24,6 +24,7 @@ from orchestrator.models.adapters import wearing
 from orchestrator.models.borrowed import borrowed
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring import budgets, generation, likelihoods
+from orchestrator.scoring.caches import tokens_at_once
 from orchestrator.scoring.judge import Item, Said, Scored, judge, room
 from orchestrator.step import Track, silent
 from orchestrator.tasks.metric import Metric
@@ -167,7 +168,7 @@ def _generated(
         told = generation.answered_in_step(model, tokenizer, [item.ids for item in items], **options)
         yield list(enumerate(told))
         return
-    tokens = generation.tokens_at_once(model, device)
+    tokens = tokens_at_once(model, device)
     for group, at_once in budgets.turns([len(item.ids) for item in items], metric.max_new_tokens, tokens, device.type):
         asked = [items[place] for place in group]
         if all(item.id in known for item in asked):

@@ -18,23 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from orchestrator.scoring import budgets
 from orchestrator.scoring.caches import FEW, held, looks_back, taken
 from orchestrator.scoring.judge import Said
 
 TAIL = 8  # tokens more than a text of `until` has characters: it lies in so many, if it is the last
-
-
-def tokens_at_once(model: Any, device: torch.device) -> int:
-    """As many as the device affords, with their answers."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = next(model.parameters()).element_size()
-    each = 2 * config.num_hidden_layers * heads * head_dim * width
-    if device.type != "cuda":
-        return budgets.on_cpu(each)
-    return budgets.affordable(torch.cuda.mem_get_info(device)[0], each)
 
 
 @dataclass
@@ -71,7 +58,7 @@ def answered(
             new_rows = [_Row(place, count) for place, count in zip(places, more, strict=True)]
             old: list[Any] = [(cache, range(len(rows)))] if cache else []
             rows = [*rows, *new_rows]
-            cache = taken([*old, (fresh, range(len(new_rows)))], max(row.tokens for row in rows))
+            cache = taken([*old, (fresh, range(len(new_rows)))], max(row.tokens for row in rows), spent=True)
             _write(new_rows, logits)
         else:
             ids = torch.tensor([[row.said[-1]] for row in rows], device=device)
@@ -86,7 +73,7 @@ def answered(
         if ended:
             stay = [at for at in range(len(rows)) if at not in ended]
             rows = [rows[at] for at in stay]
-            cache = taken([(cache, stay)], max(row.tokens for row in rows)) if rows and cache else None
+            cache = taken([(cache, stay)], max(row.tokens for row in rows), spent=True) if rows and cache else None
 
 
 def _shared(model: Any, prompts: Sequence[Sequence[int]], device: Any) -> tuple[int, Any]:

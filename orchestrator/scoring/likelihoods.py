@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.scoring.budgets import LOGITS, TOKENS
-from orchestrator.scoring.caches import FEW, held, looks_back, taken
+from orchestrator.scoring.caches import FEW, held, looks_back, taken, tokens_at_once
 from orchestrator.tasks.template import Encoded
 from orchestrator.transfer.sensitivity import widened
 
@@ -111,6 +111,7 @@ class _Pass:
         self, model: Any, rows: Sequence[Encoded], pad: int, tokens: int | None, device: Any, known: Container[int]
     ) -> None:
         self.model, self.rows, self.pad, self.tokens, self.device, self.known = model, rows, pad, tokens, device, known
+        self.held = tokens_at_once(model, torch.device(device))
         self.logits = LOGITS // (model.config.vocab_size * next(model.parameters()).element_size())
         self.left = [sum(label != -100 for label in row.labels[1:]) for row in rows]
         self.logs: list[list[tuple[int, Tensor]]] = [[] for _ in rows]
@@ -134,18 +135,20 @@ class _Pass:
             wanted = [at for at, _ in one.wanted(self.rows)]
             both = [*places, *wanted]
             span, count = (max(both) + 1 - min(both) if both else 0), len(batch) + 1
-            many = self.tokens is not None and batch and count * self._each(batch[0]) > self.tokens
-            if batch and self.tokens is not None and (many or span * count > self.logits):
+            if (
+                batch
+                and self.tokens is not None
+                and (
+                    count * len(batch[0].ids) > self.tokens
+                    or count * max(each.start + len(each.ids) for each in [*batch, one]) > self.held
+                    or count * span > self.logits
+                )
+            ):
                 yield batch
                 batch, both = [], wanted
             batch, places = [*batch, one], both
         if batch:
             yield batch
-
-    @staticmethod
-    def _each(one: Stretch) -> int:
-        """What a stretch costs beside others: its tokens, and a part of those before it, whose keys are copied."""
-        return len(one.ids) + one.start // PART
 
     def _forward(self, batch: list[Stretch], seen: Seen | None) -> Seen:
         width = max(len(one.ids) for one in batch)

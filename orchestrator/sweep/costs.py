@@ -157,19 +157,22 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     g, b, seconds, most = student.geometry, student.width, 0.0, 0
     cache, fixed = 2 * g.layers * g.size("key") * b, student.parameters * b + 4 * _adapter(student, rank)
     room = (hardware.trial or hardware.memory) - fixed
-    tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.ANSWERS
-    for group in alike([row.asked for row in rows], tokens, more=lengths.new) if not lengths.choices else ():
-        count, longest = len(group), rows[group[0]].asked
+    tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.on_cpu(cache)
+    device = "cuda" if hardware.cuda else "cpu"
+    turns = budgets.turns([row.asked for row in rows], lengths.new, tokens, device) if lengths.new else ()
+    for group, at_once in turns:
+        count, longest = min(at_once, len(group)), rows[group[0]].asked
         logits = count * g.vocab * (b + 8)
         prefill = student.forward_bytes(count * longest, logits) + cache * count * longest
         most = max(most, prefill, cache * count * (longest + lengths.new) + logits)
-        steps = lengths.new * max(STEP if hardware.cuda else 0.0, 2 * student.multiplied * count / hardware.flops)
-        seconds += 2 * student.multiplied * count * longest / hardware.flops + steps
-    asked = rows if not lengths.choices else [*rows, *(Row(row.asked + 1, row.asked) for row in rows)]
-    for group in alike([row.tokens for row in asked], budgets.TOKENS):
-        count, longest, kept = _batch([asked[place] for place in group])
+        each = lengths.new * max(STEP if hardware.cuda else 0.0, 2 * student.multiplied * count / hardware.flops)
+        asked = 2 * student.multiplied * sum(rows[place].asked for place in group) / hardware.flops
+        seconds += asked + each * math.ceil(len(group) / count)
+    for group in alike([row.tokens for row in rows], budgets.TOKENS):
+        count, longest, kept = _batch([rows[place] for place in group])
         wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
-        most = max(most, student.forward_bytes(count * longest, wide))
+        seen = 2 * cache * min(tokens, count * longest) if lengths.choices else 0  # a question's, and its choices'
+        most = max(most, student.forward_bytes(count * longest, wide) + seen)
         seconds += 2 * student.multiplied * count * longest / hardware.flops
     need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b, hardware.process)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)

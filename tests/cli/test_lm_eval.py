@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -40,9 +41,20 @@ def of_last_two(row: Example) -> Example:
     return row.model_copy(update={"answer": row.answer[-2:]})
 
 
+def of_several(row: Example) -> Example:
+    """The letter alone is right, and half of it after the one before it in the alphabet."""
+    before = chr(ord(row.answer) - 1)
+    return row.model_copy(update={"references": (row.answer, f"{before} {row.answer}")})
+
+
 TASKS: dict[str, tuple[Metric, tuple[str, ...], Callable[[Example], Example]]] = {
     "whole": (Metric("exact_match", "whole-answer", max_new_tokens=12), (), lambda row: row),
     "pattern": (Metric("exact_match", "pairs", r"([a-z]{2})", max_new_tokens=9, ignore=("q",)), (), of_last_two),
+    "rouge": (
+        Metric("rouge_l", "none", max_new_tokens=9, also=("normalized_match",)),
+        (),
+        lambda row: of_several(of_letters(row)),
+    ),
     "choice": (Metric("multiple_choice", "none"), ("A", "B", "C", "D"), of_letters),
 }
 
@@ -94,16 +106,25 @@ def test_lm_evals_own_command_gives_the_score_of_every_example(
     if kind == "whole":  # six letters and the end: more can't be right, and would only cost time
         assert "max_gen_toks: 7\n" in (tmp_path / "task dir/task.yaml").read_text()
     (tmp_path / "task dir").rename(tmp_path / "moved")  # to another machine, say
-    result, samples = lm_eval(tmp_path, told["command"].replace("task dir", "moved"))
-    name = {"whole": "exact_match,whole-answer", "pattern": "exact_match,pairs", "choice": "acc,none"}[kind]
+    result, by_task = lm_eval(tmp_path, told["command"].replace("task dir", "moved"))
+    samples = by_task[told["task"]]
+    name = {
+        "whole": "exact_match,whole-answer",
+        "pattern": "exact_match,pairs",
+        "choice": "acc,none",
+        "rouge": "rouge_l,none",
+    }[kind]
     assert result[told["task"]][name] == pytest.approx(figures["score"])
     ours = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     assert [sample[name.split(",")[0]] for sample in samples] == [row["score"] for row in ours]
     assert [sample["doc"]["id"] for sample in samples] == [row["id"] for row in ours]
+    if kind == "rouge":
+        assert result[told["task"]]["normalized_match,none"] == pytest.approx(figures["also"]["normalized_match"])
+        assert 0 < figures["also"]["normalized_match"] < figures["score"]
 
 
-def lm_eval(folder: Path, command: str) -> tuple[Any, list[Any]]:
-    """The command as it was told, with its answers kept: the results, and the samples in the rows' order."""
+def lm_eval(folder: Path, command: str) -> tuple[Any, dict[str, list[Any]]]:
+    """The command as it was told, with its answers kept: the results, and by task the samples in the rows' order."""
     words = shlex.split(command)
     words[0] = str(Path(sys.executable).with_name("lm_eval"))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -112,6 +133,9 @@ def lm_eval(folder: Path, command: str) -> tuple[Any, list[Any]]:
     done = subprocess.run([*words, *more], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (results,) = folder.glob("answers/**/results_*.json")
-    (samples,) = folder.glob("answers/**/samples_*.jsonl")
-    rows = [json.loads(line) for line in samples.read_text().split("\n") if line]
-    return json.loads(results.read_text())["results"], sorted(rows, key=lambda row: row["doc_id"])
+    found = {}
+    for samples in folder.glob("answers/**/samples_*.jsonl"):
+        rows = [json.loads(line) for line in samples.read_text().split("\n") if line]
+        name = re.sub(r"^samples_|_[0-9T.-]+$", "", samples.stem)
+        found[name] = sorted(rows, key=lambda row: row["doc_id"])
+    return json.loads(results.read_text())["results"], found

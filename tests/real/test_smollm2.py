@@ -53,7 +53,8 @@ def test_from_teacher_to_lm_evals_own_number(
     code, out, err = pkt("export", told["adapter"], "--lm-eval", "task", "--lora", "lora", "--store", "kept", "--json")
     assert code == 0, err
     written = json.loads(out)["written"]["lm_eval"]
-    result, samples = lm_eval(tmp_path, written["command"])
+    result, by_task = lm_eval(tmp_path, written["command"])
+    samples = by_task[written["task"]]
     name = "acc,none" if task == "mmlu" else "exact_match,strict-match"
     assert result[written["task"]][name] == told["score"]
     ours = [json.loads(line) for line in Path(told["examples_file"]).read_text().splitlines()]
