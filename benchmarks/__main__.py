@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from benchmarks import blocks, commands, gpu_sensitivity, orchestration, plan, sensitivity, sharding
+from benchmarks import blocks, commands, gpu_sensitivity, orchestration, plan, scoring, sensitivity, sharding
 
 ALL = {"sensitivity": sensitivity.main, "blocks": blocks.main, "commands": commands.main}
 ALL |= {
     "plan": plan.main,
     "sharding": sharding.main,
     "orchestration": orchestration.main,
+    "scoring": scoring.main,
     "gpu_sensitivity": gpu_sensitivity.main,
 }
 

@@ -28,5 +28,9 @@ def tasks(as_json: o.Json = False) -> int:
     for name, row in rows.items():
         typer.echo(f"{name}: {row['about']}")
         typer.echo(f"    metric {row['metric']}; loss covers {row['loss_covers']}; rows from {row['source']}")
-    typer.echo('FILE.jsonl: any chats, one {"messages": [...]} a line; exact match of the whole answer, and its loss')
+    typer.echo(
+        'FILE.jsonl: any chats, one {"messages": [...]} a line; --metric exact_match (of the whole answer, by default),'
+    )
+    typer.echo("    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`) or loss")
+    typer.echo("NAME:8 shows 8 solved examples before each question that is scored; mbpp and humaneval need --run-code")
     return 0

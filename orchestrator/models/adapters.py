@@ -92,6 +92,31 @@ def wearing(model: nn.Module, folder: Path | None) -> Iterator[Any]:
     take_off(peft_model)
 
 
+@contextmanager
+def folded(peft_model: Any) -> Iterator[None]:
+    """The adapter within the weights, for as long as nothing is learnt: its own products are not formed at every token.
+
+    Each weight is a sum of its own meanwhile, tied ones too, and then the very tensor of before again. In a type that
+    is narrower than float32 the sum would be rounded, and answers with it: there all stays as it is.
+    """
+    layers = lora_layers(peft_model) if hasattr(peft_model, "peft_config") else {}
+    if any(layer.base_layer.weight.dtype not in (torch.float32, torch.float64) for layer in layers.values()):
+        layers = {}
+    before = {name: layer.base_layer.weight for name, layer in layers.items()}
+    try:
+        with torch.no_grad():
+            for layer in layers.values():
+                (active,) = layer.active_adapters
+                whole = layer.base_layer.weight + layer.get_delta_weight(active)
+                layer.base_layer.weight = nn.Parameter(whole, requires_grad=False)
+                layer.enable_adapters(False)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.base_layer.weight = before[name]
+            layer.enable_adapters(True)
+
+
 def take_off(peft_model: Any) -> None:
     """The model below is the stock one again, bit for bit: what an adapter computes is never written into it."""
     peft_model.unload()

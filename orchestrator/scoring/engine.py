@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
-from orchestrator.models.adapters import wearing
+from orchestrator.models.adapters import folded, wearing
 from orchestrator.models.borrowed import borrowed
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring import budgets, generation, likelihoods
@@ -82,7 +82,7 @@ class Transformers:
 def loaded(model: str, adapter: Path | None, *, dtype: str) -> Iterator[Engine]:
     """The engine for a checkpoint folder with an adapter on it; what was loaded before in this process is taken."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network:
+    with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network, folded(network):
         yield Transformers(network, load_tokenizer(model))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,8 +49,7 @@ def evaluate(
     An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
     UserError where a loss is not finite.
     """
-    tokenizer = load_tokenizer(model)
-    asks = asked(rows, template, tokenizer, metric, choices, context_of(model))
+    tokenizer, asks = load_tokenizer(model), asked(rows, template, model, metric, choices)
     with loaded(model, adapter, dtype=dtype) as engine:
         scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track)
     return write(folder, scored, losses, metric, trained=adapter is not None)
@@ -112,16 +112,20 @@ def said_of(fields: dict[str, Any]) -> Said:
     return Said(**fields | {"logs": tuple(fields["logs"])})
 
 
-def asked(
-    rows: Path, template: TemplateName, tokenizer: Any, metric: dict[str, Any], choices: list[str], context: int
-) -> Asked:
+def asked(rows: Path, template: TemplateName, model: str, metric: dict[str, Any], choices: Sequence[str]) -> Asked:
     """The questions of some rows, how their answers are judged, and the rows as the loss wants them.
 
-    Rows whose question alone fills the model's `context` have no loss.
+    Rows whose question alone fills the model's context have no loss. They are cut into tokens once a process, and not
+    for every trial: rows lie in a folder that is named by their contents.
     """
-    examples = data.read(rows)
-    items, judged = questions(examples, template, tokenizer, Metric.of(metric), choices)
-    return Asked(items, judged, fitted(examples, template, tokenizer, context).rows)
+    return _asked(rows, template, model, json.dumps(metric), tuple(choices))
+
+
+@functools.lru_cache(maxsize=8)
+def _asked(rows: Path, template: TemplateName, model: str, metric: str, choices: tuple[str, ...]) -> Asked:
+    examples, tokenizer = data.read(rows), load_tokenizer(model)
+    items, judged = questions(examples, template, tokenizer, Metric.of(json.loads(metric)), choices)
+    return Asked(items, judged, fitted(examples, template, tokenizer, context_of(model)).rows)
 
 
 def context_of(model: str) -> int:

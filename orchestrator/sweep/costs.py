@@ -156,6 +156,7 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     """
     g, b, seconds, most = student.geometry, student.width, 0.0, 0
     cache, fixed = 2 * g.layers * g.size("key") * b, student.parameters * b + 4 * _adapter(student, rank)
+    fixed += sum(n * m for n, m in _adapted(student)) * b if b >= 4 else 0  # sums of weights and adapter
     room = (hardware.trial or hardware.memory) - fixed
     tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.on_cpu(cache)
     device = "cuda" if hardware.cuda else "cpu"

@@ -56,7 +56,7 @@ def teacher_score(
 ) -> dict[str, Any]:
     """The files of an evaluation, of the teacher as it is."""
     tokenizer, context = load_tokenizer(model), context_of(model)
-    items, judged, encoded = asked(rows, template, tokenizer, metric, choices, context)
+    items, judged, encoded = asked(rows, template, model, metric, choices)
     fit = [item for item in items if room(item, judged) <= context]
     along = {row.id: row for row in encoded}
     rows_asked = [along[item.id] for item in fit if item.id in along]

@@ -140,3 +140,35 @@ def test_a_start_without_its_module_is_refused() -> None:
     wrong = {"model.layers.9.mlp.up_proj": (torch.ones(2, RANK), torch.ones(RANK, 2))}
     with pytest.raises(KeyError, match=r"layers\.9"):
         attached(tiny("llama"), starts=wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folded_into_the_weights_it_is_the_same_model_and_comes_out_again(family: str) -> None:
+    """Outputs as with the adapter beside, tied matrices apart; afterwards every tensor is the one that it was."""
+    model = tiny(family)
+    worn = attached(model)
+    train(worn)
+    worn.eval()
+    ids = batch()["input_ids"]
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in worn.state_dict(keep_vars=True).items()}
+    with torch.no_grad():
+        beside = worn(ids).logits
+        with adapters.folded(worn):
+            within = worn(ids).logits
+            assert float((within - beside).abs().max()) < 1e-4 * float(beside.abs().max())
+            assert all(layer.disable_adapters for layer in adapters.lora_layers(worn).values())
+        assert torch.equal(worn(ids).logits, beside)
+    after = worn.state_dict(keep_vars=True)
+    assert {name: tensor.data_ptr() for name, tensor in after.items()} == {name: at for name, (at, _) in before.items()}
+    assert all(torch.equal(after[name], was) for name, (_, was) in before.items())
+
+
+def test_what_rounding_would_change_is_not_folded() -> None:
+    """In bfloat16 a sum of weight and adapter loses what the adapter has: outputs stay the very same bits."""
+    worn = attached(tiny("llama").bfloat16(), changes_base=False)
+    train(worn)
+    ids = batch()["input_ids"]
+    with torch.no_grad():
+        beside = worn.eval()(ids).logits
+        with adapters.folded(worn):
+            assert torch.equal(worn(ids).logits, beside)

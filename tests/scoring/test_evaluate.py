@@ -92,7 +92,8 @@ def test_several_tasks_are_put_to_a_model_that_is_loaded_once(
     with loaded(ready[0].student.folder, adapter, dtype="float32") as engine:
         for step in steps:
             kept_rows, config = materialise(step.inputs["rows"], Store(tmp_path)), step.config
-            asks = questions_of(kept_rows, config["template"], tokenizer, config["metric"], config["choices"], 512)
+            folder = ready[0].student.folder
+            asks = questions_of(kept_rows, config["template"], folder, config["metric"], config["choices"])
             ends = stops(config["template"], tokenizer)
             found.append(put(engine, asks, ends, tmp_path / f"{step.fingerprint}.jsonl"))
     assert loads == [ready[0].student.folder]
