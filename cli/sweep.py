@@ -19,6 +19,7 @@ def sweep(
     task: o.Task = None,
     data: o.Data = None,
     template: o.Template = None,
+    tasks: o.Tasks = None,
     metric: o.Metric = None,
     run_code: o.RunCode = None,
     seeds: o.Seeds = None,
@@ -80,7 +81,7 @@ def sweep(
         teacher, student, task, data, template, seeds, skip_bad, metric, run_code
     ) | {
         "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr), "search": search,
-        "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
+        "tasks": o.listed(tasks), "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip
     axes = o.axes_of(arms, rank, layers, structure, modules)
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.models.families import FAMILIES, pairs
-from orchestrator.prepare.ready import Ready, Who
+from orchestrator.prepare.ready import Ready, Who, template_of
 from orchestrator.prepare.rows import used_rows
 from orchestrator.recipe import Recipe
 from orchestrator.scoring.evaluate import evaluate
@@ -213,19 +213,25 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
 
 
 def evaluate_step(
-    recipe: Recipe, ready: Ready, split: Split, who: Who = "student", adapter: Step | None = None
+    recipe: Recipe,
+    ready: Ready,
+    split: Split,
+    who: Who = "student",
+    adapter: Step | None = None,
+    beside: str | None = None,
 ) -> Step:
-    """The score of a model as it is, or with an adapter, on a split."""
-    rows, scored = used_rows(recipe, ready.splits, split), ready.checkpoint(who)
+    """The score of a model as it is, or with an adapter, on a split; or on the task `beside` that isn't trained."""
+    task, rows = ready.beside[beside] if beside else (ready.task, used_rows(recipe, ready.splits, split))
+    scored = ready.checkpoint(who)
     own = who == "teacher" and adapter is None
     return Step(
         "evaluate",
         teacher_score if own else evaluate,
         needs="ranks" if own else "model",
         config={
-            "template": recipe.task.template,
-            "metric": ready.task.metric.as_json(),
-            "choices": list(ready.task.choices),
+            "template": template_of(recipe, task),
+            "metric": task.metric.as_json(),
+            "choices": list(task.choices),
             "dtype": _dtype(recipe, ready, who),
         },
         inputs={"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {}),

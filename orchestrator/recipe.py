@@ -210,6 +210,8 @@ class Sweep(Section):
         None, gt=0, le=1
     )  # the smallest difference that would matter: the plan says if it can show
     baseline: str = "lora"
+    tasks: tuple[TaskChoice, ...] = ()  # scored beside the one that is trained: what the training costs elsewhere
+    margin: float = Field(0.02, gt=0)  # of a score: what counts as none there
     tuned_teacher: bool = False  # fine-tune the teacher on the task, too: its row is the gate's
     gate: float | None = Field(None, ge=0, le=1)  # the least score at which the teacher counts as knowing the task
     max_trials: int = Field(48, ge=1)

@@ -107,7 +107,8 @@ def folded(peft_model: Any) -> Iterator[None]:
         with torch.no_grad():
             for layer in layers.values():
                 (active,) = layer.active_adapters
-                whole = layer.base_layer.weight + layer.get_delta_weight(active)
+                up, down = factors_of(layer)
+                whole = torch.addmm(layer.base_layer.weight, up, down, alpha=layer.scaling[active])
                 layer.base_layer.weight = nn.Parameter(whole, requires_grad=False)
                 layer.enable_adapters(False)
         yield

@@ -6,8 +6,8 @@ check(recipe, ready)          # whether this trial can be done with them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +16,16 @@ from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.prepare.native import workers_have_bfloat16
-from orchestrator.prepare.rows import find_rows, used_rows
+from orchestrator.prepare.rows import find_beside, find_rows, used_rows
 from orchestrator.prepare.shapes import check_shapes
-from orchestrator.recipe import Recipe
+from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scoring.evaluate import questions
 from orchestrator.scoring.judge import check as check_items
 from orchestrator.scoring.judge import room
 from orchestrator.tasks import Task
-from orchestrator.tasks.base import Example, Split
-from orchestrator.tasks.template import fitted
+from orchestrator.tasks.base import Example, Split, draw
+from orchestrator.tasks.template import TemplateName, fitted
+from orchestrator.tasks.text import windows
 
 Who = Literal["teacher", "student"]
 
@@ -39,6 +40,7 @@ class Ready:
     splits: dict[Split, list[Example]]
     fit: dict[Split, dict[str, int]]  # by split: rows, and how many had too little room
     dtypes: dict[Who, str]  # what each is computed in: as the recipe says, or what suits the machines that do the work
+    beside: Mapping[str, tuple[Task, list[Example]]] = field(default_factory=dict)  # scored only, by name
     recompute: bool = False  # what "auto" means for gradient checkpointing: what the plan found
 
     def dtype(self, who: Who, asked: str = "auto") -> str:
@@ -59,22 +61,49 @@ def prepare(
     say: Callable[[str], None] = lambda line: None,
     recompute: bool = False,
     *,
+    beside: Sequence[TaskChoice] = (),
     seeds_alone: bool = False,
 ) -> Ready:
     """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
 
-    `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
+    `beside`: tasks that are scored, and not trained on. `seeds_alone`: only the teacher is asked, so that no other rows
+    are needed. UserError for the first fault.
     """
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
     task, splits = find_rows(recipe, seeds_alone=seeds_alone)
+    others = _others(recipe, task, beside)
     teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
     fit, native = _fit(recipe, teacher, student, task, splits), workers_have_bfloat16()
     dtypes: dict[Who, str] = {
         "teacher": dtype_name(teacher.config, recipe.measure.dtype, native=native),
         "student": dtype_name(student.config, recipe.finetune.dtype, native=native),
     }
-    return Ready(teacher, student, task, splits, fit, dtypes, recompute)
+    reader = load_tokenizer(student.folder)
+    for name, (other, rows) in others.items():
+        if template_of(recipe, other) == "text":
+            rows = windows(rows, reader, student.config.max_position_embeddings)
+            others[name] = (other, rows)
+        check_items(*questions(rows, template_of(recipe, other), reader, other.metric, other.choices))
+    return Ready(teacher, student, task, splits, fit, dtypes, others, recompute)
+
+
+def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[str, tuple[Task, list[Example]]]:
+    """By their names, as many rows of each as are scored of the one that is trained on."""
+    found: dict[str, tuple[Task, list[Example]]] = {}
+    for choice in beside:
+        allowed = choice.run_code or recipe.task.run_code
+        other, rows = find_beside(choice.model_copy(update={"run_code": allowed}), recipe.task.data)
+        if other.name in (task.name, *found):
+            raise UserError(f"tasks: {other.name} is scored already; leave it out")
+        most = recipe.evaluate.examples
+        found[other.name] = (other, draw(rows, most) if most else rows)
+    return found
+
+
+def template_of(recipe: Recipe, task: Task) -> TemplateName:
+    """As a task's rows are shown: a text as it is."""
+    return "text" if task.metric.filter_name == "text" else recipe.task.template
 
 
 def _fit(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.recipe import Recipe, TaskChoice
-from orchestrator.tasks import TASKS, Task, chat_task
+from orchestrator.tasks import TASKS, Task, chat_task, text_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
 from orchestrator.tasks.metric import Metric
 
@@ -34,11 +34,29 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
     return task, {"seed": splits["seed"]} if seeds_alone else splits
 
 
+def find_beside(choice: TaskChoice, near: str | None) -> tuple[Task, list[Example]]:
+    """A task that is only scored, and its test rows: a known one, a file of chats, or the parts of a .txt.
+
+    `near`: the folder of the rows that are trained on, or one with a folder a task.
+    """
+    path = Path(choice.name).expanduser()
+    if path.suffix == ".txt":
+        return text_task(path)
+    if choice.name not in TASKS:
+        task, splits = find_task(choice)
+        return task, splits["test"]
+    known, beside = TASKS[choice.name], [Path(near or ".") / choice.name, Path(near or ".").parent / choice.name]
+    own = next((str(folder) for folder in beside if near and folder.is_dir()), None)
+    return _as_asked(known, choice), known.test(choice.data or own, choice.shots)
+
+
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
     """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
     if choice.name in TASKS:
         known = TASKS[choice.name]
-        return _as_asked(known, choice), known.splits(choice.data, choice.shots)
+        inside = Path(choice.data or ".").expanduser() / choice.name  # of a folder with a folder a task
+        data = str(inside) if choice.data and inside.is_dir() else choice.data
+        return _as_asked(known, choice), known.splits(data, choice.shots)
     path = Path(choice.name).expanduser()
     if path.suffix == ".jsonl" or path.is_file():
         return chat_task(path, choice.metric or "exact_match", choice.shots)

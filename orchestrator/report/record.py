@@ -15,7 +15,7 @@ from orchestrator.report.evidence import manifest
 from orchestrator.store import Store
 from orchestrator.store.directory import held
 from orchestrator.store.files import appearing
-from orchestrator.verdict.estimates import Result
+from orchestrator.verdict.estimates import Beside, Result
 from orchestrator.verdict.words import label
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
@@ -129,10 +129,19 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     cut=float(np.mean([line.get("cut", False) for some in lines for line in some])),
                     clipped=clipped,
                     grad_norm=grad_norm,
+                    beside={name: _scores(store, keys) for name, keys in row.get("beside", {}).items()},
                     other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
                 )
             )
     return found
+
+
+def _scores(store: Store, keys: list[str]) -> Beside:
+    """Of the trials that were scored there."""
+    there = {seed: folder for seed, key in enumerate(keys) if (folder := store.find("evaluate", key))}
+    rows = [read_examples(folder) for folder in there.values()]
+    ids = tuple(line["id"] for line in rows[0]) if rows else ()
+    return Beside(tuple(there), np.array([[line["score"] for line in some] for some in rows]), ids)
 
 
 def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:

@@ -42,6 +42,7 @@ def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
         _rows(evidence, record["baseline"]),
         "<h2>What the verdict rests on</h2>",
         _rests(told),
+        _paid(told),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -121,6 +122,46 @@ def _section(key: str, pictures: Sequence[Any], evidence: Evidence) -> str:
     )
     read = READ[key] if own else "" if gone else LEFT_OUT[key]
     return f"<section><h2>{SECTIONS[key]}</h2><p>{escape(read)}</p>{_list(gone)}{drawings}</section>"
+
+
+MOST_NAMED = 12  # examples that went wrong
+
+
+def _paid(told: Verdict) -> str:
+    """What the chosen rows' trainings cost on tasks that were not trained on."""
+    if not told.costs:
+        return ""
+    head = [
+        "arm",
+        "task",
+        "untouched",
+        "difference",
+        "95 %",
+        "p",
+        f"p beyond {told.costs[0].margin:g}",
+        "",
+        "lost",
+        "won",
+    ]
+    rows = [
+        [
+            one.arm, one.task, f"{one.before:.3f}", f"{one.delta:+.3f}", _span(one.ci95, "+"), f"{one.p:.3f}",
+            f"{one.p_beyond:.3f}", one.outcome,
+            *((f"{one.flips.lost:.1%}", f"{one.flips.won:.1%}") if one.flips else ("-", "-")),
+        ]
+        for one in told.costs
+    ]  # fmt: skip
+    wrong = [
+        f"{one.arm} on {one.task}, right before and wrong after: "
+        + ", ".join(f"{name} ({count} of {one.seeds})" for name, count in list(one.flips.wrong.items())[:MOST_NAMED])
+        for one in told.costs
+        if one.flips and one.flips.wrong
+    ]
+    about = (
+        "Against the untouched student, over seeds and examples; both p-values are Holm's. “Forgot nothing” is claimed"
+        " where the difference is significantly within the margin both ways."
+    )
+    return f"<h2>What it cost elsewhere</h2><p>{about}</p>{_table(head, rows, 'cost')}{_list(wrong)}"
 
 
 def _rows(evidence: Evidence, baseline: str) -> str:

@@ -64,7 +64,10 @@ class Cell:
     def trial(
         self, ready: Ready, split: Split, *, lr: float, seed: int, stage: str, shares: Sequence[float] = (1.0,)
     ) -> Trial:
-        """This cell at a learning rate and a random seed, scored on a split after the last of these training shares."""
+        """This cell at a learning rate and a random seed, scored on a split after the last of these training shares.
+
+        What is scored on the test split is scored on the sweep's further tasks, too: the student's rows.
+        """
         from orchestrator import pipeline
         from orchestrator.sweep.runner import Trial
 
@@ -84,7 +87,19 @@ class Cell:
         }
         more = {"lr": lr, "seed": seed} if self.adapted else {}
         more |= {"share": round(shares[-1], 3)} if shares[-1] < 1 else {}
-        return Trial(self.name(**more), step, params)
+        name = self.name(**more)
+        if split != "test" or self.who != "student":
+            return Trial(name, step, params)
+        after = [
+            Trial(
+                f"{name}, {task}",
+                pipeline.evaluate_step(recipe, ready, split, self.who, adapter, task),
+                {**params, "stage": "beside", "task.name": task, "run": name},
+                of=step.fingerprint,
+            )
+            for task in ready.beside
+        ]
+        return Trial(name, step, params, tuple(after))
 
 
 def cells_of(sweep: Sweep) -> tuple[Cell, ...]:

@@ -28,7 +28,7 @@ from orchestrator.store import Store
 from orchestrator.store.directory import LATE
 from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.kept import Weights
-from orchestrator.sweep.labbook import trial_record
+from orchestrator.sweep.labbook import beside_record, trial_record
 from orchestrator.sweep.screen import Screen
 from orchestrator.sweep.work import under_way
 from orchestrator.tasks.rows import light
@@ -43,6 +43,8 @@ class Trial:
     label: str
     step: Step
     params: dict[str, Any] = field(default_factory=dict)
+    after: tuple[Trial, ...] = ()  # scores of the same adapter elsewhere: whoever has trained it goes on with them
+    of: str | None = None  # the fingerprint of the trial that this one is `after`
 
 
 @dataclass
@@ -123,7 +125,7 @@ class Runner:
                     self._weights.let_go(trial.step)
                     self.tell(trial)
                     tick(trial.label)
-                    looked.extend(then(trial))
+                    looked.extend([*trial.after, *then(trial)])
                 else:
                     queue.append(trial)
             return [[[trial]] for trial in queue[before:]]
@@ -132,7 +134,7 @@ class Runner:
             first = missing(trials)
             if first and (before := len(asked) - len(queue)):
                 self.screen.say(f"{before} of {total} trials were finished before")
-            self._run(first, tick, lambda index, *_: missing(then(queue[index])))
+            self._run(first, tick, lambda index, *_: missing([*queue[index].after, *then(queue[index])]))
 
     def search(
         self,
@@ -286,6 +288,9 @@ class Runner:
     def tell(self, trial: Trial) -> None:
         """Record a finished trial, once."""
         if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
+            return
+        if trial.of:
+            self.tracker.put(beside_record(self.store, f"{self.key}/{trial.of}", self.key, trial.params, trial.step))
             return
         weights = self._weights.needed(trial.step)
         record = trial_record(self.store, self.key, trial.label, trial.params, trial.step, weights=weights)

@@ -20,7 +20,7 @@ from orchestrator.cluster.searches import FAILED, Halving, Proposals
 from orchestrator.prepare.ready import Ready
 from orchestrator.recipe import Asha, Grid, Optuna, Sweep
 from orchestrator.store.files import appearing
-from orchestrator.sweep.cells import Cell, check_rungs, tuning_of
+from orchestrator.sweep.cells import Cell, check_rungs, seeds_of, tuning_of
 from orchestrator.sweep.groups import Group, fine_tunings, rates_of
 from orchestrator.sweep.runner import Runner, Trial
 
@@ -119,6 +119,8 @@ def choose(
             choices[place] = sole = Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False, tried=1)
             first += finals(sole)
     total = fine_tunings(sweep, [cell for group in groups for cell in group.cells])
+    own = (group.cells[0] for group in groups if group.cells[0].who == "student")
+    total += len(ready.beside) * sum(len(seeds_of(sweep, cell)) for cell in own)
     runner.go("trials", first, total, then)
     return choices
 

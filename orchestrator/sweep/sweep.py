@@ -50,7 +50,7 @@ class Plan:
     def of(cls, sweep: Sweep, say: Callable[[str], None] = lambda line: None, recompute: bool = False) -> Plan:
         """UserError for an axis, a value or a combination that can't be; `say` and `recompute` are as of `prepare`."""
         cells_of(sweep)  # what can't be is told before anything is fetched
-        ready = prepare(sweep.recipe, say, recompute)
+        ready = prepare(sweep.recipe, say, recompute, beside=sweep.tasks)
         sweep = _typed(sweep, ready)
         cells = cells_of(sweep)
         for cell in cells:
@@ -86,6 +86,11 @@ class Plan:
         protocol = self.sweep.model_dump(
             mode="json", include={"lr", "repeats", "baseline", "gate", "search", "trials", "tuning_seeds"}
         )
+        if beside := self.ready.beside.items():
+            protocol["margin"] = self.sweep.margin
+            protocol["tasks"] = {
+                name: [task.metric.as_json(), data_step(rows).fingerprint] for name, (task, rows) in beside
+            }
         return fingerprint({"cells": first, "models": models, "validation": validation, **protocol})
 
     @property
@@ -117,13 +122,15 @@ def run_sweep(
         Runner(store, run, plan.tracked, screen, folder) as runner,
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
-        if unscored := [trial for _, trial in references if not runner.metrics(trial)]:
-            runner.go("scoring the untouched models", unscored, len(unscored))
+        wanted = [trial for _, trial in references]
+        if unscored := [one for one in wanted if not all(map(runner.metrics, (one, *one.after)))]:
+            runner.go("scoring the untouched models", unscored, sum(1 + len(one.after) for one in unscored))
         rows = [_row(cell, None, [trial]) for cell, trial in references]
         _ask(plan, rows, store, screen, force)
         runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))
         for _, trial in references:
-            runner.tell(trial)
+            for one in (trial, *trial.after):
+                runner.tell(one)
 
         def ended(trial: Trial) -> None:
             """The gate, once the tuned teacher has its score."""
@@ -156,6 +163,8 @@ def run_sweep(
             "computed_in": [f"teacher {ready.dtypes['teacher']}", f"student {ready.dtypes['student']}"],
             "date": TODAY.isoformat() if sweep.recipe.task.template == "chat" else None,  # that templates are told
             "baseline": sweep.baseline,
+            "tasks": {name: other.metric.name for name, (other, _) in ready.beside.items()},
+            "margin": sweep.margin,
             "gate": _gate(plan, rows, store),
             "sweep": sweep.model_dump(mode="json"),
             "rows": rows,
@@ -205,7 +214,17 @@ def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, An
         "validation": choice and choice.validation,
         "recipe": recipe,
         "trials": [trial.step.fingerprint for trial in trials],
+        "beside": _beside(trials),
     }
+
+
+def _beside(trials: list[Trial]) -> dict[str, list[str]]:
+    """By task, what its trials' adapters were scored by there, in the trials' order."""
+    found: dict[str, list[str]] = {}
+    for trial in trials:
+        for one in trial.after:
+            found.setdefault(one.params["task.name"], []).append(one.step.fingerprint)
+    return found
 
 
 def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from orchestrator.tasks.humaneval import TASK as HUMANEVAL
 from orchestrator.tasks.mbpp import TASK as MBPP
 from orchestrator.tasks.mmlu import TASK as MMLU
 from orchestrator.tasks.super_ni import TASK as SUPER_NI
+from orchestrator.tasks.text import text_task
 
 TASKS: dict[str, Task] = {task.name: task for task in (DEMO, GSM8K, MMLU, SUPER_NI, HUMANEVAL, MBPP)}
 
-__all__ = ["TASKS", "Task", "chat_task"]
+__all__ = ["TASKS", "Task", "chat_task", "text_task"]

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from orchestrator.errors import UserError
 from orchestrator.tasks.base import Example, Message
 
-TemplateName = Literal["plain", "chat"]
+TemplateName = Literal["plain", "chat", "text"]  # text: as it is, and all of it counts
 TODAY = datetime.date(2024, 7, 26)  # for templates that tell the model the date (Llama 3's): never the machine's own
 DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")  # how they ask for it
 
@@ -106,6 +106,9 @@ def fitted(examples: Sequence[Example], template: TemplateName, tokenizer: Any, 
 
 
 def _whole(example: Example, template: TemplateName, tokenizer: Any) -> Encoded:
+    if template == "text":
+        ids = list(tokenize(example.messages[-1].content, tokenizer, verbose=False).input_ids)
+        return Encoded(example.id, ids, ids)
     text = render(example.messages, template, tokenizer)
     places = [place for place, message in enumerate(example.messages) if message.role == "assistant"]
     turns = [_turn(text, example, place, template, tokenizer) for place in places]

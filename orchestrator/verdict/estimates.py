@@ -24,6 +24,15 @@ TINY = 1e-100  # as a p-value: smaller ones are not told apart
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A row's scores (seeds, examples) on a task that it was not trained on, and the examples' ids."""
+
+    seeds: tuple[int, ...]
+    scores: Matrix
+    ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """One leaderboard row's evidence: what was run, and its scores (seeds, examples).
 
@@ -44,6 +53,7 @@ class Result:
     clipped: float | None = None  # share of its optimizer steps whose gradient was cut down, a mean over its trainings
     grad_norm: float | None = None  # their median before that, likewise
     other: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Beside] = field(default_factory=dict)  # by task
 
     def same(self, other: Result, *names: str) -> bool:
         """Whether rank, further axes and these fields agree: what a fair partner shares."""
@@ -130,6 +140,15 @@ def difference(result: Result, partner: Result) -> Estimate | None:
 def _unseen(examples: int, level: float = 0.95) -> float:
     """Clopper and Pearson's limit for a share of which none was seen."""
     return float(1 - ((1 - level) / 2) ** (1 / examples))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values that may each be held against the level, whichever of the hypotheses hold (Holm, 1979)."""
+    result, least = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        result[place] = least
+    return result
 
 
 def share_interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, float]:

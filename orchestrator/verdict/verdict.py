@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.verdict.asked import BOUNDS, OF_TEACHER, Comparison, Outcome, Question, judged_by
-from orchestrator.verdict.estimates import Estimate, Result, difference
+from orchestrator.verdict.cost import MARGIN, Cost, costs
+from orchestrator.verdict.cost import sentence as told_of
+from orchestrator.verdict.estimates import Estimate, Result, difference, holm
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.power import LEVEL, smallest_effect
 from orchestrator.verdict.words import headline, sentence, warnings
@@ -37,6 +39,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...]
     headline: str
     warnings: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()  # on tasks that were not trained on
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -45,7 +48,8 @@ class Verdict:
     def lines(self) -> list[str]:
         """For people."""
         own, count = self.question.arm, len(self.question.against)
-        return [self.headline, *self.warnings, *(f"  {own} {sentence(one, count)}" for one in self.comparisons)]
+        compared = [f"  {own} {sentence(one, count)}" for one in self.comparisons]
+        return [self.headline, *self.warnings, *compared, *(f"  {told_of(one)}" for one in self.costs)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def judge(
     tried: Mapping[str, int] | None = None,
     repeats: int = 0,
     failed: int = 0,
+    margin: float = MARGIN,
 ) -> Verdict:
     """The verdict of a sweep's results. `tried` names every arm that was asked for, with its number of settings."""
     arms = list(tried or dict.fromkeys(one.arm for one in results))
@@ -122,7 +127,8 @@ def judge(
     scores = {arm: float(result.scores.mean()) for arm, result in chosen.items()}
     lost = [arm for arm in (question.arm, *question.against) if arm not in chosen]
     told = headline(question, baseline, comparisons, gate, lost)
-    return Verdict(question, settings, scores, comparisons, told, warnings(gate, chosen, lost))
+    paid = costs(results, chosen, margin=margin, enough=max(repeats, ENOUGH_SEEDS))
+    return Verdict(question, settings, scores, comparisons, told, warnings(gate, chosen, lost), tuple(paid))
 
 
 def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: str | None = None) -> Verdict:
@@ -131,7 +137,7 @@ def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: s
     repeats = record["sweep"]["repeats"]
     return judge(
         results, baseline or record["baseline"], record["gate"], tried=tried, repeats=repeats,
-        failed=len(record["failed"]),
+        failed=len(record["failed"]), margin=record.get("margin", MARGIN),
     )  # fmt: skip
 
 
@@ -141,15 +147,6 @@ def choose(results: Sequence[Result], arm: str) -> Result | None:
     if len(rows) > 1:
         rows = [one for one in rows if one.validation]
     return max(rows, key=lambda one: one.validation or (0.0, 0.0), default=None)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """p-values that may each be held against the level, whichever of the hypotheses hold (Holm, 1979)."""
-    result, least = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
-        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
-        result[place] = least
-    return result
 
 
 def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: Terms, asked: int) -> Comparison:
