@@ -105,6 +105,11 @@ def intent(
         f" {_many(sweep.repeats, 'random seed')} each{bound}).",
         f"Shared by all of them: {_shared(told)}.",
     ]
+    if sweep.tasks:
+        beside = ", ".join(f"{one.name}:{one.shots}" if one.shots else one.name for one in sweep.tasks)
+        lines.append(
+            f"Scored on {beside}, too: the untouched student and each that is compared. The cost leaves that out."
+        )
     if sweep.trials and told["fine_tunings"] < sweep.trials:
         lines.append(
             f"Of {sweep.trials} trials no more are made, so that each arm tries as many settings as the others."

@@ -33,10 +33,7 @@ Task = Annotated[
 Data = Annotated[
     str | None, typer.Option(help="A folder with the task's train.jsonl and test.jsonl, in place of the hub.")
 ]
-Tasks = Annotated[
-    str | None,
-    typer.Option(help="Scored beside the one that is trained: gsm8k:8,mmlu,corpus.txt: what the training costs there."),
-]
+Tasks = Annotated[str | None, typer.Option(help="Scored beside the one that is trained: gsm8k:8,mmlu,corpus.txt")]
 Metric = Annotated[
     str | None,
     typer.Option(help="Of a FILE.jsonl: exact_match, contains, regex:PATTERN, rouge_l, multiple_choice or loss."),

@@ -14,9 +14,16 @@ from orchestrator.tasks.metric import Metric
 
 
 def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Split) -> list[Example]:
-    """The rows of a split that a trial takes: to measure, to train on or to be scored by."""
+    """The rows of a split that a trial takes: to measure, to train on or to be scored by.
+
+    Where more seed examples are asked for than a task sets aside, training rows follow them.
+    """
     most = {"seed": recipe.measure.examples, "train": recipe.finetune.examples}.get(split, recipe.evaluate.examples)
-    return draw(splits[split], most) if most else splits[split]
+    rows = splits[split]
+    if split == "seed" and most and most > len(rows) and "train" in splits and not recipe.measure.seeds:
+        questions = {row.messages[:-1] for row in rows}
+        return [*rows, *draw([row for row in splits["train"] if row.messages[:-1] not in questions], most - len(rows))]
+    return draw(rows, most) if most else rows
 
 
 def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[Split, list[Example]]]:

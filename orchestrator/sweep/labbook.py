@@ -113,14 +113,16 @@ def trial_record(
     )  # fmt: skip
 
 
-def beside_record(store: Store, key: str, sweep: str, params: dict[str, Any], step: Step) -> Record:
+def beside_record(store: Store, sweep: str, trial: str, params: dict[str, Any], step: Step) -> Record:
     """What the run of a trial has to add, once its adapter is scored on another task."""
     folder, task = store.find(step.name, step.fingerprint), str(params["task.name"])
     assert folder is not None
     figures = read_metrics(folder)
     metrics = {f"{task}/score": figures["score"], f"{task}/loss": figures["loss"]}
     time_ms = int((folder / MANIFEST).stat().st_mtime * 1000)
-    return Record(key, str(params["run"]), sweep, metrics=metrics, artifacts=[(str(folder), task)], time_ms=time_ms)
+    return Record(
+        f"{sweep}/{trial}", str(params["run"]), sweep, metrics=metrics, artifacts=[(str(folder), task)], time_ms=time_ms
+    )
 
 
 def _seconds(folder: Path) -> float:

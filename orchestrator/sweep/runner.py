@@ -43,8 +43,8 @@ class Trial:
     label: str
     step: Step
     params: dict[str, Any] = field(default_factory=dict)
-    after: tuple[Trial, ...] = ()  # scores of the same adapter elsewhere: whoever has trained it goes on with them
-    of: str | None = None  # the fingerprint of the trial that this one is `after`
+    after: tuple[Trial, ...] = ()  # scores of its adapter elsewhere, once it is there
+    of: str | None = None  # that one's fingerprint
 
 
 @dataclass
@@ -289,12 +289,11 @@ class Runner:
         """Record a finished trial, once."""
         if self._folder(trial) is None or self.tracker.finished(f"{self.key}/{trial.step.fingerprint}"):
             return
+        weights, made = self._weights.needed(trial.step), (trial.params, trial.step)
         if trial.of:
-            self.tracker.put(beside_record(self.store, f"{self.key}/{trial.of}", self.key, trial.params, trial.step))
-            return
-        weights = self._weights.needed(trial.step)
-        record = trial_record(self.store, self.key, trial.label, trial.params, trial.step, weights=weights)
-        self.tracker.put(record)
+            self.tracker.put(beside_record(self.store, self.key, trial.of, *made))
+        else:
+            self.tracker.put(trial_record(self.store, self.key, trial.label, *made, weights=weights))
 
     def _note(self, trial: Trial) -> None:
         self._labels[trial.step.fingerprint] = trial.label

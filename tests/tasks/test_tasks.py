@@ -14,6 +14,8 @@ from rows import REAL, chat, ids, question, raw, write
 from tiny import tiny
 
 from orchestrator.errors import UserError
+from orchestrator.prepare.rows import used_rows
+from orchestrator.recipe import Recipe
 from orchestrator.scoring.engine import score
 from orchestrator.scoring.evaluate import questions
 from orchestrator.tasks import TASKS, mmlu
@@ -201,3 +203,17 @@ def test_tasks_are_found_by_their_names() -> None:
     """Against each task's own name."""
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
     assert set(TASKS) == {"demo", "gsm8k", "mmlu", "super_ni", "humaneval", "mbpp"}
+
+
+def test_more_seed_examples_than_are_set_aside_are_training_rows(tmp_path: Path) -> None:
+    """From one to 128: the seeds first, none twice, and none that is validated or tested on; a user's file stays."""
+    splits = TASKS["demo"].splits(None)
+    fields = {"teacher": "demo-teacher", "student": "demo-student"}
+    asked = {count: Recipe(**fields, measure={"examples": count}) for count in (1, 32, 128)}
+    found = {count: used_rows(recipe, splits, "seed") for count, recipe in asked.items()}
+    assert [len(rows) for rows in found.values()] == [1, 32, 128]
+    assert found[32] == splits["seed"] == found[128][:32]
+    assert len({question(row) for row in found[128]}) == 128
+    assert {question(row) for row in found[128][32:]} <= {question(row) for row in splits["train"]}
+    own = Recipe(**fields, measure={"examples": 128, "seeds": "mine.jsonl"})
+    assert used_rows(own, splits, "seed") == splits["seed"]
