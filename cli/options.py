@@ -36,8 +36,12 @@ Data = Annotated[
 Tasks = Annotated[str | None, typer.Option(help="Scored beside the one that is trained: gsm8k:8,mmlu,corpus.txt")]
 Metric = Annotated[
     str | None,
-    typer.Option(help="Of a FILE.jsonl: exact_match, contains, regex:PATTERN, rouge_l, multiple_choice or loss."),
+    typer.Option(
+        help="Of a FILE.jsonl: exact_match, contains, regex:PATTERN, rouge_l, multiple_choice, win_rate or loss."
+    ),
 ]
+Judge = Annotated[str | None, typer.Option(help="http://HOST/v1 of a model that judges win rates.")]
+JudgeModel = Annotated[str | None, typer.Option(help="Its name there.")]
 RunCode = Annotated[
     bool | None, typer.Option("--run-code", help="Run programs that models wrote, in sandboxes: humaneval and mbpp do.")
 ]
@@ -157,12 +161,15 @@ def models_and_task(
     skip_bad: bool | None = None,
     metric: str | None = None,
     run_code: bool | None = None,
+    judge: str | None = None,
+    judge_model: str | None = None,
 ) -> dict[str, Any]:
     """The flags that say what a recipe is about, under their fields."""
     return {
         "recipe.teacher": teacher, "recipe.student": student, "recipe.task.name": task, "recipe.task.data": data,
         "recipe.task.template": template, "recipe.measure.seeds": seeds, "recipe.measure.skip_bad_examples": skip_bad,
         "recipe.task.metric": metric, "recipe.task.run_code": run_code,
+        "recipe.task.judge": judge, "recipe.task.judge_model": judge_model,
     }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ def run(
     template: o.Template = None,
     metric: o.Metric = None,
     run_code: o.RunCode = None,
+    judge: o.Judge = None,
+    judge_model: o.JudgeModel = None,
     seeds: o.Seeds = None,
     arm: Annotated[str | None, typer.Option(help="lora, pissa, transfer (the default) or spectrum_control.")] = None,
     rank: Annotated[int | None, typer.Option(min=1)] = None,
@@ -45,7 +47,7 @@ def run(
 
         return forward(address)
     flags = o.models_and_task(
-        teacher, student, task, data, template, seeds, skip_bad, metric, run_code
+        teacher, student, task, data, template, seeds, skip_bad, metric, run_code, judge, judge_model
     ) | {
         "recipe.arm": arm, "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0], "recipe.lr": lr, "recipe.seed": seed,

@@ -22,6 +22,8 @@ def sweep(
     tasks: o.Tasks = None,
     metric: o.Metric = None,
     run_code: o.RunCode = None,
+    judge: o.Judge = None,
+    judge_model: o.JudgeModel = None,
     seeds: o.Seeds = None,
     arms: o.Arms = None,
     rank: o.Rank = None,
@@ -78,7 +80,7 @@ def sweep(
 
         return forward(address)
     flags = o.models_and_task(
-        teacher, student, task, data, template, seeds, skip_bad, metric, run_code
+        teacher, student, task, data, template, seeds, skip_bad, metric, run_code, judge, judge_model
     ) | {
         "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr), "search": search,
         "tasks": o.listed(tasks), "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,

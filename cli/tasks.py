@@ -31,6 +31,8 @@ def tasks(as_json: o.Json = False) -> int:
     typer.echo(
         'FILE.jsonl: any chats, one {"messages": [...]} a line; --metric exact_match (of the whole answer, by default),'
     )
-    typer.echo("    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`) or loss")
+    typer.echo(
+        "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (by --judge) or loss"
+    )
     typer.echo("NAME:8 shows 8 solved examples before each question that is scored; mbpp and humaneval need --run-code")
     return 0

@@ -16,6 +16,7 @@ from orchestrator.prepare.ready import Ready, Who, template_of
 from orchestrator.prepare.rows import used_rows
 from orchestrator.recipe import Recipe
 from orchestrator.scoring.evaluate import evaluate
+from orchestrator.scoring.preference import ASKED
 from orchestrator.step import Step
 from orchestrator.student.finetune import finetune
 from orchestrator.tasks.base import Split
@@ -232,11 +233,12 @@ def evaluate_step(
             "template": template_of(recipe, task),
             "metric": task.metric.as_json(),
             "choices": list(task.choices),
+            **({"judge": {"model": task.judge[1], "asked": ASKED}} if task.judge else {}),
             "dtype": _dtype(recipe, ready, who),
         },
         inputs={"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {}),
         identity={"model": scored.sha256},
-        where={"model": scored.folder},
+        where={"model": scored.folder} | ({"judge_url": task.judge[0]} if task.judge else {}),
     )
 
 

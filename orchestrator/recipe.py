@@ -49,6 +49,8 @@ class TaskChoice(Section):
     template: Literal["plain", "chat"] = "plain"
     shots: int = Field(0, ge=0)  # solved examples before each question that is scored; none in training
     metric: str | None = None  # of a file of chats, or another one of the task's; None: the task's own
+    judge: str | None = None  # of win rates: the address of an OpenAI-compatible endpoint
+    judge_model: str | None = None  # what it is to judge with
     run_code: bool = False  # run programs that models wrote, in sandboxes
 
     @model_validator(mode="before")

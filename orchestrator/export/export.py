@@ -36,6 +36,7 @@ from orchestrator.transfer.lowrank import product_svd
 
 NOT_TOLD = {
     "pass_at_1": "it would run what a model wrote outside of any sandbox",
+    "win_rate": "another model's preference is no metric of its tasks",
     "loss": "the loss of gold answers is no metric of its tasks",
 }
 BATCH = 8  # of the command that is told; in float32 no score depends on it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.errors import UserError
@@ -66,7 +67,8 @@ def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
         return _as_asked(known, choice), known.splits(data, choice.shots)
     path = Path(choice.name).expanduser()
     if path.suffix == ".jsonl" or path.is_file():
-        return chat_task(path, choice.metric or "exact_match", choice.shots)
+        task, splits = chat_task(path, choice.metric or "exact_match", choice.shots)
+        return _judged(task, choice), splits
     raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
 
 
@@ -87,4 +89,21 @@ def _as_asked(task: Task, choice: TaskChoice) -> Task:
         from orchestrator.scoring import sandbox
 
         sandbox.check()
-    return replace(task, metric=metric, name=f"{task.name}-{choice.shots}shot" if choice.shots else task.name)
+    task = _judged(replace(task, metric=metric), choice)
+    return replace(task, name=f"{task.name}-{choice.shots}shot" if choice.shots else task.name)
+
+
+def _judged(task: Task, choice: TaskChoice) -> Task:
+    """With whoever judges its win rate; without one, by how likely the references are. UserError for a judge that
+    nobody asks, or that can't be asked."""
+    if task.metric.kind != "win_rate":
+        if choice.judge:
+            raise UserError(f"judge: {task.name} is scored by {task.metric.kind}; leave --judge out")
+        return task
+    if not choice.judge:
+        return replace(task, metric=task.metric.unjudged())
+    if not choice.judge_model:
+        raise UserError(f"judge: {choice.judge} has to be told which model judges; name it with --judge-model")
+    if not find_spec("openai"):
+        raise UserError("judge: it is asked by the openai package; pip install 'pkt[judge]'")
+    return replace(task, judge=(choice.judge, choice.judge_model))

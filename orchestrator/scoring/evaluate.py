@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from orchestrator.errors import UserError
 from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.scoring.engine import Engine, loaded
-from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored, judge
+from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored
+from orchestrator.scoring.judge import judge as by_lm_eval
+from orchestrator.scoring.preference import Endpoint, Pair, Preferences, as_alpaca_eval, length_controlled
 from orchestrator.step import Track, silent
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.base import Example
@@ -42,6 +44,8 @@ def evaluate(
     dtype: str,
     partial: Path,
     adapter: Path | None = None,
+    judge: dict[str, str] | None = None,
+    judge_url: str = "",
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
@@ -51,12 +55,39 @@ def evaluate(
     """
     tokenizer, asks = load_tokenizer(model), asked(rows, template, model, metric, choices)
     with loaded(model, adapter, dtype=dtype) as engine:
-        scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track)
-    return write(folder, scored, losses, metric, trained=adapter is not None)
+        prefer = preferences(judge, judge_url, partial)
+        scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track, prefer)
+    return write(folder, scored, losses, metric, trained=adapter is not None) | outputs(folder, asks, scored, prefer)
+
+
+def preferences(judge: dict[str, str] | None, url: str, partial: Path) -> Preferences | None:
+    """Whoever judges win rates, with what was judged before; nobody, where no answers are preferred."""
+    return Preferences(Endpoint(url, judge["model"]), partial / "judged.jsonl") if judge else None
+
+
+def outputs(folder: Path, asks: Asked, scored: Sequence[Scored], prefer: Preferences | None) -> dict[str, Any]:
+    """Write what was said for other judges, as AlpacaEval reads it; with the figures of one that was there."""
+    if not asks.metric.keeps:
+        return {}
+    pairs = [Pair(one.id, item.instruction, one.output.strip(), one.gold)
+             for item, one in zip(asks.items, scored, strict=True)]  # fmt: skip
+    (folder / "outputs.json").write_text(json.dumps(as_alpaca_eval(pairs), ensure_ascii=False, indent=1) + "\n")
+    if prefer is None:
+        return {}
+    told = {"length_controlled": length_controlled([one.score for one in scored], pairs),
+            "unclear": prefer.unclear(pairs)}  # fmt: skip
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told, indent=1) + "\n")
+    return told
 
 
 def put(
-    engine: Engine, asks: Asked, ends: Sequence[int], kept: Path, track: Track[Any] = silent
+    engine: Engine,
+    asks: Asked,
+    ends: Sequence[int],
+    kept: Path,
+    track: Track[Any] = silent,
+    prefer: Preferences | None = None,
 ) -> tuple[list[Scored], list[float | None]]:
     """A task's questions put to a model that is loaded: what each answer scores, and the gold answers' losses.
 
@@ -64,22 +95,53 @@ def put(
     """
     items, metric, encoded = asks
     golds, told = {row.id: row for row in encoded}, dict[int, Said]()
-    if metric.kind != "loss":
+    if metric.writes or metric.kind == "multiple_choice":
         told = dict(track(_asking(engine, asks, golds, ends, kept), "asking", len(items)))
     by_id = {items[place].id: one.loss for place, one in told.items() if one.loss is not None}
     rest = [row for row in encoded if row.id not in by_id]
     by_id |= dict(zip((row.id for row in rest), engine.losses(rest, track=track), strict=True))
     losses = [by_id.get(item.id) for item in items]
+    return judged(items, [told.get(place, Said()) for place in range(len(items))], losses, metric, prefer), losses
+
+
+def judged(
+    items: Sequence[Item],
+    told: Sequence[Said],
+    losses: Sequence[float | None],
+    metric: Metric,
+    prefer: Preferences | None = None,
+) -> list[Scored]:
+    """What was said as scores: by lm-eval, by another model's preference, or by how likely the gold answers are."""
     if metric.kind == "loss":
-        return [_likely(item, loss) for item, loss in zip(items, losses, strict=True)], losses
-    return judge(items, [told[place] for place in range(len(items))], metric), losses
+        return [_likely(*one) for one in zip(items, told, losses, strict=True)]
+    if metric.kind != "win_rate":
+        return by_lm_eval(items, told, metric)
+    assert prefer is not None
+    found = prefer.scores(_pairs(items, told))
+    return [
+        Scored(
+            item.id,
+            item.prompt,
+            one.text,
+            one.text.strip() if one.asked else NOT_ASKED,
+            item.gold,
+            score,
+            one.cut,
+            category=item.category,
+        )
+        for item, one, score in zip(items, told, found, strict=True)
+    ]
 
 
-def _likely(item: Item, loss: float | None) -> Scored:
+def _pairs(items: Sequence[Item], told: Sequence[Said]) -> list[Pair]:
+    return [Pair(one.id, one.instruction, said.text.strip(), one.gold) for one, said in zip(items, told, strict=True)]
+
+
+def _likely(item: Item, said: Said, loss: float | None) -> Scored:
     """Scored by how likely the gold answer is: more is better, as with every score."""
     if loss is None:
         raise UserError(f"data: the model's context has no room for the answer of {item.id!r}; leave such rows out")
-    return Scored(item.id, item.prompt, "", "", item.gold, -loss, category=item.category)
+    return Scored(item.id, item.prompt, said.text, "", item.gold, -loss, said.cut, category=item.category)
 
 
 def _asking(
@@ -178,14 +240,15 @@ def questions(
 
     Where the whole answer has to match, that is one more than the longest gold answer has.
     """
-    if metric.kind == "loss":
+    if not (metric.writes or metric.kind == "multiple_choice"):
         return [Item(one.id, "", one.gold, category=one.category) for one in examples], metric
     items = []
     for one in examples:
         prompt, ids = question(one, template, tokenizer)
         offered = one.choices or tuple(choices)
         ways = tuple(tuple(choice_ids(one, choice, ids, template, tokenizer)) for choice in offered)
-        more = (one.references, one.before, one.tests, one.category)
+        told = "\n\n".join(turn.content for turn in one.messages[:-1]) if metric.keeps else ""
+        more = (one.references, one.before, one.tests, one.category, told)
         items.append(Item(one.id, prompt, one.gold, offered, tuple(ids), ways, *more))
     if metric.kind == "exact_match" and metric.pattern is None:
         golds = [

@@ -35,6 +35,7 @@ class Item:
     before: str = ""  # and `tests`, around an answer that is a program
     tests: str = ""
     category: str = ""
+    instruction: str = ""  # what another judge is shown of the question
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tasks: rows, one template, gold answers and a metric. A new task is one file and one row in TASKS."""
 
+from orchestrator.tasks.alpaca import TASK as ALPACA
 from orchestrator.tasks.base import Task
 from orchestrator.tasks.chat import chat_task
 from orchestrator.tasks.demo import TASK as DEMO
@@ -10,6 +11,6 @@ from orchestrator.tasks.mmlu import TASK as MMLU
 from orchestrator.tasks.super_ni import TASK as SUPER_NI
 from orchestrator.tasks.text import text_task
 
-TASKS: dict[str, Task] = {task.name: task for task in (DEMO, GSM8K, MMLU, SUPER_NI, HUMANEVAL, MBPP)}
+TASKS: dict[str, Task] = {task.name: task for task in (DEMO, GSM8K, MMLU, SUPER_NI, ALPACA, HUMANEVAL, MBPP)}
 
 __all__ = ["TASKS", "Task", "chat_task", "text_task"]

@@ -94,6 +94,7 @@ class Task:
     shown: Callable[[Example, Sequence[Example]], Example] = as_turns
     solved: Callable[[], list[Example]] | None = None
     choices: tuple[str, ...] = ()
+    judge: tuple[str, str] | None = None  # of a win rate: an endpoint's address and its model
     validation_rows: int = 200
     instead: str = "score it beside another with --tasks"  # where there is nothing to train on
     test_rows: int = 1000  # as published: for a plan before they are fetched

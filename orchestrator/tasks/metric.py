@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from orchestrator.errors import UserError
 
-Kind = Literal["exact_match", "multiple_choice", "contains", "normalized_match", "rouge_l", "pass_at_1", "loss"]
+Kind = Literal[
+    "exact_match", "multiple_choice", "contains", "normalized_match", "rouge_l", "pass_at_1", "win_rate", "loss"
+]
+NEW = 256  # tokens of an answer to rows of a user's own
 LATER = ("also", "until")  # fields that say nothing where they are empty: results of before them are found again
 WORDS = {  # what a user may name, for rows of their own
     "exact_match": "exact_match",
@@ -16,6 +19,7 @@ WORDS = {  # what a user may name, for rows of their own
     "rouge_l": "rouge_l",
     "multiple_choice": "multiple_choice",
     "loss": "loss",
+    "win_rate": "win_rate",
 }
 
 
@@ -47,7 +51,16 @@ class Metric:
     @property
     def writes(self) -> bool:
         """Whether a model has to write an answer, and not only to find one likely."""
-        return self.kind not in ("multiple_choice", "loss")
+        return self.kind not in ("multiple_choice", "loss") or self.filter_name == "outputs"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what a model writes is kept for another judge."""
+        return self.kind == "win_rate" or self == self.unjudged()
+
+    def unjudged(self) -> Metric:
+        """The same answers, where nobody is there to judge them: the score is how likely the references are."""
+        return Metric("loss", "outputs", max_new_tokens=self.max_new_tokens)
 
     @property
     def runs(self) -> bool:
@@ -74,10 +87,10 @@ def named(text: str) -> Metric:
     """What a user says of rows of their own: a word, or regex:PATTERN. UserError with the words that there are."""
     if text.startswith("regex:"):
         try:
-            return Metric("exact_match", "regex", text.removeprefix("regex:"), max_new_tokens=256)
+            return Metric("exact_match", "regex", text.removeprefix("regex:"), max_new_tokens=NEW)
         except (ValueError, re.error) as error:
             raise UserError(f"metric: {text!r}: {error}") from error
     if text not in WORDS:
         raise UserError(f"metric: {text!r} is not known; known: {', '.join(WORDS)}, regex:PATTERN")
     kind: Any = WORDS[text]
-    return Metric(kind, "none", max_new_tokens=256)
+    return Metric(kind, "judge" if kind == "win_rate" else "none", max_new_tokens=NEW)

@@ -21,8 +21,9 @@ from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring.budgets import ANSWERS, TOKENS
 from orchestrator.scoring.engine import gold_losses, said
-from orchestrator.scoring.evaluate import asked, context_of, said_of, write
-from orchestrator.scoring.judge import Item, Said, judge, room
+from orchestrator.scoring.evaluate import Asked, asked, context_of, outputs, preferences, said_of, write
+from orchestrator.scoring.evaluate import judged as by_kind
+from orchestrator.scoring.judge import Item, Said, room
 from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing
 from orchestrator.tasks.metric import Metric
@@ -51,6 +52,8 @@ def teacher_score(
     choices: list[str],
     dtype: str,
     partial: Path,
+    judge: dict[str, str] | None = None,
+    judge_url: str = "",
     placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
@@ -73,7 +76,10 @@ def teacher_score(
     told = {row.id: json.loads((partial / _file(row.id)).read_text()) for row in job.encoded}
     losses = [told[item.id].pop("loss") if item.id in told else None for item in items]
     answers = [said_of(told[item.id]) if item.id in told else Said(asked=False) for item in items]
-    return write(folder, judge(items, answers, judged), losses, metric, trained=False)
+    prefer = preferences(judge, judge_url, partial)
+    scored = by_kind(items, answers, losses, judged, prefer)
+    told_of = write(folder, scored, losses, metric, trained=False)
+    return told_of | outputs(folder, Asked(items, judged, encoded), scored, prefer)
 
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:

@@ -215,3 +215,20 @@ def test_a_rows_other_fields_are_its_own(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(chat(n) | {"tests": [1], "before": {}}) + "\n" for n in range(12)))
     assert {row.tests for row in find_task(TaskChoice(name=str(path)))[1]["test"]} == {""}
+
+
+def test_who_judges_a_win_rate(shared: Path, tmp_path: Path) -> None:
+    """An endpoint and its model; nobody: then the references' likelihood is the score, and no win rate is there."""
+    rows = str(shared / "self_instruct")
+    task, splits = find_task(TaskChoice(name="alpaca", data=rows, judge="http://host/v1", judge_model="m"))
+    assert (task.metric.kind, task.judge, len(splits["test"])) == ("win_rate", ("http://host/v1", "m"), 252)
+    task, _ = find_task(TaskChoice(name="alpaca", data=rows))
+    assert (task.metric.name, task.judge, task.metric.writes, task.metric.keeps) == ("loss,outputs", None, True, True)
+    with pytest.raises(UserError, match=r"judge: http://host/v1 has to be told which model judges; .* --judge-model"):
+        find_task(TaskChoice(name="alpaca", data=rows, judge="http://host/v1"))
+    with pytest.raises(UserError, match="judge: gsm8k is scored by exact_match; leave --judge out"):
+        find_task(TaskChoice(name="gsm8k", data=str(shared / "gsm8k"), judge="http://host/v1", judge_model="m"))
+    path = tmp_path / "own.jsonl"
+    write(path, [chat(number) for number in range(20)])
+    own, _ = find_task(TaskChoice(name=str(path), metric="win_rate", judge="http://host/v1", judge_model="m"))
+    assert own.judge and own.metric.kind == "win_rate"

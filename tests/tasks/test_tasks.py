@@ -202,7 +202,7 @@ def test_a_hub_that_cannot_be_reached_is_the_users_to_mend(monkeypatch: pytest.M
 def test_tasks_are_found_by_their_names() -> None:
     """Against each task's own name."""
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
-    assert set(TASKS) == {"demo", "gsm8k", "mmlu", "super_ni", "humaneval", "mbpp"}
+    assert set(TASKS) == {"demo", "gsm8k", "mmlu", "super_ni", "alpaca", "humaneval", "mbpp"}
 
 
 def test_more_seed_examples_than_are_set_aside_are_training_rows(tmp_path: Path) -> None:
