@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli import options as o
+from cli import saying
 from orchestrator.errors import UserError
 
 
@@ -43,11 +44,11 @@ def extract(
         return forward(address)
     if out.exists():
         raise UserError(f"out: {out} exists; name a folder that doesn't")
-    flags = o.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
+    flags = saying.models_and_task(teacher, student, task, data, template, seeds, skip_bad) | {
         "recipe.arm": "transfer", "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0],
     }  # fmt: skip
-    asked = o.sweep_of(None, flags, {}, set_ or [])
+    asked = saying.sweep_of(None, flags, {}, set_ or [])
     recipe = asked.recipe
 
     from cli.screen import Terminal

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options as o
+from cli import saying
 
 if TYPE_CHECKING:
     from orchestrator.sweep.plan import Forecast
@@ -54,11 +55,11 @@ def plan(
     Nothing is loaded or fetched. Rows that are here (--data) are as long as the models' tokenizers say, if those are
     here too; otherwise every example is taken to be as long as it may be.
     """
-    flags = o.models_and_task(teacher, student, task, data, template, seeds, metric=metric, run_code=run_code) | {
+    flags = saying.models_and_task(teacher, student, task, data, template, seeds, metric=metric, run_code=run_code) | {
         "repeats": repeats,
-        "lr": o.listed(lr),
+        "lr": saying.listed(lr),
     }
-    sweep = o.sweep_of(file, flags, o.axes_of(arms, rank, layers, structure, modules), set_ or [])
+    sweep = saying.sweep_of(file, flags, saying.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
     from cli.screen import Terminal
     from orchestrator.cluster.ranks import Placement

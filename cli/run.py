@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import options as o
+from cli import saying
 
 
 def run(
@@ -46,13 +47,13 @@ def run(
         from cli.jobs import forward
 
         return forward(address)
-    flags = o.models_and_task(
+    flags = saying.models_and_task(
         teacher, student, task, data, template, seeds, skip_bad, metric, run_code, judge, judge_model
     ) | {
         "recipe.arm": arm, "recipe.rank": rank, "recipe.layers": layers, "recipe.structure": structure,
         "recipe.modules": modules and modules[0], "recipe.lr": lr, "recipe.seed": seed,
     }  # fmt: skip
-    asked = o.sweep_of(file, flags, {}, set_ or [])
+    asked = saying.sweep_of(file, flags, {}, set_ or [])
     recipe = asked.recipe.settled()
 
     from cli.screen import Terminal

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import options as o
+from cli import saying
 from orchestrator.errors import UserError
 
 
@@ -79,13 +80,13 @@ def sweep(
         from cli.jobs import forward
 
         return forward(address)
-    flags = o.models_and_task(
+    flags = saying.models_and_task(
         teacher, student, task, data, template, seeds, skip_bad, metric, run_code, judge, judge_model
     ) | {
-        "name": name, "repeats": repeats, "baseline": baseline, "lr": o.listed(lr), "search": search,
-        "tasks": o.listed(tasks), "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
+        "name": name, "repeats": repeats, "baseline": baseline, "lr": saying.listed(lr), "search": search,
+        "tasks": saying.listed(tasks), "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip
-    axes = o.axes_of(arms, rank, layers, structure, modules)
+    axes = saying.axes_of(arms, rank, layers, structure, modules)
 
     from cli.compare import show
     from cli.intent import DEFAULT_MEMORY, afford, as_begun, intent, refuse_another, too_many_of
@@ -98,7 +99,7 @@ def sweep(
     screen = Terminal()
     kept = Store(store)
     begun = as_begun(kept, resume) if resume is not None else None
-    asked = o.sweep_of(file, flags, axes, set_ or [], begun)
+    asked = saying.sweep_of(file, flags, axes, set_ or [], begun)
     asked = afford(asked, budget) if budget else asked
     if begun:
         refuse_another(begun, asked)
