@@ -44,6 +44,9 @@ RunCode = Annotated[
 ]
 Template = Annotated[str | None, typer.Option(help="plain, or chat: the model's own chat template.")]
 Seeds = Annotated[str | None, typer.Option(help="FILE.jsonl of seed examples, in place of the task's.")]
+SeedTasks = Annotated[
+    str | None, typer.Option(help="Tasks by whose seed examples the teacher is measured, each: gsm8k,mmlu")
+]
 Arms = Annotated[str | None, typer.Option(help="lora,pissa,transfer,spectrum_control")]
 Rank = Annotated[str | None, typer.Option(help="LoRA ranks: 8,16")]
 Layers = Annotated[str | None, typer.Option(help="sensitivity,random,first,last,uniform, or teacher layers: 0,2,5")]

@@ -71,12 +71,19 @@ def models_and_task(
 
 
 def axes_of(
-    arms: str | None, rank: str | None, layers: str | None, structure: str | None, modules: list[str] | None
+    arms: str | None,
+    rank: str | None,
+    layers: str | None,
+    structure: str | None,
+    modules: list[str] | None,
+    seed_tasks: str | None = None,
 ) -> dict[str, Any]:
     """The flags that are a sweep's axes. `0,2,5` is one choice of layers; names are one value each."""
     numbers = layers is not None and layers.replace(",", "").replace(" ", "").isdigit()
     chosen = [layers] if numbers else listed(layers)
-    return {"arm": arms, "rank": rank, "layers": chosen, "structure": structure, "modules": modules}
+    return {"arm": arms, "rank": rank, "layers": chosen, "structure": structure, "modules": modules} | (
+        {"measure.seeds": seed_tasks} if seed_tasks else {}
+    )
 
 
 def listed(text: str | None) -> list[Any] | None:

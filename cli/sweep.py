@@ -21,6 +21,7 @@ def sweep(
     data: o.Data = None,
     template: o.Template = None,
     tasks: o.Tasks = None,
+    seed_tasks: o.SeedTasks = None,
     metric: o.Metric = None,
     run_code: o.RunCode = None,
     judge: o.Judge = None,
@@ -86,7 +87,7 @@ def sweep(
         "name": name, "repeats": repeats, "baseline": baseline, "lr": saying.listed(lr), "search": search,
         "tasks": saying.listed(tasks), "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip
-    axes = saying.axes_of(arms, rank, layers, structure, modules)
+    axes = saying.axes_of(arms, rank, layers, structure, modules, seed_tasks)
 
     from cli.compare import show
     from cli.intent import DEFAULT_MEMORY, afford, as_begun, intent, refuse_another, too_many_of

@@ -34,7 +34,7 @@ from orchestrator.transfer.metrics import Magnitude, Wanda
 
 def measure_step(recipe: Recipe, ready: Ready) -> Step:
     """The teacher's sensitivities: shared by every trial with these seed examples."""
-    seeds = used_rows(recipe, ready.splits, "seed")
+    seeds = ready.seeds_for(recipe)
     if recipe.measure.shuffled:
         seeds = [one.answered_as(other) for one, other in zip(seeds, seeds[1:] + seeds[:1], strict=True)]
     return Step(
@@ -155,7 +155,7 @@ def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:
             "max_tokens": recipe.measure.max_tokens,
             "dtype": _dtype(recipe, ready, who),
         },
-        inputs={"seeds": data_step(used_rows(recipe, ready.splits, "seed"))},
+        inputs={"seeds": data_step(ready.seeds_for(recipe))},
         identity={"model": ready.checkpoint(who).sha256},
         where={"model": ready.checkpoint(who).folder},
     )

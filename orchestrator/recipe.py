@@ -66,7 +66,7 @@ class TaskChoice(Section):
 class Measure(Section):
     """The teacher's pass over the seed examples."""
 
-    seeds: str | None = None  # a chat JSONL in place of the task's own seed examples
+    seeds: str | None = None  # a chat JSONL, or another task's name, in place of the task's own seed examples
     examples: int = Field(32, ge=1)
     max_tokens: int = Field(2048, ge=2)
     metric: SensitivityMetric = Taylor()
@@ -135,7 +135,7 @@ class Recipe(Section):
         if not self.arm.extracts:
             unused: dict[str, Any] = dict.fromkeys(("layers", "structure", "modules"))
             asks = self.arm.needs  # for as long as sensitivities would take, or about the same examples
-            unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure(seeds=self.measure.seeds)}
+            unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure()}
             return self.model_copy(update=unused)
         fields = self.model_dump(mode="json", exclude_none=True)
         for section, fixed in self.arm.fixes(self.seed).items():

@@ -16,7 +16,7 @@ from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.prepare.native import workers_have_bfloat16
-from orchestrator.prepare.rows import find_beside, find_rows, used_rows
+from orchestrator.prepare.rows import find_beside, find_rows, seeds_of, used_rows
 from orchestrator.prepare.shapes import check_shapes
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scoring.evaluate import questions
@@ -41,6 +41,7 @@ class Ready:
     fit: dict[Split, dict[str, int]]  # by split: rows, and how many had too little room
     dtypes: dict[Who, str]  # what each is computed in: as the recipe says, or what suits the machines that do the work
     beside: Mapping[str, tuple[Task, list[Example]]] = field(default_factory=dict)  # scored only, by name
+    seeds: Mapping[str, list[Example]] = field(default_factory=dict)  # of other tasks, by their names
     recompute: bool = False  # what "auto" means for gradient checkpointing: what the plan found
 
     def dtype(self, who: Who, asked: str = "auto") -> str:
@@ -50,6 +51,11 @@ class Ready:
     def recomputed(self, asked: Literal["auto"] | bool) -> bool:
         """Whether a training keeps its layers' inputs alone and computes the rest anew: no result depends on it."""
         return self.recompute if asked == "auto" else asked
+
+    def seeds_for(self, recipe: Recipe) -> list[Example]:
+        """By which a trial's teacher is measured: those of the task, or of the one that it names."""
+        other = self.seeds.get(recipe.measure.seeds or "")
+        return used_rows(recipe, {**self.splits, "seed": other} if other else self.splits, "seed")
 
     def checkpoint(self, who: Who) -> Checkpoint:
         """The teacher's or the student's."""
@@ -62,11 +68,13 @@ def prepare(
     recompute: bool = False,
     *,
     beside: Sequence[TaskChoice] = (),
+    seeds: Sequence[str] = (),
     seeds_alone: bool = False,
 ) -> Ready:
     """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
 
-    `beside`: tasks that are scored, and not trained on. `seeds_alone`: only the teacher is asked, so that no other rows
+    `beside`: tasks that are scored, and not trained on. `seeds`: those by whose seed examples some trial measures.
+    `seeds_alone`: only the teacher is asked, so that no other rows
     are needed. UserError for the first fault.
     """
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
@@ -85,7 +93,10 @@ def prepare(
             rows = windows(rows, reader, student.config.max_position_embeddings)
             others[name] = (other, rows)
         check_items(*questions(rows, template_of(recipe, other), reader, other.metric, other.choices))
-    return Ready(teacher, student, task, splits, fit, dtypes, others, recompute)
+    asked = {name: seeds_of(name, recipe) for name in seeds}
+    for rows in asked.values():
+        fitted(rows, recipe.task.template, load_tokenizer(teacher.folder), recipe.measure.max_tokens)
+    return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute)
 
 
 def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[str, tuple[Task, list[Example]]]:

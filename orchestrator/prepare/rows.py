@@ -33,6 +33,10 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
     Where those are a file of their own, a known task's rows need not be anywhere.
     """
     own = recipe.measure.seeds
+    if own in TASKS:
+        task, splits = find_task(recipe.task)
+        splits["seed"] = seeds_of(own, recipe)
+        return task, {"seed": splits["seed"]} if seeds_alone else splits
     if seeds_alone and own and recipe.task.name in TASKS:
         task, splits = TASKS[recipe.task.name], dict[Split, list[Example]]()
     else:
@@ -40,6 +44,17 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
     if own:
         splits["seed"] = read_jsonl(Path(own).expanduser(), task.adapt)
     return task, {"seed": splits["seed"]} if seeds_alone else splits
+
+
+def seeds_of(name: str, recipe: Recipe) -> list[Example]:
+    """Another task's seed examples, as it shows them; near the rows that are trained on, or from the hub."""
+    return TASKS[name].splits(_near(name, recipe.task.data))["seed"]
+
+
+def _near(name: str, data: str | None) -> str | None:
+    """The folder of a task's rows in, or beside, the one of the rows that are trained on."""
+    beside = [Path(data).expanduser() / name, Path(data).expanduser().parent / name] if data else []
+    return next((str(folder) for folder in beside if folder.is_dir()), None)
 
 
 def find_beside(choice: TaskChoice, near: str | None) -> tuple[Task, list[Example]]:
@@ -53,9 +68,8 @@ def find_beside(choice: TaskChoice, near: str | None) -> tuple[Task, list[Exampl
     if choice.name not in TASKS:
         task, splits = find_task(choice)
         return task, splits["test"]
-    known, beside = TASKS[choice.name], [Path(near or ".") / choice.name, Path(near or ".").parent / choice.name]
-    own = next((str(folder) for folder in beside if near and folder.is_dir()), None)
-    return _as_asked(known, choice), known.test(choice.data or own, choice.shots)
+    known = TASKS[choice.name]
+    return _as_asked(known, choice), known.test(choice.data or _near(choice.name, near), choice.shots)
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:

@@ -15,6 +15,7 @@ from orchestrator.report.evidence import manifest
 from orchestrator.store import Store
 from orchestrator.store.directory import held
 from orchestrator.store.files import appearing
+from orchestrator.transfer.arms import ARMS
 from orchestrator.verdict.estimates import Beside, Result
 from orchestrator.verdict.words import label
 
@@ -130,7 +131,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     clipped=clipped,
                     grad_norm=grad_norm,
                     beside={name: _scores(store, keys) for name, keys in row.get("beside", {}).items()},
-                    other={path: _field(recipe, path) for path in further} if row["adapted"] else {},
+                    other={path: _field(recipe, path) for path in further if _means(row, path)},
                 )
             )
     return found
@@ -154,6 +155,11 @@ def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float
     if not facts or any("clipped" not in one for one in facts):
         return None, None
     return float(np.mean([one["clipped"] for one in facts])), float(np.mean([one["grad_norm"] for one in facts]))
+
+
+def _means(row: dict[str, Any], path: str) -> bool:
+    """Whether a further axis is one of this row's: how a teacher is measured is none of plain LoRA's."""
+    return row["adapted"] and (not path.startswith("measure.") or bool(ARMS[row["recipe"]["arm"]["kind"]].needs))
 
 
 def _field(recipe: dict[str, Any], path: str) -> Any:

@@ -20,7 +20,7 @@ from orchestrator.recipe import Run, Sweep
 from orchestrator.report.drawn import write_pictures
 from orchestrator.report.record import begun, read_scores, write_record
 from orchestrator.store import Store, fingerprint
-from orchestrator.sweep.cells import Cell, asked_flat, cells_of, seeds_of
+from orchestrator.sweep.cells import SEEDS, Cell, asked_flat, cells_of, seeds_of
 from orchestrator.sweep.groups import Group, fine_tunings, groups_of
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.labbook import commit, sweep_record, with_verdict
@@ -50,7 +50,7 @@ class Plan:
     def of(cls, sweep: Sweep, say: Callable[[str], None] = lambda line: None, recompute: bool = False) -> Plan:
         """UserError for an axis, a value or a combination that can't be; `say` and `recompute` are as of `prepare`."""
         cells_of(sweep)  # what can't be is told before anything is fetched
-        ready = prepare(sweep.recipe, say, recompute, beside=sweep.tasks)
+        ready = prepare(sweep.recipe, say, recompute, beside=sweep.tasks, seeds=sweep.axes.get(SEEDS, ()))
         sweep = _typed(sweep, ready)
         cells = cells_of(sweep)
         for cell in cells:

@@ -56,8 +56,10 @@ class Result:
     beside: dict[str, Beside] = field(default_factory=dict)  # by task
 
     def same(self, other: Result, *names: str) -> bool:
-        """Whether rank, further axes and these fields agree: what a fair partner shares."""
-        return all(getattr(self, name) == getattr(other, name) for name in ("rank", "other", *names))
+        """Whether rank, these fields and the further axes that mean something to both agree: a fair partner's."""
+        both = self.other.keys() & other.other.keys()
+        alike = all(self.other[name] == other.other[name] for name in both)
+        return alike and all(getattr(self, name) == getattr(other, name) for name in ("rank", *names))
 
 
 @dataclass(frozen=True)

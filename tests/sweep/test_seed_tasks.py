@@ -1,0 +1,88 @@
+"""A teacher that is measured by other tasks' seed examples: which rows each trial is measured by, and its partners."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rows import write
+
+from orchestrator import pipeline
+from orchestrator.errors import UserError
+from orchestrator.recipe import Sweep
+from orchestrator.sweep.cells import cells_of
+from orchestrator.sweep.presets import complete
+from orchestrator.sweep.sweep import Plan
+from orchestrator.verdict.estimates import Result, leaderboard
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder a task, of few and short rows."""
+    for task, answer in (("mmlu", "B"), ("gsm8k", "So the answer is 3.")):
+        (tmp_path / task).mkdir()
+        for split, first in (("train", 0), ("test", 100)):
+            turns = [(f"about {task}.\n\nrow {number}\nAnswer:", answer) for number in range(first, first + 60)]
+            write(tmp_path / task / f"{split}.jsonl", [
+                {"id": f"{task}{split}{number}", "answer": said,
+                 "messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": said}]}
+                for number, (ask, said) in enumerate(turns)
+            ])  # fmt: skip
+    return tmp_path
+
+
+def sweep(folder: Path, **more: Any) -> Sweep:
+    fields: dict[str, Any] = {
+        "recipe": {"teacher": "demo-teacher", "task": {"name": "mmlu", "data": str(folder)}},
+        "axes": {"arm": ["lora", "transfer"], "rank": [4], "measure.seeds": ["mmlu", "gsm8k"]},
+    }
+    return Sweep.model_validate(complete(fields | more))
+
+
+def test_each_trial_is_measured_by_the_seeds_that_it_names(folder: Path, demo_models: dict[str, Path]) -> None:
+    """Against the files: training rows of that task, in its own form; plain LoRA is one row, and trains on one task."""
+    plan = Plan.of(sweep(folder))
+    rows = [cell for cell in plan.cells if cell.who == "student"]
+    assert [(cell.label, cell.recipe.measure.seeds) for cell in rows] == [
+        ("lora", None), ("transfer", "mmlu"), ("transfer", "gsm8k"),
+    ]  # fmt: skip
+    for cell in rows[1:]:
+        name = cell.recipe.measure.seeds
+        step = pipeline.measure_step(cell.recipe, plan.ready).inputs["seeds"]
+        found = step.where["rows"]
+        known = {row["id"] for row in map(json.loads, (folder / name / "train.jsonl").read_text().splitlines())}
+        assert len(found) == 32 and {row["id"] for row in found} <= known
+        assert {row["messages"][-1]["content"] for row in found} == {"B" if name == "mmlu" else "So the answer is 3."}
+    trained = {pipeline.finetune_step(cell.recipe, plan.ready).inputs["rows"].fingerprint for cell in rows}
+    assert len(trained) == 1
+
+
+def test_only_names_of_tasks_are_an_axis(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"axes: measure.seeds is no axis of a sweep; .*--seed-tasks"):
+        cells_of(sweep(folder, axes={"arm": ["lora", "transfer"], "measure.seeds": ["mmlu", "own.jsonl"]}))
+
+
+def test_a_row_of_other_seeds_is_held_against_the_one_plain_lora() -> None:
+    """What the axis means nothing to is each row's partner; a control is that of the same seeds."""
+    draw = np.random.default_rng(0)
+
+    def row(arm: str, seeds: str | None) -> Result:
+        other = {"measure.seeds": seeds} if seeds else {}
+        return Result(
+            arm, "sensitivity" if seeds else None, None, 4, draw.random((6, 20)), tuple(range(6)), other=other
+        )
+
+    rows = [row("lora", None), *(row(arm, seeds) for arm in ("transfer", "spectrum_control") for seeds in ("a", "b"))]
+    scores = {(one.arm, one.other.get("measure.seeds")): one.scores for one in rows}
+    for line in leaderboard(rows, "lora"):
+        seeds = line.get("other", {}).get("measure.seeds")
+        if line["arm"] == "lora":
+            assert line["delta"] is None
+            continue
+        own = scores[line["arm"], seeds]
+        assert line["delta"] == pytest.approx((own - scores["lora", None]).mean())
+        if line["arm"] == "transfer":
+            assert line["control_delta"] == pytest.approx((own - scores["spectrum_control", seeds]).mean())
