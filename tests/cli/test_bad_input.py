@@ -63,7 +63,10 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
             ["sweep", "--teacher", "llama2-70b", "--task", "demo", "--force"],
             "meta-llama/Llama-2-70b-hf is not in the local cache",
         ),
-        (["sweep", "--task", "gms8k"], "task: 'gms8k' is not known; known: demo, gsm8k, mmlu, or a FILE.jsonl"),
+        (
+            ["sweep", "--task", "gms8k"],
+            "task: 'gms8k' is not known; known: demo, gsm8k, mmlu, super_ni, alpaca, humaneval, mbpp, or a FILE.jsonl",
+        ),
         (["sweep", "--arms", "lora,tranfer"], "arm: 'tranfer' is not known; known: lora, pissa, olora"),
         (["sweep", "--layers", "sensitive"], "layers: 'sensitive' is not known; known: sensitivity, random, first"),
         (["sweep", "--structure", "windw"], "structure: 'windw' is not known; known: window, head_aligned, consistent"),

@@ -26,7 +26,7 @@ def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # no
     assert "llama2-70b       meta-llama/Llama-2-70b-hf" in out
     assert json.loads(pkt("models", "--json")[1])["llama2-70b"]["student"] == "llama2-7b"
     tasks = json.loads(pkt("tasks", "--json")[1])
-    assert set(tasks) == {"demo", "gsm8k", "mmlu"}
+    assert set(tasks) == {"demo", "gsm8k", "mmlu", "super_ni", "alpaca", "humaneval", "mbpp"}
     assert tasks["mmlu"]["loss_covers"] == "the answer letter and the end-of-sequence token"
     assert "exact_match,strict-match" in pkt("tasks")[1]
     listed = json.loads(pkt("strategies", "--json")[1])

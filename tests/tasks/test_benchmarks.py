@@ -48,7 +48,9 @@ def scored(task: str, rows: list[Example], said: list[str]) -> list[float]:
     return [one.score for one in judge(items(rows, known.choices), answers, known.metric)]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [name if name != "mbpp" else pytest.param(name, marks=pytest.mark.long) for name in FILES]
+)
 def test_every_reference_answer_of_every_row_is_right(name: str, shared: Path) -> None:
     """Against the rows' own answers, in all files; another row's answer is not, but for a few that happen to be."""
     folder = shared.parent / FILES[name]

@@ -163,7 +163,7 @@ def test_what_is_known_is_not_asked_again_and_changes_no_bit_of_the_rest(
 ) -> None:
     """Of batches that a killed process had finished nothing is computed; the others are as they were with them."""
     tokenizer, model = ended_by("<end_of_turn>", GEMMA), tiny("llama", vocab_size=512, max_position_embeddings=4096)
-    monkeypatch.setattr("orchestrator.scoring.budgets.TOKENS", 1500)
+    monkeypatch.setattr("orchestrator.scoring.budgets.TOKENS", 600)
     task = TASKS["mmlu"]
     items, metric = questions(rows(shared, "mmlu")[:12], "chat", tokenizer, task.metric, task.choices)
     passes: list[int] = []
