@@ -28,6 +28,18 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def sandboxes() -> None:
+    """Whoever has programs run is skipped where no sandbox can be made: in most containers, say."""
+    from orchestrator.errors import UserError
+    from orchestrator.scoring import sandbox
+
+    try:
+        sandbox.check()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def demo_models() -> dict[str, Path]:
     """The demo pair, as the package ships it."""
     from orchestrator.models.loading import source_of

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.report import style
+from orchestrator.report.cross import Crossed, cross_heats, crossed
 from orchestrator.report.evidence import Evidence, collect
 from orchestrator.report.map_picture import maps_picture
 from orchestrator.report.pictures import cost_picture, curves_picture, heat_picture, layers_picture, leaderboard_picture
@@ -23,7 +25,7 @@ class Picture:
     figure: Any
 
 
-def drawn(evidence: Evidence, title: str = "") -> list[Picture]:
+def drawn(evidence: Evidence, title: str = "", cross: Sequence[Crossed] = ()) -> list[Picture]:
     """Those for which there are numbers. `title` is the leaderboard's, which is often shown alone."""
     found = []
     if evidence.rows:
@@ -31,6 +33,8 @@ def drawn(evidence: Evidence, title: str = "") -> list[Picture]:
         found.append(Picture("leaderboard", "leaderboard", READ["leaderboard"], figure))
     if evidence.heats:
         found.append(Picture("heat", "rank-by-strategy", READ["heat"], heat_picture(evidence.heats)))
+    if cross:
+        found.append(Picture("cross", "seeds-by-task", READ["cross"], heat_picture(cross_heats(cross))))
     if evidence.curves:
         found.append(Picture("curves", "curves", READ["curves"], curves_picture(evidence.curves)))
     if evidence.passes:
@@ -46,13 +50,16 @@ def drawn(evidence: Evidence, title: str = "") -> list[Picture]:
 def write_pictures(store: Store, record: dict[str, Any], found: list[Result]) -> None:
     """Put the report's pictures beside the sweep's record, which MLflow keeps."""
     folder = store.root / "sweeps" / record["name"]
-    for picture in drawn(collect(record, found, store), f"{record['name']}: {record['task']}, {record['metric']}"):
+    cross = crossed(found, record["baseline"], record["task"])
+    title = f"{record['name']}: {record['task']}, {record['metric']}"
+    for picture in drawn(collect(record, found, store), title, cross):
         style.png(picture.figure, folder / f"{picture.name}.png")
 
 
 SECTIONS = {
     "leaderboard": "Leaderboard",
     "heat": "Rank by strategy",
+    "cross": "Seeds of one task, scores on another",
     "curves": "Learning curves",
     "layers": "Where the teacher is sensitive: layers",
     "windows": "Where the teacher is sensitive: matrices, and what was taken",
@@ -63,6 +70,8 @@ READ = {
     " not by whether their lines overlap. Hollow marks are models that no arm trained.",
     "heat": "A cell is a mean score on the test split over seeds and examples, brighter for higher, on one scale for"
     " all arms; a dash was not run.",
+    "cross": "A cell is the mean difference from the baseline on the task of its column, the teacher measured by the"
+    " seeds of its row; the table has the intervals, uncorrected.",
     "curves": "A line is the mean training loss over a row's seeds, at its own learning rate, its band the least to"
     " the most; a low loss in training is no high score on the test split.",
     "layers": "A bar is the sum of S over all parameters of a layer; under it each strategy's line has a large mark at"

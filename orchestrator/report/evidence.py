@@ -59,9 +59,9 @@ class Heat:
     """An arm's mean scores; NaN where a combination was not run."""
 
     arm: str
-    ranks: list[int]
+    columns: list[str]
     strategies: list[str]
-    cells: Numbers  # (strategies, ranks)
+    cells: Numbers  # (strategies, columns)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def heats_of(found: Sequence[Result]) -> list[Heat]:
         ranks = sorted({rank for _, rank in scores})
         if len(scores) > 1:
             cells = [[float(np.mean(scores.get((way, rank), np.nan))) for rank in ranks] for way in strategies]
-            heats.append(Heat(arm, ranks, strategies, np.array(cells)))
+            heats.append(Heat(arm, [f"rank {rank}" for rank in ranks], strategies, np.array(cells)))
     return heats
 
 

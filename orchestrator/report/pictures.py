@@ -66,9 +66,9 @@ def heat_picture(heats: Sequence[Heat]) -> Any:
                 dark = norm(value) < 0.55
                 written = "#ffffff" if dark else "#000000"
                 axes.text(along, down, f"{value:.3f}", ha="center", va="center", color=written)
-        axes.set_xlim(-0.5, max(5, *(len(one.ranks) for one in heats)) - 0.5)  # few ranks make no broad cells
+        axes.set_xlim(-0.5, max(5, *(len(one.columns) for one in heats)) - 0.5)  # few columns make no broad cells
         axes.set_facecolor("none")
-        axes.set_xticks(range(len(heat.ranks)), [f"rank {rank}" for rank in heat.ranks])
+        axes.set_xticks(range(len(heat.columns)), heat.columns)
         axes.set_yticks(range(len(heat.strategies)), [way.removeprefix("-") for way in heat.strategies])
         axes.set_title(heat.arm)
         axes.tick_params(length=0)

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from orchestrator.report import style
+from orchestrator.report.cross import Crossed, crossed
 from orchestrator.report.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.report.evidence import Evidence, collect
 from orchestrator.store import Store
@@ -28,7 +29,8 @@ def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
     evidence, told = collect(record, found, store), verdict_of(record, found)
     headline, *rest = told.lines()
     title = f"{record['name']}: {record['task']}, {record['metric']}"
-    pictures = drawn(evidence)
+    cross = crossed(found, record["baseline"], record["task"])
+    pictures = drawn(evidence, cross=cross)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="verdict">{escape(headline)}</p>',
@@ -37,12 +39,13 @@ def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
         _warnings(record, evidence),
         "<h2>What was asked</h2>",
         _table(None, asked(record, evidence), "asked"),
-        *(_section(key, pictures, evidence) for key in SECTIONS),
+        *(_section(key, pictures, evidence) for key in SECTIONS if cross or key != "cross"),
         "<h2>All rows</h2>",
         _rows(evidence, record["baseline"]),
         "<h2>What the verdict rests on</h2>",
         _rests(told),
         _paid(told),
+        _crossed(cross),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -122,6 +125,14 @@ def _section(key: str, pictures: Sequence[Any], evidence: Evidence) -> str:
     )
     read = READ[key] if own else "" if gone else LEFT_OUT[key]
     return f"<section><h2>{SECTIONS[key]}</h2><p>{escape(read)}</p>{_list(gone)}{drawings}</section>"
+
+
+def _crossed(cells: Sequence[Crossed]) -> str:
+    if not cells:
+        return ""
+    rows = [[one.arm, one.seeds, one.task, f"{one.delta:+.3f}", _span(one.ci95, "+")] for one in cells]
+    head = ["arm", "seeds of", "scored on", "difference from the baseline", "95 %"]
+    return f"<h2>Seeds of one task, scores on another</h2>{_table(head, rows, 'cross')}"
 
 
 MOST_NAMED = 12  # examples that went wrong

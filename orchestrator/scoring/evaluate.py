@@ -99,7 +99,8 @@ def put(
         told = dict(track(_asking(engine, asks, golds, ends, kept), "asking", len(items)))
     by_id = {items[place].id: one.loss for place, one in told.items() if one.loss is not None}
     rest = [row for row in encoded if row.id not in by_id]
-    by_id |= dict(zip((row.id for row in rest), engine.losses(rest, track=track), strict=True))
+    if rest:
+        by_id |= dict(zip((row.id for row in rest), engine.losses(rest, track=track), strict=True))
     losses = [by_id.get(item.id) for item in items]
     return judged(items, [told.get(place, Said()) for place in range(len(items))], losses, metric, prefer), losses
 

@@ -209,8 +209,11 @@ def test_rows_and_columns_are_those_of_transfer_json(store: Store) -> None:
 
 def test_a_cell_of_the_heat_map_is_the_mean_of_its_scores(store: Store) -> None:
     lora, transfer = evidence_of(store).heats
-    assert (lora.arm, lora.ranks, lora.strategies) == ("lora", [2, 4], ["-"])
-    assert (transfer.ranks, transfer.strategies) == ([2, 4], ["sensitivity, window", "sensitivity, row_column"])
+    assert (lora.arm, lora.columns, lora.strategies) == ("lora", ["rank 2", "rank 4"], ["-"])
+    assert (transfer.columns, transfer.strategies) == (
+        ["rank 2", "rank 4"],
+        ["sensitivity, window", "sensitivity, row_column"],
+    )
     assert np.isnan(transfer.cells[1, 1])  # never run
     assert len({*transfer.cells.ravel()[:3], *lora.cells.ravel()}) > 2
     for row in read_record(store, "small")["rows"]:
@@ -219,7 +222,7 @@ def test_a_cell_of_the_heat_map_is_the_mean_of_its_scores(store: Store) -> None:
             continue
         scores = [json.loads((folder / "metrics.json").read_text())["score"] for folder in folders]
         way = f"sensitivity, {row['recipe']['structure']['kind']}"
-        cell = transfer.cells[transfer.strategies.index(way), transfer.ranks.index(row["recipe"]["rank"])]
+        cell = transfer.cells[transfer.strategies.index(way), transfer.columns.index(f"rank {row['recipe']['rank']}")]
         assert cell == pytest.approx(np.mean(scores))
 
 

@@ -47,12 +47,7 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def made() -> None:
-    try:
-        sandbox.check()
-    except UserError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("sandboxes")
 
 
 def test_what_is_right_ends_well() -> None:

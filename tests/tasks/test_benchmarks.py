@@ -51,8 +51,10 @@ def scored(task: str, rows: list[Example], said: list[str]) -> list[float]:
 @pytest.mark.parametrize(
     "name", [name if name != "mbpp" else pytest.param(name, marks=pytest.mark.long) for name in FILES]
 )
-def test_every_reference_answer_of_every_row_is_right(name: str, shared: Path) -> None:
+def test_every_reference_answer_of_every_row_is_right(name: str, shared: Path, request: pytest.FixtureRequest) -> None:
     """Against the rows' own answers, in all files; another row's answer is not, but for a few that happen to be."""
+    if TASKS[name].metric.runs:
+        request.getfixturevalue("sandboxes")
     folder = shared.parent / FILES[name]
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
@@ -64,7 +66,7 @@ def test_every_reference_answer_of_every_row_is_right(name: str, shared: Path) -
         assert sum(others) / len(others) < 0.4, split
 
 
-def test_code_scores_one_by_its_body_alone_or_as_a_whole_function(shared: Path) -> None:
+def test_code_scores_one_by_its_body_alone_or_as_a_whole_function(shared: Path, sandboxes: None) -> None:
     """A completion goes on from the function's head; a fence may be open, or stand in talk; broken code is wrong."""
     folder = shared.parent / "code/humaneval"
     if not folder.is_dir():
@@ -161,7 +163,7 @@ def test_a_name_says_how_many_are_shown() -> None:
     assert TaskChoice(name="rows.jsonl:2").shots == 2
 
 
-def test_programs_are_not_run_unasked(shared: Path) -> None:
+def test_programs_are_not_run_unasked(shared: Path, sandboxes: None) -> None:
     """Nor is a benchmark without training rows trained on; both say what to do."""
     code = shared.parent / "code"
     if not code.is_dir():
