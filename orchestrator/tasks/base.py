@@ -96,7 +96,7 @@ class Task:
     choices: tuple[str, ...] = ()
     judge: tuple[str, str] | None = None  # of a win rate: an endpoint's address and its model
     validation_rows: int = 200
-    instead: str = "score it beside another with --tasks"  # where there is nothing to train on
+    instead: str = "or score it beside another task with --tasks"  # where there is nothing to train on
     test_rows: int = 1000  # as published: for a plan before they are fetched
     seed_rows: int = 32
 
@@ -108,8 +108,9 @@ class Task:
         """
         raw = self._read(data)
         if missing := {"train", "test"} - set(raw):
-            where = f"{data} has no {sorted(missing)[0]}.jsonl; it needs train.jsonl and test.jsonl"
-            raise UserError(f"data: {where if data else f'{self.name} has no rows to train on; {self.instead}'}")
+            instead = f"; {self.instead}" if "train" in missing and "test" in raw else ""
+            where = f"{data} has no {sorted(missing)[0]}.jsonl; it needs train.jsonl and test.jsonl{instead}"
+            raise UserError(f"data: {where if data else f'{self.name} has no rows to train on{instead}'}")
         if data:
             _refuse_overlap(raw, "train", "test", "a score on what was learnt says nothing")
         return self.asked(self.divide(raw), raw, shots)

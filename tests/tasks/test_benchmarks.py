@@ -170,7 +170,9 @@ def test_programs_are_not_run_unasked(shared: Path, sandboxes: None) -> None:
         pytest.skip(f"{code} is not here")
     with pytest.raises(UserError, match="mbpp runs programs that a model wrote; --run-code has them run, in sandboxes"):
         find_task(TaskChoice(name="mbpp", data=str(code / "mbpp")))
-    with pytest.raises(UserError, match=r"humaneval has no train\.jsonl"):
+    with pytest.raises(
+        UserError, match=r"humaneval has no train\.jsonl; .*; train on mbpp, and score it beside with --tasks humaneval"
+    ):
         find_task(TaskChoice(name="humaneval", data=str(code / "humaneval"), run_code=True))
 
 
