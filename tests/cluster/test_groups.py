@@ -51,8 +51,18 @@ def trained(arm: str, **fields: Any) -> Step:
     return pipeline.finetune_step(asked, prepare(asked))
 
 
+def products(folder: Path) -> dict[str, Any]:
+    """Of each module's two factors: a decomposition's directions may come with either sign, from one thread or two."""
+    found = weights(folder)
+    ups = {
+        name: name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B") for name in found if "_A" in name
+    }
+    return {name: found[up].double() @ found[name].double() for name, up in ups.items()}
+
+
 def alike(one: Path, other: Path) -> None:
-    right, found = weights(one), weights(other)
+    right, found = products(one), products(other)
+    assert right
     assert right.keys() == found.keys()
     assert max(float((right[name] - found[name]).abs().max()) for name in right) < 1e-5
     curves = [json.loads((folder / "history.json").read_text()) for folder in (one, other)]
