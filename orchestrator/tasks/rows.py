@@ -15,8 +15,13 @@ from orchestrator.tasks.base import Example
 
 def data_step(examples: list[Example]) -> Step:
     """Rows named by their contents, so that a path or a file name never matters."""
-    rows = [example.model_dump() for example in examples]
+    rows = [_said(example) for example in examples]
     return Step("data", write, identity={"rows": fingerprint(rows)}, where={"rows": rows})
+
+
+def _said(example: Example) -> dict[str, Any]:
+    """A row without what it leaves open: fields that came later give older rows no other name."""
+    return {name: value for name, value in example.model_dump().items() if value or name in ("id", "answer")}
 
 
 def write(folder: Path, *, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
