@@ -81,9 +81,8 @@ def axes_of(
     """The flags that are a sweep's axes. `0,2,5` is one choice of layers; names are one value each."""
     numbers = layers is not None and layers.replace(",", "").replace(" ", "").isdigit()
     chosen = [layers] if numbers else listed(layers)
-    return {"arm": arms, "rank": rank, "layers": chosen, "structure": structure, "modules": modules} | (
-        {"measure.seeds": seed_tasks} if seed_tasks else {}
-    )
+    fields = {"arm": arms, "rank": rank, "layers": chosen, "structure": structure, "modules": modules}
+    return {**fields, "measure.seeds": seed_tasks}
 
 
 def listed(text: str | None) -> list[Any] | None:

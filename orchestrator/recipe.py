@@ -31,6 +31,7 @@ from orchestrator.transfer.metrics import SensitivityMetric, Taylor
 
 Origin = Literal["attention", "ffn", "embedding"]
 RATES = 13  # learning rates that a search other than the grid chooses from
+SEEDS = "measure.seeds"  # as an axis: names of tasks
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]  # auto: see orchestrator.models.dtypes
 

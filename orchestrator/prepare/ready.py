@@ -74,8 +74,7 @@ def prepare(
     """Find models and rows and check all that can be checked before work starts; `say` hears how far that is.
 
     `beside`: tasks that are scored, and not trained on. `seeds`: those by whose seed examples some trial measures.
-    `seeds_alone`: only the teacher is asked, so that no other rows
-    are needed. UserError for the first fault.
+    `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
     """
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
@@ -94,7 +93,7 @@ def prepare(
             others[name] = (other, rows)
         check_items(*questions(rows, template_of(recipe, other), reader, other.metric, other.choices))
     asked = {name: seeds_of(name, recipe) for name in seeds}
-    for rows in asked.values():
+    for rows in asked.values():  # some of each have room, or it says why not
         fitted(rows, recipe.task.template, load_tokenizer(teacher.folder), recipe.measure.max_tokens)
     return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute)
 
@@ -104,7 +103,7 @@ def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[st
     found: dict[str, tuple[Task, list[Example]]] = {}
     for choice in beside:
         allowed = choice.run_code or recipe.task.run_code
-        other, rows = find_beside(choice.model_copy(update={"run_code": allowed}), recipe.task.data)
+        other, rows = find_beside(choice.model_copy(update={"run_code": allowed}), recipe.task)
         if other.name in (task.name, *found):
             raise UserError(f"tasks: {other.name} is scored already; leave it out")
         most = recipe.evaluate.examples
@@ -114,7 +113,7 @@ def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[st
 
 def template_of(recipe: Recipe, task: Task) -> TemplateName:
     """As a task's rows are shown: a text as it is."""
-    return "text" if task.metric.filter_name == "text" else recipe.task.template
+    return task.template or recipe.task.template
 
 
 def _fit(

@@ -47,21 +47,24 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
 
 
 def seeds_of(name: str, recipe: Recipe) -> list[Example]:
-    """Another task's seed examples, as it shows them; near the rows that are trained on, or from the hub."""
-    return TASKS[name].splits(_near(name, recipe.task.data))["seed"]
+    """A task's seed examples, as it shows them: near the rows that are trained on, or from the hub."""
+    return TASKS[name].splits(_folder(name, recipe.task))["seed"]
 
 
-def _near(name: str, data: str | None) -> str | None:
-    """The folder of a task's rows in, or beside, the one of the rows that are trained on."""
-    beside = [Path(data).expanduser() / name, Path(data).expanduser().parent / name] if data else []
-    return next((str(folder) for folder in beside if folder.is_dir()), None)
+def _folder(name: str, main: TaskChoice) -> str | None:
+    """Where a task's rows are: `main`'s in its folder or one within; another's in a folder of its name there or beside.
 
-
-def find_beside(choice: TaskChoice, near: str | None) -> tuple[Task, list[Example]]:
-    """A task that is only scored, and its test rows: a known one, a file of chats, or the parts of a .txt.
-
-    `near`: the folder of the rows that are trained on, or one with a folder a task.
+    None: in no folder, but on the hub.
     """
+    if main.data is None:
+        return None
+    own = Path(main.data).expanduser()
+    beside = own if name == main.name else own.parent / name
+    return next((str(folder) for folder in (own / name, beside) if folder.is_dir() or folder == own), None)
+
+
+def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Example]]:
+    """A task that is scored beside `main`, and its test rows: a known one, a file of chats, or a .txt's parts."""
     path = Path(choice.name).expanduser()
     if path.suffix == ".txt":
         return text_task(path)
@@ -69,20 +72,18 @@ def find_beside(choice: TaskChoice, near: str | None) -> tuple[Task, list[Exampl
         task, splits = find_task(choice)
         return task, splits["test"]
     known = TASKS[choice.name]
-    return _as_asked(known, choice), known.test(choice.data or _near(choice.name, near), choice.shots)
+    return _as_asked(known, choice), known.test(choice.data or _folder(choice.name, main), choice.shots)
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
     """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
     if choice.name in TASKS:
         known = TASKS[choice.name]
-        inside = Path(choice.data or ".").expanduser() / choice.name  # of a folder with a folder a task
-        data = str(inside) if choice.data and inside.is_dir() else choice.data
-        return _as_asked(known, choice), known.splits(data, choice.shots)
+        return _as_asked(known, choice), known.splits(_folder(choice.name, choice), choice.shots)
     path = Path(choice.name).expanduser()
     if path.suffix == ".jsonl" or path.is_file():
         task, splits = chat_task(path, choice.metric or "exact_match", choice.shots)
-        return _judged(task, choice), splits
+        return _named(_judged(task, choice), choice), splits
     raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
 
 
@@ -103,8 +104,11 @@ def _as_asked(task: Task, choice: TaskChoice) -> Task:
         from orchestrator.scoring import sandbox
 
         sandbox.check()
-    task = _judged(replace(task, metric=metric), choice)
-    return replace(task, name=f"{task.name}-{choice.shots}shot" if choice.shots else task.name)
+    return _named(_judged(replace(task, metric=metric), choice), choice)
+
+
+def _named(task: Task, choice: TaskChoice) -> Task:
+    return replace(task, name=f"{task.name}-{choice.shots}shot") if choice.shots else task
 
 
 def _judged(task: Task, choice: TaskChoice) -> Task:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.report import style
-from orchestrator.report.cross import Crossed, cross_heats, crossed
-from orchestrator.report.evidence import Evidence, collect
+from orchestrator.report.evidence import Evidence, collect, cross_heats
 from orchestrator.report.map_picture import maps_picture
 from orchestrator.report.pictures import cost_picture, curves_picture, heat_picture, layers_picture, leaderboard_picture
 from orchestrator.store import Store
@@ -25,7 +23,7 @@ class Picture:
     figure: Any
 
 
-def drawn(evidence: Evidence, title: str = "", cross: Sequence[Crossed] = ()) -> list[Picture]:
+def drawn(evidence: Evidence, title: str = "") -> list[Picture]:
     """Those for which there are numbers. `title` is the leaderboard's, which is often shown alone."""
     found = []
     if evidence.rows:
@@ -33,8 +31,8 @@ def drawn(evidence: Evidence, title: str = "", cross: Sequence[Crossed] = ()) ->
         found.append(Picture("leaderboard", "leaderboard", READ["leaderboard"], figure))
     if evidence.heats:
         found.append(Picture("heat", "rank-by-strategy", READ["heat"], heat_picture(evidence.heats)))
-    if cross:
-        found.append(Picture("cross", "seeds-by-task", READ["cross"], heat_picture(cross_heats(cross))))
+    if evidence.cross:
+        found.append(Picture("cross", "seeds-by-task", READ["cross"], heat_picture(cross_heats(evidence.cross))))
     if evidence.curves:
         found.append(Picture("curves", "curves", READ["curves"], curves_picture(evidence.curves)))
     if evidence.passes:
@@ -50,9 +48,7 @@ def drawn(evidence: Evidence, title: str = "", cross: Sequence[Crossed] = ()) ->
 def write_pictures(store: Store, record: dict[str, Any], found: list[Result]) -> None:
     """Put the report's pictures beside the sweep's record, which MLflow keeps."""
     folder = store.root / "sweeps" / record["name"]
-    cross = crossed(found, record["baseline"], record["task"])
-    title = f"{record['name']}: {record['task']}, {record['metric']}"
-    for picture in drawn(collect(record, found, store), title, cross):
+    for picture in drawn(collect(record, found, store), f"{record['name']}: {record['task']}, {record['metric']}"):
         style.png(picture.figure, folder / f"{picture.name}.png")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from orchestrator.report.cross import Crossed, crossed
 from orchestrator.report.maps import Map, maps_of
 from orchestrator.store import MANIFEST, Store
 from orchestrator.teacher.files import LAYERS
@@ -91,6 +92,7 @@ class Evidence:
     heats: list[Heat]
     curves: list[Curve] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
+    cross: list[Crossed] = field(default_factory=list)  # seeds' task by scored task
     passes: list[Layers] = field(default_factory=list)
     extractions: list[Extraction] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -103,6 +105,7 @@ def collect(record: Mapping[str, Any], found: Sequence[Result], store: Store) ->
     """Everything that is there of a sweep; `found` are its results (`record.results`)."""
     rows = leaderboard(found, record["baseline"])
     evidence = Evidence(rows, names(rows), heats_of(found))
+    evidence.cross = crossed(found, record["baseline"], record["task"])
     evidence.examples = found[0].scores.shape[1] if found else 0
     finished = [row for row in record["rows"] if any(store.find("evaluate", key) for key in row["trials"])]
     starts: dict[str, list[str]] = {}
@@ -157,6 +160,20 @@ def heats_of(found: Sequence[Result]) -> list[Heat]:
         if len(scores) > 1:
             cells = [[float(np.mean(scores.get((way, rank), np.nan))) for rank in ranks] for way in strategies]
             heats.append(Heat(arm, [f"rank {rank}" for rank in ranks], strategies, np.array(cells)))
+    return heats
+
+
+def cross_heats(cells: Sequence[Crossed]) -> list[Heat]:
+    """A panel an arm: seeds' tasks downwards, scored tasks along. Of several rows for a cell, their mean."""
+    heats = []
+    for arm in dict.fromkeys(one.arm for one in cells):
+        mine = [one for one in cells if one.arm == arm]
+        seeds, tasks = (list(dict.fromkeys(getattr(one, name) for one in mine)) for name in ("seeds", "task"))
+        values = [
+            [float(np.mean([one.delta for one in mine if (one.seeds, one.task) == (down, along)] or np.nan))
+             for along in tasks] for down in seeds
+        ]  # fmt: skip
+        heats.append(Heat(arm, tasks, [f"seeds of {name}" for name in seeds], np.array(values)))
     return heats
 
 

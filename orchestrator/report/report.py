@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from orchestrator.report import style
-from orchestrator.report.cross import Crossed, crossed
+from orchestrator.report.cross import Crossed
 from orchestrator.report.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.report.evidence import Evidence, collect
 from orchestrator.store import Store
@@ -29,8 +29,7 @@ def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
     evidence, told = collect(record, found, store), verdict_of(record, found)
     headline, *rest = told.lines()
     title = f"{record['name']}: {record['task']}, {record['metric']}"
-    cross = crossed(found, record["baseline"], record["task"])
-    pictures = drawn(evidence, cross=cross)
+    pictures = drawn(evidence)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="verdict">{escape(headline)}</p>',
@@ -39,13 +38,13 @@ def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
         _warnings(record, evidence),
         "<h2>What was asked</h2>",
         _table(None, asked(record, evidence), "asked"),
-        *(_section(key, pictures, evidence) for key in SECTIONS if cross or key != "cross"),
+        *(_section(key, pictures, evidence) for key in SECTIONS if evidence.cross or key != "cross"),
         "<h2>All rows</h2>",
         _rows(evidence, record["baseline"]),
         "<h2>What the verdict rests on</h2>",
         _rests(told),
         _paid(told),
-        _crossed(cross),
+        _crossed(evidence.cross),
     ]
     body = "\n".join(part for part in parts if part)
     return (

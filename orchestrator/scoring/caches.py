@@ -79,6 +79,11 @@ def tokens_at_once(model: Any, device: torch.device) -> int:
     return budgets.affordable(torch.cuda.mem_get_info(device)[0], each)
 
 
+def alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def looks_back(model: Any) -> float:
     """How many tokens the shortest-sighted of a model's layers sees: of more, those that are left out would count."""
     config = model.config

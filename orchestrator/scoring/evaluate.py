@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +57,8 @@ def evaluate(
     with loaded(model, adapter, dtype=dtype) as engine:
         prefer = preferences(judge, judge_url, partial)
         scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track, prefer)
-    return write(folder, scored, losses, metric, trained=adapter is not None) | outputs(folder, asks, scored, prefer)
+    told = outputs(folder, asks, scored, prefer)
+    return write(folder, scored, losses, metric, trained=adapter is not None, told=told)
 
 
 def preferences(judge: dict[str, str] | None, url: str, partial: Path) -> Preferences | None:
@@ -69,16 +70,12 @@ def outputs(folder: Path, asks: Asked, scored: Sequence[Scored], prefer: Prefere
     """Write what was said for other judges, as AlpacaEval reads it; with the figures of one that was there."""
     if not asks.metric.keeps:
         return {}
-    pairs = [Pair(one.id, item.instruction, one.output.strip(), one.gold)
-             for item, one in zip(asks.items, scored, strict=True)]  # fmt: skip
+    pairs = _pairs(asks.items, [one.output for one in scored])
     (folder / "outputs.json").write_text(json.dumps(as_alpaca_eval(pairs), ensure_ascii=False, indent=1) + "\n")
     if prefer is None:
         return {}
-    told = {"length_controlled": length_controlled([one.score for one in scored], pairs),
-            "unclear": prefer.unclear(pairs)}  # fmt: skip
-    path = folder / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | told, indent=1) + "\n")
-    return told
+    even = length_controlled([one.score for one in scored], pairs)
+    return {"length_controlled": even, "unclear": prefer.unclear(pairs)}
 
 
 def put(
@@ -118,7 +115,7 @@ def judged(
     if metric.kind != "win_rate":
         return by_lm_eval(items, told, metric)
     assert prefer is not None
-    found = prefer.scores(_pairs(items, told))
+    found = prefer.scores(_pairs(items, [one.text for one in told]))
     return [
         Scored(
             item.id,
@@ -134,8 +131,8 @@ def judged(
     ]
 
 
-def _pairs(items: Sequence[Item], told: Sequence[Said]) -> list[Pair]:
-    return [Pair(one.id, one.instruction, said.text.strip(), one.gold) for one, said in zip(items, told, strict=True)]
+def _pairs(items: Sequence[Item], texts: Sequence[str]) -> list[Pair]:
+    return [Pair(one.id, one.instruction, text.strip(), one.gold) for one, text in zip(items, texts, strict=True)]
 
 
 def _likely(item: Item, said: Said, loss: float | None) -> Scored:
@@ -197,9 +194,18 @@ def context_of(model: str) -> int:
 
 
 def write(
-    folder: Path, scored: Sequence[Scored], losses: Sequence[float | None], metric: dict[str, Any], *, trained: bool
+    folder: Path,
+    scored: Sequence[Scored],
+    losses: Sequence[float | None],
+    metric: dict[str, Any],
+    *,
+    trained: bool,
+    told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write an evaluation's files. UserError where a loss is not finite: training broke the model, or it was broken."""
+    """Write an evaluation's files, with what else is `told` among the figures.
+
+    UserError where a loss is not finite: training broke the model, or it was broken.
+    """
     for row, loss in zip(scored, losses, strict=True):
         if loss is not None and not math.isfinite(loss):
             raise UserError(
@@ -225,6 +231,7 @@ def write(
         result["by_category"] = {
             name: _mean(row.score for row in scored if row.category == name) for name in categories
         }
+    result |= told or {}
     (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from orchestrator.scoring.caches import FEW, held, looks_back, taken
+from orchestrator.scoring.caches import FEW, alike, held, looks_back, taken
 from orchestrator.scoring.judge import Said
 
 TAIL = 8  # tokens more than a text of `until` has characters: it lies in so many, if it is the last
@@ -79,11 +79,8 @@ def answered(
 def _shared(model: Any, prompts: Sequence[Sequence[int]], device: Any) -> tuple[int, Any]:
     """How many tokens all prompts begin with, and the cache that has seen them; none where they are few, or where some
     layer looks back less far than the longest prompt goes: places that are left out would count for it."""
-    first, last = (
-        one(map(list, prompts)) for one in (min, max)
-    )  # in the order of their tokens: what these share, all do
-    alike = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
-    count = min(alike, min(map(len, prompts)) - 1)
+    first, last = (one(map(list, prompts)) for one in (min, max))  # in the order of their tokens: these share the least
+    count = min(alike(first, last), min(map(len, prompts)) - 1)
     if len(prompts) < 2 or count < FEW or looks_back(model) < max(map(len, prompts)):
         return 0, None
     cache = held(model)

@@ -91,7 +91,7 @@ def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[S
     rows = rows_of([item for item, _ in pairs])
     config = protocol(metric) | {"custom_dataset": lambda: {"test": Dataset.from_list(rows)}}
     if metric.kind not in OF_LM_EVAL:
-        config["process_results"] = functools.partial(_figures, metric, _run([*pairs] if metric.runs else []))
+        config["process_results"] = functools.partial(_figures, metric, _run(pairs) if metric.runs else {})
     tasks = {"tasks": {metric.kind: task(config=config)}}  # rows in memory: no file, no cache
     samples = evaluate(lm=recorded([one for _, one in pairs]), task_dict=tasks, bootstrap_iters=0)["samples"]
     found = {
@@ -118,18 +118,17 @@ def _run(pairs: Sequence[tuple[Item, Said]]) -> dict[tuple[str, str], float]:
 
     programs = [f"{item.before}{code_of(one.text)}\n{item.tests}" for item, one in pairs]
     return {
-        (item.prompt, one.text): float(passed)
-        for (item, one), passed in zip(pairs, ended_well(programs) if programs else [], strict=True)
+        (item.prompt, one.text): float(passed) for (item, one), passed in zip(pairs, ended_well(programs), strict=True)
     }
 
 
 def rows_of(items: Sequence[Item]) -> list[dict[str, Any]]:
     """The items as the protocol's columns."""
-    rows: list[dict[str, Any]] = []
-    for item in items:
-        rows.append({"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices})
-        if any(one.references for one in items):
-            rows[-1]["references"] = item.references
+    rows: list[dict[str, Any]] = [
+        {"prompt": item.prompt, "gold": item.gold.strip(), "choices": item.choices} for item in items
+    ]
+    if any(item.references for item in items):
+        rows = [row | {"references": item.references} for row, item in zip(rows, items, strict=True)]
     return rows
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.scoring.budgets import LOGITS, TOKENS
-from orchestrator.scoring.caches import FEW, held, looks_back, taken, tokens_at_once
+from orchestrator.scoring.caches import FEW, alike, held, looks_back, taken, tokens_at_once
 from orchestrator.tasks.template import Encoded
 from orchestrator.transfer.sensitivity import widened
 
@@ -35,16 +35,7 @@ class Stretch:
     rows: list[int]  # places of the rows that go through it
     then: list[Stretch] = field(default_factory=list)
     spot: int = 0  # its row in its batch
-
-    def wanted(self, rows: Sequence[Encoded]) -> list[tuple[int, int]]:
-        """Where in it a label of a row is foretold, and by which of the rows."""
-        end = self.start + len(self.ids)
-        return [
-            (at - 1 - self.start, row)
-            for row in self.rows
-            for at, label in enumerate(rows[row].labels[self.start + 1 : end + 1], self.start + 1)
-            if label != -100
-        ]
+    wanted: list[tuple[int, int]] = field(default_factory=list)  # where in it a label is foretold, and of which row
 
 
 class Seen(NamedTuple):
@@ -86,22 +77,17 @@ def _tree(inputs: Sequence[tuple[int, ...]], places: dict[tuple[int, ...], list[
     """What sorted inputs, alike up to `depth`, go on with: those that share enough of it share a stretch."""
     groups: list[list[tuple[int, ...]]] = []
     for ids in inputs:
-        if groups and _alike(groups[-1][-1], ids) - depth >= max(FEW, (len(ids) - depth) // PART):
+        if groups and alike(groups[-1][-1], ids) - depth >= max(FEW, (len(ids) - depth) // PART):
             groups[-1].append(ids)
         else:
             groups.append([ids])
     found = []
     for group in groups:
-        end = _alike(group[0], group[-1])  # of sorted ones, the first and the last share the least
+        end = alike(group[0], group[-1])  # of sorted ones, the first and the last share the least
         rows = [place for ids in group for place in places[ids]]
         rest = [ids for ids in group if len(ids) > end]
         found.append(Stretch(depth, group[0][depth:end], rows, _tree(rest, places, end) if rest else []))
     return found
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class _Pass:
@@ -113,7 +99,8 @@ class _Pass:
         self.model, self.rows, self.pad, self.tokens, self.device, self.known = model, rows, pad, tokens, device, known
         self.held = tokens_at_once(model, torch.device(device))
         self.logits = LOGITS // (model.config.vocab_size * next(model.parameters()).element_size())
-        self.left = [sum(label != -100 for label in row.labels[1:]) for row in rows]
+        self.labelled = [[at for at, label in enumerate(row.labels) if label != -100 and at] for row in rows]
+        self.left = [len(places) for places in self.labelled]
         self.logs: list[list[tuple[int, Tensor]]] = [[] for _ in rows]
 
     def through(self, stretches: Sequence[Stretch], seen: Seen | None) -> Iterator[Found]:
@@ -128,27 +115,32 @@ class _Pass:
                 yield from self.through(then, after)
 
     def _batches(self, stretches: Sequence[Stretch]) -> Iterator[list[Stretch]]:
-        """The longest first; as many together as the budgets of tokens and of logits allow."""
+        """The longest first; as many together as the budgets of tokens, of what is kept and of logits allow."""
         batch: list[Stretch] = []
-        places: list[int] = []
         for one in sorted(stretches, key=lambda one: -len(one.ids)):
-            wanted = [at for at, _ in one.wanted(self.rows)]
-            both = [*places, *wanted]
-            span, count = (max(both) + 1 - min(both) if both else 0), len(batch) + 1
-            if (
-                batch
-                and self.tokens is not None
-                and (
-                    count * len(batch[0].ids) > self.tokens
-                    or count * max(each.start + len(each.ids) for each in [*batch, one]) > self.held
-                    or count * span > self.logits
-                )
-            ):
+            self._look(one)
+            if batch and self.tokens is not None and not self._fits([*batch, one]):
                 yield batch
-                batch, both = [], wanted
-            batch, places = [*batch, one], both
+                batch = []
+            batch.append(one)
         if batch:
             yield batch
+
+    def _look(self, one: Stretch) -> None:
+        end = one.start + len(one.ids)
+        one.wanted = [
+            (at - 1 - one.start, row) for row in one.rows for at in self.labelled[row] if one.start < at <= end
+        ]
+
+    def _fits(self, batch: Sequence[Stretch]) -> bool:
+        assert self.tokens is not None
+        count, at = len(batch), [place for one in batch for place, _ in one.wanted]
+        span = max(at) + 1 - min(at) if at else 0
+        return (
+            count * len(batch[0].ids) <= self.tokens
+            and count * max(one.start + len(one.ids) for one in batch) <= self.held
+            and count * span <= self.logits
+        )
 
     def _forward(self, batch: list[Stretch], seen: Seen | None) -> Seen:
         width = max(len(one.ids) for one in batch)
@@ -164,18 +156,18 @@ class _Pass:
             starts = torch.tensor([[one.start] for one in batch], device=self.device)
             options = {"use_cache": True, "past_key_values": cache}
             options["position_ids"] = starts + torch.arange(width, device=self.device)
-        wanted = [one.wanted(self.rows) for one in batch]
-        at = [place for some in wanted for place, _ in some] or [width - 1]
+        at = [place for one in batch for place, _ in one.wanted] or [width - 1]
         span = torch.arange(min(at), max(at) + 1, device=self.device)
         logits = self.model(input_ids=ids, attention_mask=mask, logits_to_keep=span, **options).logits
-        for spot, (one, some) in enumerate(zip(batch, wanted, strict=True)):
-            self._pick(logits[spot], one.start, some, min(at))
+        for spot, one in enumerate(batch):
+            self._pick(logits[spot], one, min(at))
             for following in one.then:
                 following.spot = spot
         return Seen(options.get("past_key_values"), mask)
 
-    def _pick(self, logits: Tensor, start: int, wanted: Sequence[tuple[int, int]], first: int) -> None:
+    def _pick(self, logits: Tensor, one: Stretch, first: int) -> None:
         """Keep the log-probabilities of the labels that these logits (places, vocabulary) foretell."""
+        wanted, start = one.wanted, one.start
         if not wanted:
             return
         places = sorted({at for at, _ in wanted})

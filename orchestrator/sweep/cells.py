@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.recipe import Asha, Recipe, Sweep, one_line
+from orchestrator.recipe import SEEDS, Asha, Recipe, Sweep, one_line
 from orchestrator.student.batches import steps_of
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Split
@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # to count a sweep takes none of what runs it
 
 TUNING_SEED = 1000  # from here on; no trial has them: a choice is made without a look at the trials that it is for
 MOST_CELLS = 10_000  # beyond, even listing them takes too long
-
-SEEDS = "measure.seeds"  # as an axis: names of tasks
 
 FIXED = {  # what all trials of a sweep have in common, or what the sweep itself varies
     "lr": "give the grid as `lr` (--lr): each row chooses from it on the validation split",
@@ -146,9 +144,8 @@ def expand(sweep: Sweep) -> list[Recipe]:
 
 def _check_axes(sweep: Sweep) -> None:
     for path, values in sweep.axes.items():
-        if path == SEEDS and all(value in TASKS for value in values):
-            continue
-        if instead := FIXED.get(path.split(".")[0] if path != SEEDS else path):
+        named = path == SEEDS and all(value in TASKS for value in values)
+        if instead := not named and FIXED.get(path if path == SEEDS else path.split(".")[0]):
             raise UserError(f"axes: {path} is no axis of a sweep; {instead}")
         if not values:
             raise UserError(f"axes: {path} has no values, which makes 0 trials; give it one, or leave it out")

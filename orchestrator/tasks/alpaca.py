@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.tasks.base import Task
+from orchestrator.tasks.base import Task, chat
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
 
@@ -19,12 +19,7 @@ def row(place: int, split: str, source: dict[str, Any]) -> dict[str, Any]:
     """A hub row as a chat."""
     question = "\n\n".join(filter(None, (source["instruction"].strip(), source.get("input", "").strip())))
     answer = source["output"].strip()
-    return {
-        "id": f"alpaca_{split}_{place}",
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-        "answer": answer,
-        "category": source.get("dataset", ""),
-    }
+    return chat(f"alpaca_{split}_{place}", question, answer, answer, category=source.get("dataset", ""))
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

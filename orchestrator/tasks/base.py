@@ -62,6 +62,12 @@ class Example(BaseModel):
 Adapt = Callable[[Example, dict[str, Any]], Example]
 
 
+def chat(identity: str, question: str, said: str, answer: str, **more: Any) -> dict[str, Any]:
+    """A row as files have it: one question, what is said to it, and the answer in that."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+    return {"id": identity, "messages": turns, "answer": answer, **more}
+
+
 def as_it_is(example: Example, row: dict[str, Any]) -> Example:
     """A row that needs no other form."""
     return example
@@ -94,6 +100,7 @@ class Task:
     shown: Callable[[Example, Sequence[Example]], Example] = as_turns
     solved: Callable[[], list[Example]] | None = None
     choices: tuple[str, ...] = ()
+    template: Literal["text"] | None = None  # how its rows are always shown
     judge: tuple[str, str] | None = None  # of a win rate: an endpoint's address and its model
     validation_rows: int = 200
     instead: str = "or score it beside another task with --tasks"  # where there is nothing to train on

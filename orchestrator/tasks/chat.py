@@ -19,7 +19,7 @@ def chat_task(path: Path, metric: str = "exact_match", shots: int = 0) -> tuple[
     if len(rows) < 10:
         raise UserError(f"task: {path} has {len(rows)} rows; at least 10 are needed to train, validate and test")
     task = Task(
-        name=f"{path.stem}-{shots}shot" if shots else path.stem,
+        name=path.stem,
         about=f"chats of {path.name}",
         source=str(path),
         load=dict,

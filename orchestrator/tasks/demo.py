@@ -14,7 +14,7 @@ import string
 import zlib
 from typing import Any, Literal
 
-from orchestrator.tasks.base import Task
+from orchestrator.tasks.base import Task, chat
 from orchestrator.tasks.metric import Metric
 
 ROWS = {"seed": 32, "train": 1000, "validation": 200, "test": 200}
@@ -46,15 +46,7 @@ def _new_string(draw: random.Random, taken: set[str], *, held: bool) -> str:
 
 
 def _row(identity: str, text: str) -> dict[str, Any]:
-    answer = text[::-1]
-    return {
-        "id": identity,
-        "messages": [
-            {"role": "user", "content": f"Backwards: {text}"},
-            {"role": "assistant", "content": answer},
-        ],
-        "answer": answer,
-    }
+    return chat(identity, f"Backwards: {text}", text[::-1], text[::-1])
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

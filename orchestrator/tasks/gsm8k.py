@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tasks.base import Example, Message, Task
+from orchestrator.tasks.base import Example, Message, Task, chat
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
 
@@ -20,14 +20,8 @@ def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:
     answer = answer.strip().replace(",", "")
     solution = " ".join(re.sub(r"<<[^>]*>>", "", solution).split())
     solution += "" if solution.endswith((".", "?", "!")) else "."
-    return {
-        "id": f"gsm_{split}_{place}",
-        "messages": [
-            {"role": "user", "content": f"{HEADING}\n\nQuestion: {source['question'].strip()}"},
-            {"role": "assistant", "content": f"Answer: {solution} So the answer is {answer}."},
-        ],
-        "answer": answer,
-    }
+    question = f"{HEADING}\n\nQuestion: {source['question'].strip()}"
+    return chat(f"gsm_{split}_{place}", question, f"Answer: {solution} So the answer is {answer}.", answer)
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.tasks.base import Example, Task
+from orchestrator.tasks.base import Example, Task, chat
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
 
@@ -13,11 +13,8 @@ def row(source: dict[str, Any]) -> dict[str, Any]:
     """A hub row as a chat, with what runs the answer."""
     whole = f"```python\n{source['prompt']}{source['canonical_solution'].rstrip()}\n```"
     question = f"Complete the following python function.\n\n{source['prompt']}"
-    return {
-        "id": source["task_id"],
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": whole}],
-        "answer": source["canonical_solution"],
-    } | {name: source[name] for name in ("prompt", "test", "entry_point")}
+    fields = {name: source[name] for name in ("prompt", "test", "entry_point")}
+    return chat(source["task_id"], question, whole, source["canonical_solution"], **fields)
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.tasks.base import Example, Task
+from orchestrator.tasks.base import Example, Task, chat
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
 
@@ -13,14 +13,9 @@ def row(source: dict[str, Any]) -> dict[str, Any]:
     """A hub row as a chat, with what runs the answer."""
     tests = "\n".join(source["test_list"])
     code = source["code"].replace("\r\n", "\n")
-    return {
-        "id": f"mbpp_{source['task_id']}",
-        "messages": [
-            {"role": "user", "content": f"{source['text']}\nYour code should pass these tests:\n\n{tests}"},
-            {"role": "assistant", "content": f"```python\n{code}\n```"},
-        ],
-        "answer": code,
-    } | {name: source[name] for name in ("test_list", "test_setup_code")}
+    question = f"{source['text']}\nYour code should pass these tests:\n\n{tests}"
+    fields = {name: source[name] for name in ("test_list", "test_setup_code")}
+    return chat(f"mbpp_{source['task_id']}", question, f"```python\n{code}\n```", code, **fields)
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

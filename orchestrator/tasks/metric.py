@@ -13,14 +13,8 @@ Kind = Literal[
 ]
 NEW = 256  # tokens of an answer to rows of a user's own
 LATER = ("also", "until")  # fields that say nothing where they are empty: results of before them are found again
-WORDS = {  # what a user may name, for rows of their own
-    "exact_match": "exact_match",
-    "contains": "contains",
-    "rouge_l": "rouge_l",
-    "multiple_choice": "multiple_choice",
-    "loss": "loss",
-    "win_rate": "win_rate",
-}
+# What a user may name, for rows of their own
+WORDS: tuple[Kind, ...] = ("exact_match", "contains", "rouge_l", "multiple_choice", "loss", "win_rate")
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def named(text: str) -> Metric:
             return Metric("exact_match", "regex", text.removeprefix("regex:"), max_new_tokens=NEW)
         except (ValueError, re.error) as error:
             raise UserError(f"metric: {text!r}: {error}") from error
-    if text not in WORDS:
+    kind = next((word for word in WORDS if word == text), None)
+    if kind is None:
         raise UserError(f"metric: {text!r} is not known; known: {', '.join(WORDS)}, regex:PATTERN")
-    kind: Any = WORDS[text]
     return Metric(kind, "judge" if kind == "win_rate" else "none", max_new_tokens=NEW)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.tasks.base import Example, Message, Task
+from orchestrator.tasks.base import Example, Message, Task, chat
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
 
@@ -26,12 +26,7 @@ def row(place: int, source: dict[str, Any], split: str) -> dict[str, Any]:
         f"{source['question'].strip()}\n{options}\nAnswer:"
     )
     answer = LETTERS[source["answer"]]
-    return {
-        "id": f"mmlu_{split}_{place}",
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-        "answer": answer,
-        "category": source["subject"],
-    }
+    return chat(f"mmlu_{split}_{place}", question, answer, answer, category=source["subject"])
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.tasks.base import Example, Task
+from orchestrator.tasks.base import Example, Task, chat
 from orchestrator.tasks.hub import hub_rows
 from orchestrator.tasks.metric import Metric
 
@@ -12,13 +12,8 @@ from orchestrator.tasks.metric import Metric
 def row(source: dict[str, Any], references: list[str]) -> dict[str, Any]:
     """A hub row as a chat: its first reference is learnt, each of them is right."""
     question = f"{source['definition'].strip()}\n\nInput: {source['inputs'].strip()}\nOutput:"
-    return {
-        "id": source["id"],
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": references[0]}],
-        "answer": references[0],
-        "references": references,
-        "task": source["task_name"],
-    }
+    first, task = references[0], source["task_name"]
+    return chat(source["id"], question, first, first, references=references, task=task)
 
 
 def load() -> dict[str, list[dict[str, Any]]]:

@@ -31,7 +31,7 @@ def text_task(path: Path) -> tuple[Task, list[Example]]:
     ]
     if not rows:
         raise UserError(f"tasks: {path} is empty; give a text")
-    return Task(path.stem, f"the text {path.name}", Metric("loss", "text"), dict, str(path)), rows
+    return Task(path.stem, f"the text {path.name}", Metric("loss", "text"), dict, str(path), template="text"), rows
 
 
 def windows(rows: Sequence[Example], tokenizer: Any, tokens: int) -> list[Example]:

@@ -78,8 +78,8 @@ def teacher_score(
     answers = [said_of(told[item.id]) if item.id in told else Said(asked=False) for item in items]
     prefer = preferences(judge, judge_url, partial)
     scored = by_kind(items, answers, losses, judged, prefer)
-    told_of = write(folder, scored, losses, metric, trained=False)
-    return told_of | outputs(folder, Asked(items, judged, encoded), scored, prefer)
+    more = outputs(folder, Asked(items, judged, encoded), scored, prefer)
+    return write(folder, scored, losses, metric, trained=False, told=more)
 
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:

@@ -1,6 +1,6 @@
 """What a training costs elsewhere: each chosen row on the further tasks, against the untouched student there.
 
-    for one in costs(results, chosen, margin=0.02, repeats=6): print(sentence(one))
+    for one in costs(results, chosen, margin=0.02, enough=6): print(sentence(one))
 
 A loss is claimed where the difference is significant, and "forgot nothing" where it is significantly within the margin
 both ways (two one-sided tests: Schuirmann, 1987). Between the two nothing is claimed: that no loss was found doesn't
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -49,40 +49,29 @@ class Cost:
     outcome: Outcome
     flips: Flips | None = None  # where answers are right or wrong
 
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        return asdict(self)
-
 
 def costs(results: Sequence[Result], chosen: Mapping[str, Result], *, margin: float, enough: int) -> list[Cost]:
     """Each chosen arm on each further task; with fewer than `enough` seeds described, and nothing claimed."""
     untouched = next((one for one in results if one.arm == "student"), None)
     if untouched is None:
         return []
-    found: list[tuple[Cost, Estimate]] = []
+    found = []
     for arm, result in chosen.items():
         for task, there in result.beside.items():
-            before = untouched.beside.get(task)
-            if arm in BOUNDS or before is None or not len(there.seeds) or not len(before.seeds):
+            own, before = result.on(task), untouched.on(task)
+            if arm in BOUNDS or own is None or before is None:
                 continue
-            both = _difference(result, there, before.scores[0])
-            flips = _flips(there, before.scores[0])
-            mean = float(before.scores[0].mean())
-            found.append((Cost(arm, task, mean, both.mean, both.limits(), both.p, _beyond(both, margin), margin,
-                               len(there.seeds), "can't tell", flips), both))  # fmt: skip
-    different, within = (holm([getattr(one, name) for one, _ in found]) for name in ("p", "p_beyond"))
+            same = replace(own, scores=np.broadcast_to(before.scores[0], own.scores.shape))  # whatever the seed
+            both = difference(own, same)
+            assert both is not None
+            found.append(Cost(arm, task, float(before.scores[0].mean()), both.mean, both.limits(), both.p,
+                              _beyond(both, margin), margin, len(own.seeds), "can't tell",
+                              _flips(there, before.scores[0])))  # fmt: skip
+    different, within = (holm([getattr(one, name) for one in found]) for name in ("p", "p_beyond"))
     return [
         replace(one, p=p, p_beyond=beyond, outcome=_outcome(one, p, beyond, enough))
-        for (one, _), p, beyond in zip(found, different, within, strict=True)
+        for one, p, beyond in zip(found, different, within, strict=True)
     ]
-
-
-def _difference(result: Result, there: Beside, before: Matrix) -> Estimate:
-    """Of the scores there less the untouched student's, which are the same whatever the seed."""
-    own = replace(result, scores=there.scores, seeds=there.seeds)
-    found = difference(own, replace(own, scores=np.broadcast_to(before, there.scores.shape)))
-    assert found is not None
-    return found
 
 
 def _beyond(both: Estimate, margin: float) -> float:

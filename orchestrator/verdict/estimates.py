@@ -55,6 +55,11 @@ class Result:
     other: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Beside] = field(default_factory=dict)  # by task
 
+    def on(self, task: str) -> Result | None:
+        """The row as if a further task were its own; None where it has no scores there."""
+        there = self.beside.get(task)
+        return replace(self, scores=there.scores, seeds=there.seeds) if there and there.seeds else None
+
     def same(self, other: Result, *names: str) -> bool:
         """Whether rank, these fields and the further axes that mean something to both agree: a fair partner's."""
         both = self.other.keys() & other.other.keys()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.report.cross import cross_heats, crossed
+from orchestrator.report.cross import crossed
 from orchestrator.report.drawn import drawn
-from orchestrator.report.evidence import Evidence
+from orchestrator.report.evidence import Evidence, cross_heats
 from orchestrator.verdict.estimates import Beside, Result, interval
 
 SEEDS = tuple(range(6))
@@ -35,7 +35,7 @@ def test_every_cell_is_a_difference_from_the_baseline_there() -> None:
     assert first.cells[1, 0] == pytest.approx(
         next(one.delta for one in cells if (one.arm, one.seeds, one.task) == ("transfer", "mmlu", "gsm8k"))
     )
-    (picture,) = drawn(Evidence([], [], []), cross=cells)
+    (picture,) = drawn(Evidence([], [], [], cross=cells))
     assert picture.name == "seeds-by-task"
 
 

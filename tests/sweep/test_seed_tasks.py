@@ -12,7 +12,8 @@ from rows import write
 
 from orchestrator import pipeline
 from orchestrator.errors import UserError
-from orchestrator.recipe import Sweep
+from orchestrator.prepare.rows import find_beside, seeds_of
+from orchestrator.recipe import Sweep, TaskChoice
 from orchestrator.sweep.cells import cells_of
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.sweep import Plan
@@ -86,3 +87,19 @@ def test_a_row_of_other_seeds_is_held_against_the_one_plain_lora() -> None:
         assert line["delta"] == pytest.approx((own - scores["lora", None]).mean())
         if line["arm"] == "transfer":
             assert line["control_delta"] == pytest.approx((own - scores["spectrum_control", seeds]).mean())
+
+
+@pytest.mark.parametrize("layout", ["a folder a task", "the task's own folder"])
+def test_each_tasks_rows_are_found_near_those_that_are_trained_on(layout: str, folder: Path) -> None:
+    """Whether --data names the folder of them all or the one of the task itself: no hub is asked for any of them."""
+    data = folder if layout == "a folder a task" else folder / "mmlu"
+    recipe = sweep(folder).recipe
+    recipe = recipe.model_copy(update={"task": TaskChoice(name="mmlu", data=str(data))})
+    for name in ("mmlu", "gsm8k"):
+        assert {row.id.rstrip("0123456789") for row in seeds_of(name, recipe)} == {f"{name}train"}
+        _, rows = find_beside(TaskChoice(name=name), recipe.task)
+        assert {row.id.rstrip("0123456789") for row in rows} == {f"{name}test"}
+    renamed = folder / "mine"
+    (folder / "mmlu").rename(renamed)
+    own = recipe.model_copy(update={"task": TaskChoice(name="mmlu", data=str(renamed))})
+    assert {row.id.rstrip("0123456789") for row in seeds_of("mmlu", own)} == {"mmlutrain"}
