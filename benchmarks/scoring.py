@@ -196,4 +196,4 @@ def _planned(model: str, asks: Any) -> int:
     lengths = Lengths((), (), (), rows, asks.metric.max_new_tokens, 0)
     return score_cost(
         Anatomy.of(model, "student", DTYPE), lengths, rows, 32, Hardware(cuda=False)
-    ).need.activations_bytes
+    ).per_rank.activations_bytes

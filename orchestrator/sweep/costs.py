@@ -169,7 +169,7 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
         each = lengths.new * max(STEP if hardware.cuda else 0.0, 2 * student.multiplied * count / hardware.flops)
         asked = 2 * student.multiplied * sum(rows[place].asked for place in group) / hardware.flops
         seconds += asked + each * math.ceil(len(group) / count)
-    for group in alike([row.tokens for row in rows], budgets.TOKENS):
+    for group in alike([row.tokens for row in rows], budgets.TOKENS, padding=budgets.PADDING[device]):
         count, longest, kept = _batch([rows[place] for place in group])
         wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
         seen = 2 * cache * min(tokens, count * longest) if lengths.choices else 0  # a question's, and its choices'
