@@ -90,9 +90,8 @@ def check_source(source: Source, student: Checkpoint | None, rank: int | None, *
         raise UserError(f"lm-eval: no store has the rows that {source.folder} was scored on; give a sweep's name")
     if asks and source.evaluation and (kind := protocol_of(source.evaluation)[0]["metric"]["kind"]) in NOT_TOLD:
         raise UserError(f"lm-eval: {NOT_TOLD[kind]}; leave --lm-eval out")
-    if asks and source.evaluation and protocol_of(source.evaluation)[0]["metric"].get("harness"):
-        name = source.facts.get("task", "the task")
-        raise UserError(f"lm-eval: {name} is its own; take --lora DIR, and lm_eval run --tasks {name} with peft=DIR")
+    if asks and source.evaluation and (own := protocol_of(source.evaluation)[0]["metric"].get("harness")):
+        raise UserError(f"lm-eval: the task is its own ({own}); give it the model that --merged DIR writes")
 
 
 def merge(source: Source, student: Checkpoint, target: Path) -> dict[str, Any]:
