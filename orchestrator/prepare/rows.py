@@ -11,6 +11,7 @@ from orchestrator.errors import UserError
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.tasks import TASKS, Task, chat_task, text_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks.knowedit import edit_task, is_edits, splits_of
 from orchestrator.tasks.metric import Metric
 
 
@@ -64,10 +65,12 @@ def _folder(name: str, main: TaskChoice) -> str | None:
 
 
 def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Example]]:
-    """A task that is scored beside `main`, and its test rows: a known one, a file of chats, or a .txt's parts."""
+    """A task that is scored beside `main`, and its test rows: a known one, a file's chats or edits, a .txt's parts."""
     path = Path(choice.name).expanduser()
     if path.suffix == ".txt":
         return text_task(path)
+    if choice.name not in TASKS and is_edits(path):
+        return edit_task(path, choice.metric, choice.shots)  # none is trained on, and all are scored
     if choice.name not in TASKS:
         task, splits = find_task(choice)
         return task, splits["test"]
@@ -76,15 +79,18 @@ def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Exampl
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
-    """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
+    """A known task, or a file of chats or edits by its path. UserError with the known names for anything else."""
     if choice.name in TASKS:
         known = TASKS[choice.name]
         return _as_asked(known, choice), known.splits(_folder(choice.name, choice), choice.shots)
     path = Path(choice.name).expanduser()
+    if is_edits(path):
+        task, rows = edit_task(path, choice.metric, choice.shots)
+        return _judged(task, choice), splits_of(task, rows)
     if path.suffix == ".jsonl" or path.is_file():
         task, splits = chat_task(path, choice.metric or "exact_match", choice.shots)
         return _named(_judged(task, choice), choice), splits
-    raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
+    raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats or edits")
 
 
 def _as_asked(task: Task, choice: TaskChoice) -> Task:
