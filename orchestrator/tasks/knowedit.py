@@ -90,10 +90,11 @@ class _Edit(BaseModel):
 
 
 def is_edits(path: Path) -> bool:
-    """Whether a file has edits: a JSON list, or lines of which the first says what is to be said from now on."""
+    """Whether a file has edits: a list of objects, or lines of which the first says what is to be said from now on."""
     try:
         text = path.read_text(encoding="utf-8").lstrip()
-        return text.startswith("[") or bool({"target_new", "labels"} & {*json.loads(text.partition("\n")[0])})
+        listed = text.startswith("[") and (path.suffix == ".json" or text[1:].lstrip().startswith("{"))
+        return listed or bool({"target_new", "labels"} & {*json.loads(text.partition("\n")[0])})
     except (OSError, ValueError, TypeError, RecursionError):
         return False  # whoever reads it as what else it may be says what is wrong with it
 

@@ -199,7 +199,7 @@ def test_a_bad_file_is_named(text: str, says: str, tmp_path: Path) -> None:
 
 
 def test_what_has_no_edits_is_read_as_before(tmp_path: Path) -> None:
-    for text in (json.dumps(chat(1)), "nonsense", "", "3", "\xe9"):
+    for text in (json.dumps(chat(1)), "nonsense", "", "3", "\xe9", "[1]\n", '["messages"]', "[]"):
         (tmp_path / "chats.jsonl").write_text(text, encoding="latin-1")
         assert not is_edits(tmp_path / "chats.jsonl")
     assert not is_edits(tmp_path) and not is_edits(tmp_path / "lost.json")
