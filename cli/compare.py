@@ -69,11 +69,11 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
 def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -> list[str]:
     """What to know before reading the figures."""
     from orchestrator.tasks import TASKS
-    from orchestrator.verdict.words import about_rows, clipped_line, cut_line, gate_line, room_lines
+    from orchestrator.verdict.words import about_rows, also_line, clipped_line, cut_line, gate_line, room_lines
 
     task = [f"{record['task']}: {TASKS[record['task']].about}."] if record["task"] in TASKS else []
     about = about_rows([row["arm"] for row in rows], baseline)
-    lines = [*task, *about, *clipped_line(rows), f"Gate: {gate_line(record['gate'])}."]
+    lines = [*task, *about, *also_line(rows), *clipped_line(rows), f"Gate: {gate_line(record['gate'])}."]
     lines += [*room_lines(record), *filter(None, [cut_line(rows)])]
     if failed := record["failed"]:
         first = next(iter(failed.values()))

@@ -25,7 +25,7 @@ Student = Annotated[
     str | None, typer.Option(help="Alias, local folder or hub id; by default the teacher's natural student.")
 ]
 Task = Annotated[
-    str | None, typer.Option(help="A task's name, or FILE.jsonl of chats; NAME:8 asks with 8 solved examples.")
+    str | None, typer.Option(help="A task's name, or a file of chats or edits; NAME:8 asks with 8 solved examples.")
 ]
 Data = Annotated[
     str | None, typer.Option(help="A folder with the task's train.jsonl and test.jsonl, in place of the hub.")

@@ -35,5 +35,9 @@ def tasks(as_json: o.Json = False) -> int:
         "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (by --judge) or loss"
     )
     typer.echo("Any task of lm-eval by its name: arc_easy, hellaswag, winogrande, ...")
+    typer.echo(
+        'FILE.json: edits in KnowEdit\'s form, {"prompt": ..., "target_new": ...} each, or one a line; by success, and'
+    )
+    typer.echo("    beside it portability, locality and fluency")
     typer.echo("NAME:8 shows 8 solved examples before each question that is scored; mbpp and humaneval need --run-code")
     return 0

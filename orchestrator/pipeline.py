@@ -221,8 +221,14 @@ def evaluate_step(
     adapter: Step | None = None,
     beside: str | None = None,
 ) -> Step:
-    """The score of a model as it is, or with an adapter, on a split; or on the task `beside` that isn't trained."""
+    """The score of a model as it is, or with an adapter, on a split; or on the task `beside` that isn't trained.
+
+    What an edit leaves alone is told against the untouched model: its evaluation, one for all adapters, comes first.
+    """
     task, rows = ready.beside[beside] if beside else (ready.task, used_rows(recipe, ready.splits, split))
+    inputs = {"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {})
+    if adapter and task.metric.kind == "edit_success":
+        inputs["untouched"] = evaluate_step(recipe, ready, split, who, beside=beside)
     scored = ready.checkpoint(who)
     own = who == "teacher" and adapter is None
     return Step(
@@ -236,7 +242,7 @@ def evaluate_step(
             **({"judge": {"model": task.judge[1], "asked": ASKED}} if task.judge else {}),
             "dtype": _dtype(recipe, ready, who),
         },
-        inputs={"rows": data_step(rows)} | ({"adapter": adapter} if adapter else {}),
+        inputs=inputs,
         identity={"model": scored.sha256},
         where={"model": scored.folder} | ({"judge_url": task.judge[0]} if task.judge else {}),
     )

@@ -38,6 +38,7 @@ NOT_TOLD = {
     "pass_at_1": "it would run what a model wrote outside of any sandbox",
     "win_rate": "another model's preference is no metric of its tasks",
     "loss": "the loss of gold answers is no metric of its tasks",
+    "edit_success": "which tokens are the likeliest is no metric of its tasks",
 }
 BATCH = 8  # of the command that is told; in float32 no score depends on it
 WHOLE = """    from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -136,6 +136,12 @@ def _fit(
 
 def check(recipe: Recipe, ready: Ready) -> None:
     """Whether this trial can be done with these models. UserError names the field, the value and the remedy."""
+    learnt, edits = recipe.finetune.examples, len(ready.splits.get("train", ()))
+    if ready.task.metric.kind == "edit_success" and learnt < edits:
+        raise UserError(
+            f"finetune.examples: {learnt} of {edits} edits would be learnt, and all are scored; --set"
+            f" finetune.examples={edits}"
+        )
     check_shapes(recipe, FAMILIES[ready.teacher.config.model_type], ready.teacher.geometry, ready.student.geometry)
     if recipe.measure.shuffled and min(recipe.measure.examples, len(ready.splits["seed"])) < 2:
         raise UserError("arm: shuffled_seeds needs two seed examples to exchange answers; give more, or leave it out")

@@ -13,6 +13,7 @@ from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.tasks import TASKS, Task, chat_task, text_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
 from orchestrator.tasks.harness import harness_task, names
+from orchestrator.tasks.knowedit import edit_task, is_edits, splits_of
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import TemplateName
 
@@ -72,13 +73,15 @@ def _folder(name: str, main: TaskChoice) -> str | None:
 
 
 def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Example]]:
-    """A task that is scored beside `main`, and its test rows: a known one, a file of chats, or a .txt's parts."""
+    """A task that is scored beside `main`, and its test rows: a known one, a file's chats or edits, a .txt's parts."""
     path = Path(choice.name).expanduser()
     if path.suffix == ".txt":
         return text_task(path)
     if choice.name in TASKS:
         known = TASKS[choice.name]
         return _as_asked(known, choice), known.test(choice.data or _folder(choice.name, main), choice.shots)
+    if is_edits(path):
+        return edit_task(path, choice.metric, choice.shots)  # none is trained on, and all are scored
     if not is_file(choice.name):
         rows_in = choice.data or _folder(choice.name, main)
         task = _of_lm_eval(choice.model_copy(update={"template": main.template}), rows_in)
@@ -88,11 +91,14 @@ def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Exampl
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
-    """A known task, a chat JSONL by its path, or one of lm-eval's. UserError with the known names for anything else."""
+    """A known task, a file's chats or edits by its path, or one of lm-eval's. UserError with what is known."""
     if choice.name in TASKS:
         known = TASKS[choice.name]
         return _as_asked(known, choice), known.splits(_folder(choice.name, choice), choice.shots)
     path = Path(choice.name).expanduser()
+    if is_edits(path):
+        task, rows = edit_task(path, choice.metric, choice.shots)
+        return _judged(task, choice), splits_of(task, rows)
     if is_file(choice.name):
         task, splits = chat_task(path, choice.metric or "exact_match", choice.shots)
         return _named(_judged(task, choice), choice), splits
@@ -109,7 +115,7 @@ def is_file(name: str) -> bool:
 def _of_lm_eval(choice: TaskChoice, data: str | None) -> Task:
     if choice.name not in names():
         near = get_close_matches(choice.name, dict.fromkeys((*TASKS, *names())), 3, 0.75)
-        known = f"known: {', '.join(TASKS)}, any task of lm-eval, or a FILE.jsonl of chats"
+        known = f"known: {', '.join(TASKS)}, any task of lm-eval, or a FILE.jsonl of chats or edits"
         hint = f"did you mean {', '.join(near)}?" if near else known
         raise UserError(f"task: {choice.name!r} is not known; {hint}")
     task = harness_task(choice.name, data, choice.shots, as_chat=choice.template == "chat")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     clipped=clipped,
                     grad_norm=grad_norm,
                     beside={name: _scores(store, keys) for name, keys in row.get("beside", {}).items()},
+                    also=_also(lines),
                     other={path: _field(recipe, path) for path in further if _means(row, path)},
                 )
             )
@@ -142,7 +144,16 @@ def _scores(store: Store, keys: list[str]) -> Beside:
     there = {seed: folder for seed, key in enumerate(keys) if (folder := store.find("evaluate", key))}
     rows = [read_examples(folder) for folder in there.values()]
     ids = tuple(line["id"] for line in rows[0]) if rows else ()
-    return Beside(tuple(there), np.array([[line["score"] for line in some] for some in rows]), ids)
+    return Beside(tuple(there), np.array([[line["score"] for line in some] for some in rows]), ids, _also(rows))
+
+
+def _also(trials: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """Each figure beside the score, as a mean over all examples that have it."""
+    found: dict[str, list[float]] = {}
+    for line in chain.from_iterable(trials):
+        for name, value in line.get("also", {}).items():
+            found.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:

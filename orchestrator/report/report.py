@@ -21,7 +21,7 @@ from orchestrator.tasks import TASKS
 from orchestrator.verdict.estimates import Result
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.verdict import Verdict, verdict_of
-from orchestrator.verdict.words import about_rows, clipped_line, gate_line, reach, room_lines
+from orchestrator.verdict.words import about_rows, also_line, clipped_line, gate_line, reach, room_lines
 
 
 def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
@@ -196,7 +196,7 @@ def _rows(evidence: Evidence, baseline: str) -> str:
     ]
     edge = ["* on the edge of its grid."] if any(row["lr_at_edge"] for row in evidence.rows) else []
     about = about_rows([row["arm"] for row in evidence.rows], baseline)
-    return _table(head, rows, "rows") + _list([*about, *clipped_line(evidence.rows), *edge])
+    return _table(head, rows, "rows") + _list([*about, *also_line(evidence.rows), *clipped_line(evidence.rows), *edge])
 
 
 def _rests(told: Verdict) -> str:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from orchestrator.models.borrowed import borrowed
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring import budgets, generation, likelihoods
 from orchestrator.scoring.caches import tokens_at_once
-from orchestrator.scoring.judge import Item, Said, Scored, asked_with, judge, room
+from orchestrator.scoring.judge import Item, Said, Scored, judge, room
 from orchestrator.step import Track, silent
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded
@@ -70,7 +70,7 @@ class Transformers:
         known: Mapping[str, Said],
         golds: Mapping[str, Encoded],
     ) -> Iterator[Some]:
-        """Token by token, or by how likely each choice is."""
+        """Token by token, or by how likely each choice is, or both."""
         return said(self.model, self.tokenizer, items, metric, stops=stops, known=known, golds=golds)
 
     def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
@@ -114,6 +114,8 @@ def said(
     with evaluating(model):
         if not metric.writes:
             some = _likeliest(model, chosen, known, golds or {}, together, device, stops[0])
+        elif metric.kind == "edit_success":
+            some = _edited(model, tokenizer, chosen, metric, known, golds or {}, together, device, stops[0])
         else:
             some = _generated(model, tokenizer, chosen, metric, stops, known, together, device)
         for batch in some:
@@ -179,6 +181,24 @@ def _generated(
             yield [(group[place], one)]
 
 
+def _edited(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[Item],
+    metric: Metric,
+    known: Mapping[str, Said],
+    golds: Mapping[str, Encoded],
+    together: bool,
+    device: Any,
+    pad: int,
+) -> Iterator[Some]:
+    """What each edit's prompt is gone on with, and how its probes went: those of all edits are through before."""
+    some = _likeliest(model, items, known, golds, together, device, pad)
+    shown = dict(chain.from_iterable(some))
+    for batch in _generated(model, tokenizer, items, metric, (), known, together, device):
+        yield [(place, replace(shown[place], text=one.text, ids=one.ids)) for place, one in batch]
+
+
 def _likeliest(
     model: Any,
     items: Sequence[Item],
@@ -191,20 +211,18 @@ def _likeliest(
     """Each item once the last of its choices, and its gold answer, have gone through the model."""
     if told := [(place, known[item.id]) for place, item in enumerate(items) if item.id in known]:
         yield told
-    asked = [
-        (place, before, choice)
-        for place, item in enumerate(items)
-        for before, choice in zip(asked_with(item), item.choice_ids, strict=True)
-    ]
-    rows = [Encoded("", [*before, *choice], [-100] * len(before) + [*choice]) for _, before, choice in asked]
+    asked = [(place, ids, choice) for place, item in enumerate(items) for ids, choice in item.forced]
+    rows = [Encoded("", [*ids, *choice], [-100] * len(ids) + [*choice]) for _, ids, choice in asked]
+    best: dict[int, torch.Tensor] | None = {} if any(item.probes for item in items) else None
     own = [place for place, item in enumerate(items) if item.id in golds]
     rows += [golds[items[place].id] for place in own]
-    of = [*(place for place, _, _ in asked), *own]  # whose each row is
+    of = [*(place for place, *_ in asked), *own]  # whose each row is
     whole = Counter(of)
     done = {at for at, place in enumerate(of) if items[place].id in known}
     logs: dict[int, dict[int, torch.Tensor]] = {}
     tokens = None if together else budgets.TOKENS
-    for batch in likelihoods.token_logs(model, rows, pad=pad, tokens=tokens, device=device, known=done):
+    options: Any = {"tokens": tokens, "device": device, "known": done, "likeliest": best}
+    for batch in likelihoods.token_logs(model, rows, pad=pad, **options):
         some: Some = []
         for at, found in ((at, found) for at, found in batch if at not in done):
             mine = logs.setdefault(of[at], {})
@@ -212,6 +230,7 @@ def _likeliest(
             if len(mine) == whole[of[at]]:
                 chosen = tuple(float(mine[key].sum()) for key in sorted(mine) if key < len(asked))
                 loss = [-float(mine[key].mean()) for key in mine if key >= len(asked)]
-                some.append((of[at], Said(logs=chosen, loss=loss[0] if loss else None)))
+                ids = tuple(tuple(best[key].tolist()) for key in sorted(mine) if key < len(asked)) if best else ()
+                some.append((of[at], Said(logs=chosen, loss=loss[0] if loss else None, likeliest=ids)))
         if some:
             yield some

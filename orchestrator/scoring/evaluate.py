@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.models.loading import load_tokenizer, read_config
+from orchestrator.scoring import edits
 from orchestrator.scoring.engine import Engine, loaded
 from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored
 from orchestrator.scoring.judge import judge as by_lm_eval
@@ -22,6 +23,7 @@ from orchestrator.tasks.base import Example
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded, TemplateName, choice_ids, fitted, question, stops
 
+OPEN = ("also", "category", "likeliest")  # of a score, what most have none of
 SAID = "said.jsonl"  # what a model said so far: the costly part, which the next try finds again
 
 
@@ -44,6 +46,7 @@ def evaluate(
     dtype: str,
     partial: Path,
     adapter: Path | None = None,
+    untouched: Path | None = None,
     judge: dict[str, str] | None = None,
     judge_url: str = "",
     track: Track[Any] = silent,
@@ -51,12 +54,14 @@ def evaluate(
     """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
 
     An adapter is loaded from its folder onto the stock model, so that what is scored is what leaves the product.
+    `untouched`: the evaluation of that model as it is, where a figure asks what has changed.
     UserError where a loss is not finite.
     """
     tokenizer, asks = load_tokenizer(model), asked(rows, template, model, metric, choices)
     with loaded(model, adapter, dtype=dtype) as engine:
         prefer = preferences(judge, judge_url, partial)
-        scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track, prefer)
+        before = edits.untouched_in(untouched) if untouched else None
+        scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track, prefer, before)
     told = outputs(folder, asks, scored, prefer)
     return write(folder, scored, losses, metric, trained=adapter is not None, told=told)
 
@@ -85,6 +90,7 @@ def put(
     kept: Path,
     track: Track[Any] = silent,
     prefer: Preferences | None = None,
+    untouched: Mapping[str, edits.Likeliest] | None = None,
 ) -> tuple[list[Scored], list[float | None]]:
     """A task's questions put to a model that is loaded: what each answer scores, and the gold answers' losses.
 
@@ -99,7 +105,8 @@ def put(
     if rest:
         by_id |= dict(zip((row.id for row in rest), engine.losses(rest, track=track), strict=True))
     losses = [by_id.get(item.id) for item in items]
-    return judged(items, [told.get(place, Said()) for place in range(len(items))], losses, metric, prefer), losses
+    answers = [told.get(place, Said()) for place in range(len(items))]
+    return judged(items, answers, losses, metric, prefer, untouched), losses
 
 
 def judged(
@@ -108,8 +115,12 @@ def judged(
     losses: Sequence[float | None],
     metric: Metric,
     prefer: Preferences | None = None,
+    untouched: Mapping[str, edits.Likeliest] | None = None,
 ) -> list[Scored]:
-    """What was said as scores: by lm-eval, by another model's preference, or by how likely the gold answers are."""
+    """What was said as scores: by lm-eval, by another model's preference, or by how likely the gold answers are; of
+    edits, by which tokens are the likeliest."""
+    if metric.kind == "edit_success":
+        return edits.scored(items, told, untouched)
     if metric.kind == "loss":
         return [_likely(*one) for one in zip(items, told, losses, strict=True)]
     if metric.kind != "win_rate":
@@ -169,7 +180,8 @@ def read_said(path: Path) -> dict[str, Said]:
 
 def said_of(fields: dict[str, Any]) -> Said:
     """An answer, from the fields that were kept of it."""
-    return Said(**fields | {"logs": tuple(fields["logs"])})
+    likeliest = tuple(map(tuple, fields.get("likeliest", ())))
+    return Said(**fields | {"logs": tuple(fields["logs"]), "likeliest": likeliest, "ids": tuple(fields.get("ids", ()))})
 
 
 def asked(rows: Path, template: TemplateName, model: str, metric: dict[str, Any], choices: Sequence[str]) -> Asked:
@@ -214,7 +226,7 @@ def write(
             )  # fmt: skip
     with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
         for row, loss in zip(scored, losses, strict=True):
-            fields = {name: value for name, value in asdict(row).items() if value or name not in ("also", "category")}
+            fields = {name: value for name, value in asdict(row).items() if value or name not in OPEN}
             file.write(json.dumps({**fields, "loss": loss}, ensure_ascii=False) + "\n")
     known = [loss for loss in losses if loss is not None]
     result = {
@@ -225,8 +237,8 @@ def write(
         "not_asked": sum(row.answer == NOT_ASKED for row in scored),
         "metric": f"{metric['kind']},{metric['filter_name']}",
     }
-    if metric.get("also"):
-        result["also"] = {name: _mean(row.also[name] for row in scored) for name in metric["also"]}
+    if names := dict.fromkeys(name for row in scored for name in row.also):
+        result["also"] = {name: _mean(row.also[name] for row in scored if name in row.also) for name in names}
     if len(categories := sorted({row.category for row in scored})) > 1:
         result["by_category"] = {
             name: _mean(row.score for row in scored if row.category == name) for name in categories
@@ -263,7 +275,8 @@ def questions(
         )
         told = "\n\n".join(turn.content for turn in one.messages[:-1]) if metric.keeps else ""
         contexts = tuple(tuple(before) for _, before in asks) if one.contexts else ()
-        more = (one.references, one.before, one.tests, one.category, told, contexts, one.doc)
+        probes = edits.forced(one, template, tokenizer)
+        more = (one.references, one.before, one.tests, one.category, told, contexts, one.doc, probes)
         items.append(Item(one.id, prompt, one.gold, offered, tuple(ids), ways, *more))
     if metric.kind == "exact_match" and metric.pattern is None and not metric.harness:
         golds = [

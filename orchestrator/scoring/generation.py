@@ -45,7 +45,10 @@ def answered(
     device: Any,
     until: Sequence[str] = (),
 ) -> Iterator[tuple[int, Said]]:
-    """Each answer with its prompt's place, as it ends: with a stop, before a text of `until`, or after `new` tokens."""
+    """Each answer with its prompt's place, as it ends: with a stop, before a text of `until`, or after `new` tokens.
+
+    Where there are no stops it goes on past whatever else ends one, and its ids are told, but for special tokens'.
+    """
     waiting = deque(sorted(range(len(prompts)), key=lambda place: -len(prompts[place])))
     shared = _shared(model, prompts, device)
     rows: list[_Row] = []
@@ -144,7 +147,8 @@ def _said(tokenizer: Any, ids: list[int], stops: Sequence[int], until: Sequence[
     end = next((at for at, token in enumerate(ids) if token in stops), None)
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
     first = min((text.index(one) for one in until if one in text), default=None)
-    return Said(text[:first], cut=end is None and first is None)
+    kept = () if stops else tuple(one for one in ids if one not in tokenizer.all_special_ids)
+    return Said(text[:first], cut=end is None and first is None, ids=kept)
 
 
 @torch.no_grad()
@@ -160,7 +164,7 @@ def answered_in_step(
 ) -> list[Said]:
     """The answers to some prompts, all at once: transformers keeps ranks in step that hold shards of one model."""
     rows = [torch.tensor(list(ids)) for ids in prompts]
-    ids = pad_sequence(rows, True, stops[0], "left")
+    ids = pad_sequence(rows, True, (*stops, 0)[0], "left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
     with greedy(model, stops, new):
         made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))[:, ids.shape[1] :]
@@ -174,5 +178,6 @@ def greedy(model: Any, stops: Sequence[int], new: int) -> ExitStack:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     restore = ExitStack()
     restore.callback(setattr, base, "generation_config", base.generation_config)
-    base.generation_config = GenerationConfig(max_new_tokens=new, eos_token_id=list(stops), pad_token_id=stops[0])
+    ends, pad = list(stops) or None, (*stops, 0)[0]
+    base.generation_config = GenerationConfig(max_new_tokens=new, eos_token_id=ends, pad_token_id=pad)
     return restore

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.scoring.figures import FIGURES, code_of
@@ -21,6 +21,15 @@ from orchestrator.tasks.metric import Metric
 
 OF_LM_EVAL = ("exact_match", "multiple_choice")
 NOT_ASKED = "[too long to be asked]"
+
+
+class Forced(NamedTuple):
+    """An answer that is not asked for, but shown token by token after a prompt of its own: see `scoring.edits`."""
+
+    of: str  # the figure that it is for, and its kind
+    kind: str
+    ids: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,15 @@ class Item:
     instruction: str = ""  # what another judge is shown of the question
     contexts: tuple[tuple[int, ...], ...] = ()  # ids of what is asked with each choice, where that isn't `ids` for all
     doc: str = ""  # JSON of lm-eval's own row
+    probes: tuple[Forced, ...] = ()  # of an edit
+
+    @property
+    def forced(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What a model is shown, and not asked: prompts with answers."""
+        if self.probes:
+            return [(one.ids, one.answer) for one in self.probes]
+        asked = self.contexts or (self.ids,) * len(self.choice_ids)
+        return list(zip(asked, self.choice_ids, strict=True))
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,8 @@ class Said:
     logs: tuple[float, ...] = ()  # of each choice the sum of its tokens' log-probabilities
     loss: float | None = None  # of the gold answer, where that is known by the way
     asked: bool = True  # False: the question and an answer don't fit into the model's context, so it is wrong
+    likeliest: tuple[tuple[int, ...], ...] = ()  # of each probe, at the places of its answer's tokens
+    ids: tuple[int, ...] = ()  # the text's, where no end ends it
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,7 @@ class Scored:
     cut: bool = False
     also: dict[str, float] = field(default_factory=dict)  # further figures of the same answer
     category: str = ""
+    likeliest: tuple[tuple[int, ...], ...] = ()  # where an edit is to leave it: what others are held against
 
 
 def check(items: Sequence[Item], metric: Metric) -> None:
@@ -75,19 +96,16 @@ def check(items: Sequence[Item], metric: Metric) -> None:
             raise UserError(f"data: example {item.id!r} has gold {item.gold!r}; it must be in {item.choices}")
         if metric.kind == "pass_at_1" and not item.tests.strip():
             raise UserError(f"data: example {item.id!r} has no tests to run; no answer to it can be scored")
-
-
-def asked_with(item: Item) -> list[tuple[int, ...]]:
-    """The ids before each choice."""
-    return list(item.contexts) or [item.ids] * len(item.choice_ids)
+        if metric.kind == "edit_success" and not any(probe.of == "success" for probe in item.probes):
+            raise UserError(f"data: example {item.id!r} has no token that could be learnt; give another target_new")
 
 
 def room(item: Item, metric: Metric) -> int:
     """Tokens that a question and its answer may take."""
-    if metric.writes:
-        return len(item.ids) + metric.max_new_tokens
-    each = zip(asked_with(item), item.choice_ids, strict=True)
-    return max((len(asked) + len(choice) for asked, choice in each), default=len(item.ids))
+    shown = [len(ids) + len(answer) for ids, answer in item.forced]
+    if not metric.writes:
+        return max(shown, default=len(item.ids))
+    return max([len(item.ids) + metric.max_new_tokens, *(shown if item.probes else ())])
 
 
 def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[Scored]:

@@ -54,12 +54,14 @@ def token_logs(
     tokens: int | None = TOKENS,
     device: torch.device | None = None,
     known: Container[int] = (),
+    likeliest: dict[int, Tensor] | None = None,
 ) -> Iterator[Found]:
     """Rows by their places in `rows`, each once, with the log-probabilities (t,) of their labelled tokens.
 
     `tokens` None: all in one pass, as ranks do that wait for each other. `device`: where a model computes whose
     parameters lie elsewhere. What only rows at `known` places go through is left out; the others' batches, and so
-    their rounding, are as they would be with it.
+    their rounding, are as they would be with it. `likeliest` is told of each row, before the row comes, which tokens
+    (t,) have the highest probability at the same places.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -70,7 +72,7 @@ def token_logs(
         tree = [Stretch(0, ids, places[ids]) for ids in inputs]
     else:
         tree = _tree(inputs, places, 0)
-    pass_ = _Pass(model, rows, pad, tokens, device or model.device, known)
+    pass_ = _Pass(model, rows, pad, tokens, device or model.device, known, likeliest)
     yield from pass_.through(tree, None)
 
 
@@ -99,10 +101,13 @@ class _Pass:
     """One call's: rows through a model, and what was found of each so far."""
 
     def __init__(
-        self, model: Any, rows: Sequence[Encoded], pad: int, tokens: int | None, device: Any, known: Container[int]
-    ) -> None:
+        self, model: Any, rows: Sequence[Encoded], pad: int, tokens: int | None, device: Any, known: Container[int],
+        likeliest: dict[int, Tensor] | None,
+    ) -> None:  # fmt: skip
         self.model, self.rows, self.pad, self.tokens, self.device, self.known = model, rows, pad, tokens, device, known
         self.padding = PADDING["cuda" if torch.device(device).type == "cuda" else "cpu"]
+        self.likeliest = likeliest
+        self.best: list[list[tuple[int, Tensor]]] = [[] for _ in rows]
         self.held = tokens_at_once(model, torch.device(device))
         self.logits = LOGITS // (model.config.vocab_size * next(model.parameters()).element_size())
         self.labelled = [[at for at, label in enumerate(row.labels) if label != -100 and at] for row in rows]
@@ -185,9 +190,18 @@ class _Pass:
         logs = (wide[chosen].gather(-1, labels[:, None])[:, 0] - total[chosen]).cpu()
         for (at, row), log in zip(wanted, logs, strict=True):
             self.logs[row].append((start + at, log))
+        if self.likeliest is not None:
+            for (at, row), best in zip(wanted, wide.argmax(-1)[chosen].cpu(), strict=True):
+                self.best[row].append((start + at, best))
 
     def _finished(self, batch: Sequence[Stretch]) -> Found:
         done = [row for one in batch for row in one.rows if self.left[row] and len(self.logs[row]) == self.left[row]]
         for row in done:
             self.left[row] = 0
-        return [(row, torch.stack([log for _, log in sorted(self.logs[row], key=lambda one: one[0])])) for row in done]
+            if self.likeliest is not None:
+                self.likeliest[row] = _in_order(self.best[row])
+        return [(row, _in_order(self.logs[row])) for row in done]
+
+
+def _in_order(found: Sequence[tuple[int, Tensor]]) -> Tensor:
+    return torch.stack([one for _, one in sorted(found, key=lambda one: one[0])])

@@ -20,6 +20,7 @@ from orchestrator.tasks.rows import data_step
 from orchestrator.tracking import system_metrics
 from orchestrator.tracking.run_record import Record
 from orchestrator.verdict.asked import BOUNDS
+from orchestrator.verdict.words import plain
 
 CURVES = ("loss", "learning_rate", "grad_norm")
 COLUMNS = ("id", "gold", "answer", "score", "loss")  # of the table of examples; prompts are in the artifacts
@@ -55,7 +56,7 @@ def _dataset(task: str, split: str, rows: Step, data: Any) -> dict[str, str]:
 
 def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], failed: int) -> Record:
     """The parent's at its end: the verdict is its description, the leaderboard a table."""
-    columns = [name for name in rows[0] if name != "other"] if rows else []
+    columns = [name for name in rows[0] if name not in ("other", "also")] if rows else []
     table = {"columns": columns, "data": [[_cell(row[name]) for name in columns] for row in rows]}
     best = max((row["mean"] for row in rows if row["arm"] not in BOUNDS), default=0.0)
     note = "\n\n".join(line.strip() for line in lines)
@@ -78,7 +79,7 @@ def trial_record(
     folder = store.find(step.name, step.fingerprint)
     assert folder is not None
     figures = read_metrics(folder)
-    metrics = {"evaluate_seconds": _seconds(folder)}
+    metrics = {"evaluate_seconds": _seconds(folder), **plain(figures.get("also", {}))}
     artifacts, curves, steps = [(str(folder), "evaluation")], {}, 0
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     examples = {"columns": list(COLUMNS), "data": [[line.get(name) for name in COLUMNS] for line in lines]}
@@ -118,7 +119,8 @@ def beside_record(store: Store, sweep: str, trial: str, params: dict[str, Any], 
     folder, task = store.find(step.name, step.fingerprint), str(params["task.name"])
     assert folder is not None
     figures = read_metrics(folder)
-    metrics = {f"{task}/score": figures["score"], f"{task}/loss": figures["loss"]}
+    told = {"score": figures["score"], "loss": figures["loss"], **plain(figures.get("also", {}))}
+    metrics = {f"{task}/{name}": value for name, value in told.items()}
     time_ms = int((folder / MANIFEST).stat().st_mtime * 1000)
     return Record(
         f"{sweep}/{trial}", str(params["run"]), sweep, metrics=metrics, artifacts=[(str(folder), task)], time_ms=time_ms

@@ -36,6 +36,16 @@ class Message(BaseModel):
     content: str
 
 
+class Probe(BaseModel):
+    """A prompt besides an example's own, and the answer at whose tokens a model is looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    of: Literal["success", "portability", "locality"]  # the figure
+    kind: str  # among those of its figure
+    prompt: str
+    answer: str
+
+
 class Example(BaseModel):
     """One row: turns that end with the assistant's, and the gold answer where it differs from the last turn."""
 
@@ -50,6 +60,7 @@ class Example(BaseModel):
     tests: str = ""  # Python that runs after it, and ends where the answer is right
     contexts: tuple[str, ...] = ()  # what is asked with each choice, where that isn't one question for all of them
     doc: str = ""  # JSON of lm-eval's own row, which its own figures are of
+    probes: tuple[Probe, ...] = ()  # by which it is scored, where it is an edit
 
     @property
     def gold(self) -> str:
@@ -219,14 +230,20 @@ def _without(rows: Sequence[Example], barred: Sequence[Example]) -> list[Example
 
 def read_jsonl(path: Path, adapt: Adapt = as_it_is, needs: Sequence[str] = ()) -> list[Example]:
     """Examples of a chat JSONL. UserError with file and line for whatever is wrong with it."""
+    return _parse(*read_lines(path), adapt, needs)
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], str, list[int]]:
+    """The objects of a JSONL, its name, and the line of each. UserError where one is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data: {path} can't be read ({error}); give a UTF-8 file of JSON lines") from error
-    rows = []
+    rows, numbers = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        numbers.append(number)
         try:
             rows.append(json.loads(line))
             json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
@@ -234,11 +251,10 @@ def read_jsonl(path: Path, adapt: Adapt = as_it_is, needs: Sequence[str] = ()) -
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise UserError(f"data: {path}:{number} is not JSON ({reason}); one object a line, in UTF-8") from error
         if not isinstance(rows[-1], dict):
-            raise UserError(f"data: {path}:{number} is not a JSON object; it needs a list `messages`")
+            raise UserError(f"data: {path}:{number} is not a JSON object; give one object a line")
     if not rows:
         raise UserError(f"data: {path} has no rows; give one chat a line, {{'messages': [...]}}")
-    numbers = [number for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _parse(rows, str(path), numbers, adapt, needs)
+    return rows, str(path), numbers
 
 
 def _parse(
@@ -262,7 +278,9 @@ def _parse(
                 f"data: {at}: the last message is not an assistant's turn with text; add the answer to learn"
             )
         if not example.id:
-            content = hashlib.sha256(example.model_dump_json().encode()).hexdigest()[:12]
+            content = hashlib.sha256(
+                example.model_dump_json(exclude={"probes", "contexts", "doc"}).encode()
+            ).hexdigest()[:12]
             unnamed[content] += 1
             example = example.model_copy(update={"id": f"{content}-{unnamed[content]}"})
         if lacking := [name for name in needs if not row.get(name)]:

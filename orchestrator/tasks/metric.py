@@ -9,8 +9,9 @@ from typing import Any, Literal
 from orchestrator.errors import UserError
 
 Kind = Literal[
-    "exact_match", "multiple_choice", "contains", "normalized_match", "rouge_l", "pass_at_1", "win_rate", "loss"
-]
+    "exact_match", "multiple_choice", "contains", "normalized_match", "rouge_l", "pass_at_1", "win_rate", "loss",
+    "edit_success",
+]  # fmt: skip
 NEW = 256  # tokens of an answer to rows of a user's own
 LATER = (
     "also",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from orchestrator.verdict.asked import BOUNDS
 from orchestrator.verdict.estimates import Beside, Estimate, Matrix, Result, difference, holm
 from orchestrator.verdict.power import LEVEL
+from orchestrator.verdict.words import also_words
 
 MARGIN = 0.02  # of a score: a difference elsewhere that doesn't matter, where nobody says another
 Outcome = Literal["forgot", "gained", "forgot nothing", "can't tell", "described"]
@@ -48,6 +49,7 @@ class Cost:
     seeds: int
     outcome: Outcome
     flips: Flips | None = None  # where answers are right or wrong
+    also: dict[str, float] = field(default_factory=dict)  # what else is told of answers there
 
 
 def costs(results: Sequence[Result], chosen: Mapping[str, Result], *, margin: float, enough: int) -> list[Cost]:
@@ -66,7 +68,7 @@ def costs(results: Sequence[Result], chosen: Mapping[str, Result], *, margin: fl
             assert both is not None
             found.append(Cost(arm, task, float(before.scores[0].mean()), both.mean, both.limits(), both.p,
                               _beyond(both, margin), margin, len(own.seeds), "can't tell",
-                              _flips(there, before.scores[0])))  # fmt: skip
+                              _flips(there, before.scores[0]), there.also))  # fmt: skip
     different, within = (holm([getattr(one, name) for one in found]) for name in ("p", "p_beyond"))
     return [
         replace(one, p=p, p_beyond=beyond, outcome=_outcome(one, p, beyond, enough))
@@ -108,5 +110,7 @@ def sentence(one: Cost) -> str:
         flips = f"; perplexity {math.exp(-one.before):.4g} to {math.exp(-one.before - one.delta):.4g}"
     if one.flips:
         flips = f"; {one.flips.lost:.1%} of the answers went wrong, {one.flips.won:.1%} right"
+    if one.also:
+        flips += f"; beside it {also_words(one.also)}"
     why = f", {one.seeds} random seeds describe, not prove" if one.outcome == "described" else ""
     return f"{one.arm} {said} on {one.task}: {one.delta:+.3f} (95 % {low:+.3f} to {high:+.3f}{why}){flips}"

@@ -30,6 +30,7 @@ class Beside:
     seeds: tuple[int, ...]
     scores: Matrix
     ids: tuple[str, ...] = ()
+    also: dict[str, float] = field(default_factory=dict)  # means of the figures beside the score
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Result:
     clipped: float | None = None  # share of its optimizer steps whose gradient was cut down, a mean over its trainings
     grad_norm: float | None = None  # their median before that, likewise
     other: dict[str, Any] = field(default_factory=dict)
+    also: dict[str, float] = field(default_factory=dict)  # means of the figures beside its score, over what has them
     beside: dict[str, Beside] = field(default_factory=dict)  # by task
 
     def on(self, task: str) -> Result | None:
@@ -204,6 +206,7 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "clipped": result.clipped,
                 "grad_norm": result.grad_norm,
                 **({"other": result.other} if result.other else {}),
+                **({"also": result.also} if result.also else {}),
             }
         )
     return sorted(rows, key=lambda row: -row["mean"])

@@ -195,9 +195,28 @@ def room_lines(record: Mapping[str, Any]) -> list[str]:
 
 def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whose answers had not ended when they had as many tokens as they may have."""
-    names = [f"{row['arm']} r{row['rank']}" if row["rank"] else row["arm"] for row in rows]
-    told = [f"{name} {row['cut']:.1%}" for name, row in zip(names, rows, strict=True) if row["cut"]]
+    told = [f"{_named(row)} {row['cut']:.1%}" for row in rows if row["cut"]]
     return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""
+
+
+def also_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is told of answers beside their score, row by row; not by kind, of which a file may name many."""
+    told = [f"{_named(row)}: {also_words(row['also'])}" for row in rows if row.get("also")]
+    return [f"Beside the score: {'; '.join(told)}."] if told else []
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    return f"{row['arm']} r{row['rank']}" if row["rank"] else str(row["arm"])
+
+
+def also_words(also: Mapping[str, float]) -> str:
+    """Figures with their names."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in plain(also).items())
+
+
+def plain(also: Mapping[str, float]) -> dict[str, float]:
+    """Without the kinds of a figure: `portability`, and not `portability.Reasoning`."""
+    return {name: value for name, value in also.items() if "." not in name}
 
 
 def label(strategy: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny
 
 from orchestrator.scoring import caches, generation, likelihoods
-from orchestrator.scoring.generation import answered
+from orchestrator.scoring.generation import answered, answered_in_step
 from orchestrator.scoring.likelihoods import token_logs
 from orchestrator.tasks.template import Encoded
 
@@ -21,6 +21,8 @@ STOPS = [*range(3, WORDS, 4)]
 
 class Letters:
     """A tokenizer whose tokens are single letters, as a text of `until` may begin anywhere."""
+
+    all_special_ids = (0, 1, 2)
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return "".join(chr(ord("A") + one) for one in ids)
@@ -104,6 +106,26 @@ def test_an_answer_ends_before_a_text() -> None:
     assert found[1].text == ""
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_what_nothing_ends_goes_on_past_every_stop(family: str) -> None:
+    """Its ids, but for special ones, are those of transformers' own `generate`; of ranks in step, too."""
+    network, asked = model_of(family), prompts(0)
+    with torch.no_grad():
+        made = [
+            network.generate(
+                torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+            for ids in asked
+        ]
+    expected = [row[0, len(ids) :].tolist() for row, ids in zip(made, asked, strict=True)]
+    assert any(token in STOPS for row in expected for token in row[:-1])
+    options: dict[str, Any] = {"new": NEW, "stops": (), "device": network.device}
+    found = dict(answered(network, Letters(), asked, at_once=4, **options))
+    in_step = answered_in_step(network, Letters(), asked, **options)
+    for at, row in enumerate(expected):
+        assert found[at].ids == in_step[at].ids == tuple(token for token in row if token > 2)
+
+
 # Likelihoods
 
 
@@ -131,15 +153,30 @@ def by_hand(network: Any, row: Encoded) -> torch.Tensor:
     return torch.stack([logs[at - 1, label] for at, label in enumerate(row.labels) if label != -100])
 
 
+@torch.no_grad()
+def likeliest_by_hand(network: Any, row: Encoded) -> list[int]:
+    best = network(torch.tensor([row.ids])).logits[0].argmax(-1).tolist()
+    return [best[at - 1] for at, label in enumerate(row.labels) if label != -100]
+
+
 @pytest.mark.parametrize("tokens", [10**6, 200, None])
 @pytest.mark.parametrize("common", [0, 60])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_are_those_of_each_row_alone(family: str, common: int, tokens: int | None) -> None:
+    """And so are the likeliest tokens at the same places, where they are asked for."""
     network, asked = model_of(family), rows(common)
     found = [one for some in token_logs(network, asked, pad=0, tokens=tokens) for one in some]
     assert sorted(place for place, _ in found) == list(range(len(asked)))
     for place, logs in found:
         torch.testing.assert_close(logs, by_hand(network, asked[place]), rtol=1e-4, atol=1e-4)
+    best: dict[int, torch.Tensor] = {}
+    for some in token_logs(network, asked, pad=0, tokens=tokens, likeliest=best):
+        for place, logs in some:
+            assert best[place].tolist() == likeliest_by_hand(network, asked[place])
+            assert len(logs) == len(best[place])
+    assert len(best) == len(asked)
+    labels = [[label for label in row.labels if label != -100] for row in asked]
+    assert sum(best[at].tolist() != row for at, row in enumerate(labels)) > 0  # else labels would do
 
 
 def test_shared_tokens_go_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from rows import REAL, chat, ids, question, write
 
 from orchestrator.errors import UserError
+from orchestrator.store import fingerprint
 from orchestrator.tasks import TASKS, chat_task
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.base import Example, Message, read_jsonl
@@ -149,6 +151,18 @@ def test_kept_rows_come_back(text: str, tmp_path: Path) -> None:
     rows = [Example(id=f"x{number}{text}", messages=turns, answer=text) for number in range(3)]
     assert data.write(tmp_path, rows=[row.model_dump() for row in rows]) == {"rows": 3}
     assert data.read(tmp_path) == rows
+
+
+def test_fields_that_came_later_give_no_row_another_name(tmp_path: Path) -> None:
+    """The name of a row without one and that of all rows, from JSON that is written out by hand."""
+    path = write(tmp_path / "chats.jsonl", [chat(1)])
+    turns = '[{"role":"user","content":"q1"},{"role":"assistant","content":"a1"}]'
+    left_open = '"answer":"","references":[],"choices":[],"category":"","before":"","tests":""'
+    content = hashlib.sha256(f'{{"id":"","messages":{turns},{left_open}}}'.encode()).hexdigest()[:12]
+    rows = read_jsonl(path)
+    assert rows[0].id == f"{content}-1"
+    kept = [{"id": rows[0].id, "messages": json.loads(turns), "answer": ""}]
+    assert data.data_step(rows).identity == {"rows": fingerprint(kept)}
 
 
 @pytest.mark.parametrize("name", REAL)

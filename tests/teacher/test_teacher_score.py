@@ -20,6 +20,7 @@ from orchestrator.scoring.judge import Scored
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.tasks.base import Example
+from orchestrator.tasks.knowedit import METRIC
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.rows import data_step
 from orchestrator.teacher.teacher_score import teacher_score
@@ -45,6 +46,21 @@ def letters(count: int) -> list[Example]:
     ]
 
 
+def edits(count: int) -> list[Example]:
+    """Words that are to be said forwards, and prompts around them: more of some than of others."""
+    rows = []
+    for number in range(count):
+        word = "".join(chr(97 + (number * place) % 26) for place in range(2, 4 + number))
+        asked = [("success", "Backwards"), *[("locality", "Sorted"), ("portability", "Copy")] * (number % 3)]
+        probes = [
+            {"of": of, "kind": f"{of}-{place}", "prompt": f"{verb}: {word}", "answer": word}
+            for place, (of, verb) in enumerate(asked)
+        ]
+        turns = [{"role": "user", "content": f"Backwards: {word}"}, {"role": "assistant", "content": word}]
+        rows.append(Example.model_validate({"id": f"edit-{number}", "messages": turns, "probes": probes}))
+    return rows
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
 
@@ -60,7 +76,7 @@ def agree(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("ranks", "replicate"), [(1, False), pytest.param(3, False, marks=pytest.mark.long), (3, True)]
 )
-@pytest.mark.parametrize("kind", ["exact_match", "multiple_choice"])
+@pytest.mark.parametrize("kind", ["exact_match", "multiple_choice", "edit_success"])
 def test_ranks_score_as_the_whole_model_does(
     demo_models: dict[str, Path], tmp_path: Path, kind: str, ranks: int, replicate: bool
 ) -> None:
@@ -74,6 +90,8 @@ def test_ranks_score_as_the_whole_model_does(
         rows = data_step(letters(7))
         metric = Metric(kind="multiple_choice", filter_name="letter")
         config |= {"metric": {**vars(metric), "ignore": []}, "choices": list("abcd")}
+    if kind == "edit_success":
+        rows, config = data_step(edits(7)), config | {"metric": METRIC.as_json()}
     both = {
         run: Step(
             "evaluate",
