@@ -32,7 +32,7 @@ def tasks(as_json: o.Json = False) -> int:
         'FILE.jsonl: any chats, one {"messages": [...]} a line; --metric exact_match (of the whole answer, by default),'
     )
     typer.echo(
-        "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (by --judge) or loss"
+        "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (--judge-model) or loss"
     )
     typer.echo("NAME:8 shows 8 solved examples before each question that is scored; mbpp and humaneval need --run-code")
     return 0
