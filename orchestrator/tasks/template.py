@@ -38,7 +38,7 @@ class Encoded:
 def render(
     messages: tuple[Message, ...], template: TemplateName, tokenizer: Any, *, ask: bool = False, **more: Any
 ) -> str:
-    """The turns' text; with `ask`, followed by what opens the assistant's next one. `more` is what a chat template is told."""
+    """The text of these turns; with `ask`, and what opens the assistant's next one. A chat template is told `more`."""
     if template == "chat":
         if tokenizer.chat_template is None:
             raise UserError("template: this model's tokenizer has no chat template; use --template plain")

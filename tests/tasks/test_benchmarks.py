@@ -224,7 +224,7 @@ def test_a_rows_other_fields_are_its_own(tmp_path: Path) -> None:
 
 
 def test_who_judges_a_win_rate(shared: Path, tmp_path: Path) -> None:
-    """An endpoint and its model, a model alone, or nobody: then references' likelihood is the score, and no win rate."""
+    """An endpoint and its model, a model alone; nobody: then the references' likelihood is the score, no win rate."""
     rows = str(shared / "self_instruct")
     task, splits = find_task(TaskChoice(name="alpaca", data=rows, judge="http://host/v1", judge_model="m"))
     assert (task.metric.kind, task.judge, len(splits["test"])) == ("win_rate", ("http://host/v1", "m"), 252)
