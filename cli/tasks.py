@@ -34,5 +34,6 @@ def tasks(as_json: o.Json = False) -> int:
     typer.echo(
         "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (--judge-model) or loss"
     )
+    typer.echo("Any task of lm-eval by its name: arc_easy, hellaswag, winogrande, ...")
     typer.echo("NAME:8 shows 8 solved examples before each question that is scored; mbpp and humaneval need --run-code")
     return 0

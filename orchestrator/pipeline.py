@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from orchestrator.models.families import FAMILIES, pairs
-from orchestrator.prepare.ready import Ready, Who, template_of
-from orchestrator.prepare.rows import used_rows
+from orchestrator.prepare.ready import Ready, Who
+from orchestrator.prepare.rows import template_of, used_rows
 from orchestrator.recipe import Recipe
 from orchestrator.scoring.evaluate import evaluate
 from orchestrator.scoring.preference import ASKED
@@ -42,7 +42,7 @@ def measure_step(recipe: Recipe, ready: Ready) -> Step:
         measure,
         needs="ranks",
         config={
-            "template": recipe.task.template,
+            "template": template_of(recipe, ready.task),
             "max_tokens": recipe.measure.max_tokens,
             "metric": recipe.measure.metric.model_dump(mode="json"),
             "granularity": _scale(recipe, ready).granularity,
@@ -128,7 +128,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
         labels,
         needs="ranks",
         config={
-            "template": recipe.task.template,
+            "template": template_of(recipe, ready.task),
             "max_tokens": recipe.finetune.max_tokens,
             "seed_tokens": recipe.measure.max_tokens,
             "dtype": ready.dtype("teacher", recipe.measure.dtype),
@@ -151,7 +151,7 @@ def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:
         states,
         needs="ranks",
         config={
-            "template": recipe.task.template,
+            "template": template_of(recipe, ready.task),
             "max_tokens": recipe.measure.max_tokens,
             "dtype": _dtype(recipe, ready, who),
         },
@@ -200,7 +200,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
             "lr": recipe.lr,
             "seed": recipe.seed,
             "until": shares[-1],
-            "template": recipe.task.template,
+            "template": template_of(recipe, ready.task),
             **part.model_dump(exclude={"examples", "alpha", "dtype", "gradient_checkpointing"}),
             "dtype": _dtype(recipe, ready, who),
         },

@@ -90,6 +90,9 @@ def check_source(source: Source, student: Checkpoint | None, rank: int | None, *
         raise UserError(f"lm-eval: no store has the rows that {source.folder} was scored on; give a sweep's name")
     if asks and source.evaluation and (kind := protocol_of(source.evaluation)[0]["metric"]["kind"]) in NOT_TOLD:
         raise UserError(f"lm-eval: {NOT_TOLD[kind]}; leave --lm-eval out")
+    if asks and source.evaluation and protocol_of(source.evaluation)[0]["metric"].get("harness"):
+        name = source.facts.get("task", "the task")
+        raise UserError(f"lm-eval: {name} is its own; take --lora DIR, and lm_eval run --tasks {name} with peft=DIR")
 
 
 def merge(source: Source, student: Checkpoint, target: Path) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
         ends = stops(asked["template"], tokenizer)
         config["generation_kwargs"] |= {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": ends}
     dtype = dtype_name(student.config, asked["dtype"])
-    more = f",dtype={dtype}" + (",softmax_dtype=float32" if metric.kind == "multiple_choice" else "")
+    more = f",dtype={dtype}" + (",softmax_dtype=float32" if metric.chooses else "")
     padding = [f"<|padding {place}|>" for place in range(len(tokenizer), student.config.vocab_size)]
 
     def command(model: str, adapter: str, folder: str) -> str:

@@ -16,7 +16,7 @@ from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.prepare.native import workers_have_bfloat16
-from orchestrator.prepare.rows import find_beside, find_rows, seeds_of, used_rows
+from orchestrator.prepare.rows import find_beside, find_rows, seeds_of, template_of, used_rows
 from orchestrator.prepare.shapes import check_shapes
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scoring.evaluate import questions
@@ -25,7 +25,7 @@ from orchestrator.scoring.judge import room
 from orchestrator.scoring.local_judge import check as check_judge
 from orchestrator.tasks import Task
 from orchestrator.tasks.base import Example, Split, draw
-from orchestrator.tasks.template import TemplateName, fitted
+from orchestrator.tasks.template import fitted
 from orchestrator.tasks.text import windows
 
 Who = Literal["teacher", "student"]
@@ -101,7 +101,7 @@ def prepare(
         check_items(*questions(rows, template_of(recipe, other), reader, other.metric, other.choices))
     asked = {name: seeds_of(name, recipe) for name in seeds}
     for rows in asked.values():  # some of each have room, or it says why not
-        fitted(rows, recipe.task.template, load_tokenizer(teacher.folder), recipe.measure.max_tokens)
+        fitted(rows, template_of(recipe, task), load_tokenizer(teacher.folder), recipe.measure.max_tokens)
     return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute, judges)
 
 
@@ -118,17 +118,12 @@ def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[st
     return found
 
 
-def template_of(recipe: Recipe, task: Task) -> TemplateName:
-    """As a task's rows are shown: a text as it is."""
-    return task.template or recipe.task.template
-
-
 def _fit(
     recipe: Recipe, teacher: Checkpoint, student: Checkpoint, task: Task, splits: Mapping[Split, list[Example]]
 ) -> dict[Split, dict[str, int]]:
     """Each split's rows as they will be taken, with how many have too little room. UserError where none has enough."""
     fit: dict[Split, dict[str, int]] = {}
-    template, learns = recipe.task.template, load_tokenizer(student.folder, "student")
+    template, learns = template_of(recipe, task), load_tokenizer(student.folder, "student")
     reads: tuple[tuple[Split, Any, int], ...] = (
         ("seed", load_tokenizer(teacher.folder, "teacher"), recipe.measure.max_tokens),
         ("train", learns, recipe.finetune.max_tokens),

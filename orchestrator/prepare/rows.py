@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from orchestrator.errors import UserError
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.tasks import TASKS, Task, chat_task, text_task
 from orchestrator.tasks.base import Example, Split, draw, read_jsonl
+from orchestrator.tasks.harness import harness_task, names
 from orchestrator.tasks.metric import Metric
+from orchestrator.tasks.template import TemplateName
 
 
 def used_rows(recipe: Recipe, splits: Mapping[Split, list[Example]], split: Split) -> list[Example]:
@@ -46,6 +49,11 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
     return task, {"seed": splits["seed"]} if seeds_alone else splits
 
 
+def template_of(recipe: Recipe, task: Task) -> TemplateName:
+    """As a task's rows are shown: a text, and what lm-eval asks, in one way only."""
+    return task.template or recipe.task.template
+
+
 def seeds_of(name: str, recipe: Recipe) -> list[Example]:
     """A task's seed examples, as it shows them: near the rows that are trained on, or from the hub."""
     return TASKS[name].splits(_folder(name, recipe.task))["seed"]
@@ -68,23 +76,44 @@ def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Exampl
     path = Path(choice.name).expanduser()
     if path.suffix == ".txt":
         return text_task(path)
-    if choice.name not in TASKS:
-        task, splits = find_task(choice)
-        return task, splits["test"]
-    known = TASKS[choice.name]
-    return _as_asked(known, choice), known.test(choice.data or _folder(choice.name, main), choice.shots)
+    if choice.name in TASKS:
+        known = TASKS[choice.name]
+        return _as_asked(known, choice), known.test(choice.data or _folder(choice.name, main), choice.shots)
+    if not is_file(choice.name):
+        rows_in = choice.data or _folder(choice.name, main)
+        task = _of_lm_eval(choice.model_copy(update={"template": main.template}), rows_in)
+        return task, task.test(None)
+    task, splits = find_task(choice)
+    return task, splits["test"]
 
 
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
-    """A known task, or a chat JSONL by its path. UserError with the known names for anything else."""
+    """A known task, a chat JSONL by its path, or one of lm-eval's. UserError with the known names for anything else."""
     if choice.name in TASKS:
         known = TASKS[choice.name]
         return _as_asked(known, choice), known.splits(_folder(choice.name, choice), choice.shots)
     path = Path(choice.name).expanduser()
-    if path.suffix == ".jsonl" or path.is_file():
+    if is_file(choice.name):
         task, splits = chat_task(path, choice.metric or "exact_match", choice.shots)
         return _named(_judged(task, choice), choice), splits
-    raise UserError(f"task: {choice.name!r} is not known; known: {', '.join(TASKS)}, or a FILE.jsonl of chats")
+    task = _of_lm_eval(choice, _folder(choice.name, choice))
+    return task, task.splits(None)
+
+
+def is_file(name: str) -> bool:
+    """Whether a task is a file of a user's own."""
+    path = Path(name).expanduser()
+    return path.suffix == ".jsonl" or path.is_file()
+
+
+def _of_lm_eval(choice: TaskChoice, data: str | None) -> Task:
+    if choice.name not in names():
+        near = get_close_matches(choice.name, dict.fromkeys((*TASKS, *names())), 3, 0.75)
+        known = f"known: {', '.join(TASKS)}, any task of lm-eval, or a FILE.jsonl of chats"
+        hint = f"did you mean {', '.join(near)}?" if near else known
+        raise UserError(f"task: {choice.name!r} is not known; {hint}")
+    task = harness_task(choice.name, data, choice.shots, as_chat=choice.template == "chat")
+    return _as_asked(task, choice)
 
 
 def _as_asked(task: Task, choice: TaskChoice) -> Task:

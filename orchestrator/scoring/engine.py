@@ -25,7 +25,7 @@ from orchestrator.models.borrowed import borrowed
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.scoring import budgets, generation, likelihoods
 from orchestrator.scoring.caches import tokens_at_once
-from orchestrator.scoring.judge import Item, Said, Scored, judge, room
+from orchestrator.scoring.judge import Item, Said, Scored, asked_with, judge, room
 from orchestrator.step import Track, silent
 from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded
@@ -191,13 +191,15 @@ def _likeliest(
     """Each item once the last of its choices, and its gold answer, have gone through the model."""
     if told := [(place, known[item.id]) for place, item in enumerate(items) if item.id in known]:
         yield told
-    asked = [(place, choice) for place, item in enumerate(items) for choice in item.choice_ids]
-    rows = [
-        Encoded("", [*items[place].ids, *choice], [-100] * len(items[place].ids) + [*choice]) for place, choice in asked
+    asked = [
+        (place, before, choice)
+        for place, item in enumerate(items)
+        for before, choice in zip(asked_with(item), item.choice_ids, strict=True)
     ]
+    rows = [Encoded("", [*before, *choice], [-100] * len(before) + [*choice]) for _, before, choice in asked]
     own = [place for place, item in enumerate(items) if item.id in golds]
     rows += [golds[items[place].id] for place in own]
-    of = [*(place for place, _ in asked), *own]  # whose each row is
+    of = [*(place for place, _, _ in asked), *own]  # whose each row is
     whole = Counter(of)
     done = {at for at, place in enumerate(of) if items[place].id in known}
     logs: dict[int, dict[int, torch.Tensor]] = {}

@@ -104,7 +104,7 @@ def put(
     """
     items, metric, encoded = asks
     golds, told = {row.id: row for row in encoded}, dict[int, Said]()
-    if metric.writes or metric.kind == "multiple_choice":
+    if metric.writes or metric.chooses:
         told = dict(track(_asking(engine, asks, golds, ends, kept), "asking", len(items)))
     by_id = {items[place].id: one.loss for place, one in told.items() if one.loss is not None}
     rest = [row for row in encoded if row.id not in by_id]
@@ -259,17 +259,24 @@ def questions(
 
     Where the whole answer has to match, that is one more than the longest gold answer has.
     """
-    if not (metric.writes or metric.kind == "multiple_choice"):
+    if not (metric.writes or metric.chooses):
         return [Item(one.id, "", one.gold, category=one.category) for one in examples], metric
     items = []
     for one in examples:
         prompt, ids = question(one, template, tokenizer)
         offered = one.choices or tuple(choices)
-        ways = tuple(tuple(choice_ids(one, choice, ids, template, tokenizer)) for choice in offered)
+        asks = [(one, ids)] * len(offered)
+        if one.contexts:
+            asks = [(again := one.asked_as(text), question(again, template, tokenizer)[1]) for text in one.contexts]
+        ways = tuple(
+            tuple(choice_ids(each, choice, before, template, tokenizer))
+            for (each, before), choice in zip(asks, offered, strict=True)
+        )
         told = "\n\n".join(turn.content for turn in one.messages[:-1]) if metric.keeps else ""
-        more = (one.references, one.before, one.tests, one.category, told)
+        contexts = tuple(tuple(before) for _, before in asks) if one.contexts else ()
+        more = (one.references, one.before, one.tests, one.category, told, contexts, one.doc)
         items.append(Item(one.id, prompt, one.gold, offered, tuple(ids), ways, *more))
-    if metric.kind == "exact_match" and metric.pattern is None:
+    if metric.kind == "exact_match" and metric.pattern is None and not metric.harness:
         golds = [
             choice_ids(one, one.gold, list(item.ids), template, tokenizer)
             for one, item in zip(examples, items, strict=True)

@@ -8,6 +8,7 @@ What a model says is computed in orchestrator.scoring.engine, on the ids of trai
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.scoring.figures import FIGURES, code_of
+from orchestrator.tasks.harness import judging
 from orchestrator.tasks.metric import Metric
 
 OF_LM_EVAL = ("exact_match", "multiple_choice")
@@ -36,6 +38,8 @@ class Item:
     tests: str = ""
     category: str = ""
     instruction: str = ""  # what another judge is shown of the question
+    contexts: tuple[tuple[int, ...], ...] = ()  # ids of what is asked with each choice, where that isn't `ids` for all
+    doc: str = ""  # JSON of lm-eval's own row
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,17 @@ def check(items: Sequence[Item], metric: Metric) -> None:
             raise UserError(f"data: example {item.id!r} has no tests to run; no answer to it can be scored")
 
 
+def asked_with(item: Item) -> list[tuple[int, ...]]:
+    """The ids before each choice."""
+    return list(item.contexts) or [item.ids] * len(item.choice_ids)
+
+
 def room(item: Item, metric: Metric) -> int:
     """Tokens that a question and its answer may take."""
-    longest = max(map(len, item.choice_ids), default=0)
-    return len(item.ids) + (metric.max_new_tokens if metric.writes else longest)
+    if metric.writes:
+        return len(item.ids) + metric.max_new_tokens
+    each = zip(asked_with(item), item.choice_ids, strict=True)
+    return max((len(asked) + len(choice) for asked, choice in each), default=len(item.ids))
 
 
 def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[Scored]:
@@ -88,9 +99,10 @@ def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[S
     if not pairs:
         return [_unasked(item, metric) for item in items]  # lm-eval refuses an empty task
     evaluate, recorded, task = _harness()
-    rows = rows_of([item for item, _ in pairs])
+    asked = [item for item, _ in pairs]
+    rows = [json.loads(item.doc) for item in asked] if metric.harness else rows_of(asked)
     config = protocol(metric) | {"custom_dataset": lambda: {"test": Dataset.from_list(rows)}}
-    if metric.kind not in OF_LM_EVAL:
+    if metric.kind not in OF_LM_EVAL and not metric.harness:
         config["process_results"] = functools.partial(_figures, metric, _run(pairs) if metric.runs else {})
     tasks = {"tasks": {metric.kind: task(config=config)}}  # rows in memory: no file, no cache
     samples = evaluate(lm=recorded([one for _, one in pairs]), task_dict=tasks, bootstrap_iters=0)["samples"]
@@ -133,7 +145,12 @@ def rows_of(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 def protocol(metric: Metric) -> dict[str, Any]:
-    """What lm-eval is told about a metric, as values that YAML can hold: all of a task but its rows and our figures."""
+    """What lm-eval is told about a metric, as values that YAML can hold: all of a task but its rows and our figures.
+
+    Of its own tasks it is told what it says itself, functions and all.
+    """
+    if metric.harness:
+        return judging(metric)
     filters: list[dict[str, Any]] = [{"function": "take_first"}]
     if metric.kind == "multiple_choice":
         names, config = ["acc"], {"output_type": metric.kind, "doc_to_choice": "choices", "target_delimiter": ""}
@@ -158,7 +175,7 @@ def _scored(item: Item, said: Said, metric: Metric, sample: dict[str, Any]) -> S
     output, answer = said.text, sample["filtered_resps"][0]
     if said.logs:
         output = answer = item.choices[said.logs.index(max(said.logs))]  # the first of equals, as acc has it
-    value = float(sample["acc" if said.logs else metric.kind])
+    value = float(sample["acc" if metric.kind == "multiple_choice" else metric.kind])
     also: dict[str, float] = {name: float(sample[name]) for name in metric.also}
     return Scored(item.id, item.prompt, output, answer, item.gold.strip(), value, said.cut, also, item.category)
 
@@ -195,7 +212,8 @@ def _harness() -> tuple[Any, Any, Any]:
     class LocalTask(ConfigurableTask):  # type: ignore[misc, unused-ignore]
         def build_all_requests(self, **_: Any) -> None:  # lm-eval's has a progress bar without a switch
             rows = self.doc_iterator()
-            made = [self.construct_requests(row, row["prompt"], metadata=(None, at, 1)) for at, row in rows]
+            shown: Any = [""] * self.multiple_input or ""  # Recorded reads no questions
+            made = [self.construct_requests(row, shown, metadata=(None, at, 1)) for at, row in rows]
             self._instances = [one for each in made for one in (each if isinstance(each, list) else [each])]
 
     return evaluate, Recorded, LocalTask

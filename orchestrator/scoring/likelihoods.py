@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from orchestrator.scoring.budgets import LOGITS, TOKENS
+from orchestrator.scoring.budgets import LOGITS, PADDING, TOKENS
 from orchestrator.scoring.caches import FEW, alike, held, looks_back, taken, tokens_at_once
 from orchestrator.tasks.template import Encoded
 from orchestrator.transfer.sensitivity import widened
@@ -63,7 +63,8 @@ def token_logs(
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(rows):
-        places.setdefault(tuple(row.ids[:-1]), []).append(place)
+        last = max((at for at, label in enumerate(row.labels) if label != -100 and at), default=len(row.ids) - 1)
+        places.setdefault(tuple(row.ids[:last]), []).append(place)  # what nothing is foretold from is left out
     inputs = sorted(places)
     if tokens is None or looks_back(model) < max(map(len, inputs), default=0):
         tree = [Stretch(0, ids, places[ids]) for ids in inputs]
@@ -86,7 +87,11 @@ def _tree(inputs: Sequence[tuple[int, ...]], places: dict[tuple[int, ...], list[
         end = alike(group[0], group[-1])  # of sorted ones, the first and the last share the least
         rows = [place for ids in group for place in places[ids]]
         rest = [ids for ids in group if len(ids) > end]
-        found.append(Stretch(depth, group[0][depth:end], rows, _tree(rest, places, end) if rest else []))
+        then = _tree(rest, places, end) if rest else []
+        ids = group[0][depth:end]
+        if len(then) == 1:  # all go on alike, or end: one pass, since no token sees those after it
+            ids, then = (*ids, *then[0].ids), then[0].then
+        found.append(Stretch(depth, ids, rows, then))
     return found
 
 
@@ -97,6 +102,7 @@ class _Pass:
         self, model: Any, rows: Sequence[Encoded], pad: int, tokens: int | None, device: Any, known: Container[int]
     ) -> None:
         self.model, self.rows, self.pad, self.tokens, self.device, self.known = model, rows, pad, tokens, device, known
+        self.padding = PADDING["cuda" if torch.device(device).type == "cuda" else "cpu"]
         self.held = tokens_at_once(model, torch.device(device))
         self.logits = LOGITS // (model.config.vocab_size * next(model.parameters()).element_size())
         self.labelled = [[at for at, label in enumerate(row.labels) if label != -100 and at] for row in rows]
@@ -138,6 +144,7 @@ class _Pass:
         span = max(at) + 1 - min(at) if at else 0
         return (
             count * len(batch[0].ids) <= self.tokens
+            and sum(len(batch[0].ids) - len(one.ids) for one in batch) <= self.padding
             and count * max(one.start + len(one.ids) for one in batch) <= self.held
             and count * span <= self.logits
         )

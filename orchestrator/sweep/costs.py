@@ -160,7 +160,8 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     room = (hardware.trial or hardware.memory) - fixed
     tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.on_cpu(cache)
     most, seconds = _answering(student, [row.asked for row in rows], lengths.new, tokens, hardware)
-    for group in alike([row.tokens for row in rows], budgets.TOKENS):
+    padding = budgets.PADDING["cuda" if hardware.cuda else "cpu"]
+    for group in alike([row.tokens for row in rows], budgets.TOKENS, padding=padding):
         count, longest, kept = _batch([rows[place] for place in group])
         wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
         seen = 2 * cache * min(tokens, count * longest) if lengths.choices else 0  # a question's, and its choices'

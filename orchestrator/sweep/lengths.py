@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from orchestrator.prepare.rows import find_rows, used_rows
+from orchestrator.prepare.rows import find_rows, is_file, template_of, used_rows
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.tasks import TASKS, Task
 from orchestrator.tasks.base import Example
@@ -80,8 +80,8 @@ def _counted_rows(recipe: Recipe, seeds_alone: bool) -> Lengths:
         tokenizers.append(found := tokenizer_here(name, field))
         if found is None:
             return Lengths.longest(recipe, f"the tokenizer of {name} isn't here")
-    (theirs, own), template = tokenizers, recipe.task.template
     task, splits = find_rows(recipe, seeds_alone=seeds_alone)
+    (theirs, own), template = tokenizers, template_of(recipe, task)
     if seeds_alone:
         own_rows = _rows(used_rows(recipe, splits, "seed"), template, theirs, recipe.measure.max_tokens)
         return replace(Lengths.longest(recipe), seed=own_rows, unknown="")
@@ -102,11 +102,12 @@ def _counted_rows(recipe: Recipe, seeds_alone: bool) -> Lengths:
 def at_hand(choice: TaskChoice) -> bool:
     """Whether no hub has to be asked for a task's rows."""
     known = TASKS.get(choice.name)
-    return known is None or known.source == "generated" or choice.data is not None
+    made = known.source == "generated" if known else is_file(choice.name)
+    return made or choice.data is not None
 
 
 def _answers(task: Task, rows: Sequence[Example] = ()) -> tuple[int, int]:
-    if task.metric.kind == "multiple_choice":
+    if task.metric.chooses:
         return 0, len(task.choices) or max((len(row.choices) for row in rows), default=4)
     return task.metric.max_new_tokens if task.metric.writes else 0, 0
 

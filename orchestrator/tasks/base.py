@@ -48,6 +48,8 @@ class Example(BaseModel):
     category: str = ""  # a subject: scores are told by it, too
     before: str = ""  # Python that an answer goes on with, where it is a program
     tests: str = ""  # Python that runs after it, and ends where the answer is right
+    contexts: tuple[str, ...] = ()  # what is asked with each choice, where that isn't one question for all of them
+    doc: str = ""  # JSON of lm-eval's own row, which its own figures are of
 
     @property
     def gold(self) -> str:
@@ -57,6 +59,11 @@ class Example(BaseModel):
     def answered_as(self, other: Example) -> Example:
         """This question with another example's answer."""
         return self.model_copy(update={"messages": (*self.messages[:-1], other.messages[-1]), "answer": other.answer})
+
+    def asked_as(self, context: str) -> Example:
+        """Another question with this one's answer."""
+        asked = self.messages[-2].model_copy(update={"content": context})
+        return self.model_copy(update={"messages": (*self.messages[:-2], asked, self.messages[-1])})
 
 
 Adapt = Callable[[Example, dict[str, Any]], Example]
@@ -100,7 +107,7 @@ class Task:
     shown: Callable[[Example, Sequence[Example]], Example] = as_turns
     solved: Callable[[], list[Example]] | None = None
     choices: tuple[str, ...] = ()
-    template: Literal["text"] | None = None  # how its rows are always shown
+    template: Literal["text", "raw"] | None = None  # how its rows are always shown
     judge: tuple[str, str] | None = None  # of a win rate: an endpoint's address, empty for a model here, and the model
     validation_rows: int = 200
     instead: str = "or score it beside another task with --tasks"  # where there is nothing to train on

@@ -12,7 +12,12 @@ Kind = Literal[
     "exact_match", "multiple_choice", "contains", "normalized_match", "rouge_l", "pass_at_1", "win_rate", "loss"
 ]
 NEW = 256  # tokens of an answer to rows of a user's own
-LATER = ("also", "until")  # fields that say nothing where they are empty: results of before them are found again
+LATER = (
+    "also",
+    "until",
+    "harness",
+    "of_choices",
+)  # fields that say nothing where they are empty: results of before them are found again
 # What a user may name, for rows of their own
 WORDS: tuple[Kind, ...] = ("exact_match", "contains", "rouge_l", "multiple_choice", "loss", "win_rate")
 
@@ -24,13 +29,15 @@ class Metric:
     `exact_match` and `multiple_choice` are lm-eval's own. `also` are figures of the same answers beside the score.
     """
 
-    kind: Kind
+    kind: Kind | str  # of lm-eval's task one of its own figures
     filter_name: str
     pattern: str | None = None  # the answer is group 1 of its last match; without one, the stripped output
     max_new_tokens: int = 64
     ignore: tuple[str, ...] = ()  # regexes removed from answer and gold before they are compared
-    also: tuple[Kind, ...] = ()
+    also: tuple[Kind | str, ...] = ()
     until: tuple[str, ...] = ()  # an answer ends before the first of these
+    harness: str = ""  # lm-eval's task whose figures these are: its file, below lm-eval's folder of tasks
+    of_choices: bool = False  # whether such figures are of how likely choices are, and not of what is written
 
     def __post_init__(self) -> None:
         # With no group lm-eval's filter takes the whole match, with several the first that is not empty.
@@ -43,9 +50,14 @@ class Metric:
         return f"{self.kind},{self.filter_name}"
 
     @property
+    def chooses(self) -> bool:
+        """Whether the likeliest of given answers is its answer."""
+        return self.kind == "multiple_choice" or self.of_choices
+
+    @property
     def writes(self) -> bool:
         """Whether a model has to write an answer, and not only to find one likely."""
-        return self.kind not in ("multiple_choice", "loss") or self.filter_name == "outputs"
+        return not (self.chooses or self.kind == "loss") or self.filter_name == "outputs"
 
     @property
     def keeps(self) -> bool:

@@ -2,6 +2,7 @@
 
     plain:  <|user|>\n{content}\n\n<|assistant|>\n{content}{eos}      (Seeking Neural Nuggets, content stripped)
     chat:   the model's own chat template
+    raw:    {content}{content}{eos}                                   (lm-eval's, whose tasks bring their own spaces)
 
 Labels cover the assistant's turns alone, with the token that ends them; all else is -100. What is asked are the ids
 before the last turn's labels, and a choice's ids are those that training on it would label: a tokenizer that joins
@@ -11,6 +12,7 @@ before the last turn's labels, and a choice's ids are those that training on it 
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from jinja2 import TemplateError
 from orchestrator.errors import UserError
 from orchestrator.tasks.base import Example, Message
 
-TemplateName = Literal["plain", "chat", "text"]  # text: as it is, and all of it counts
+TemplateName = Literal["plain", "chat", "raw", "text"]  # text: as it is, and all of it counts
 TODAY = datetime.date(2024, 7, 26)  # for templates that tell the model the date (Llama 3's): never the machine's own
 DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")  # how they ask for it
 
@@ -49,6 +51,8 @@ def render(
             return str(tokenizer.apply_chat_template(turns, **options))
         except (TemplateError, ValueError) as error:
             raise UserError(f"template: the model's chat template refuses this chat ({error}); try plain") from error
+    if template == "raw":
+        return "".join(f"{one.content}{tokenizer.eos_token if one.role == 'assistant' else ''}" for one in messages)
     parts = []
     for message in messages:
         end = tokenizer.eos_token if message.role == "assistant" else "\n\n"
@@ -163,7 +167,7 @@ def turn_end(template: TemplateName, tokenizer: Any) -> str:
 
     UserError where a template ends it with no token of its own: the model would learn to go on for ever.
     """
-    if template == "plain":
+    if template in ("plain", "raw"):
         return str(tokenizer.eos_token)
     word = "answer"
     probe = (Message(role="user", content="question"), Message(role="assistant", content=word))
@@ -192,7 +196,9 @@ def _turn(text: str, example: Example, place: int, template: TemplateName, token
     stands before it.
     """
     before = render(example.messages[:place], template, tokenizer, ask=True)
-    content, token = example.messages[place].content.strip(), turn_end(template, tokenizer)
+    content, token = example.messages[place].content, turn_end(template, tokenizer)
+    if not example.doc or content not in text[len(before) :]:  # lm-eval scores an answer's last spaces, too
+        content = content.strip()
     end = text.find(content, len(before)) + len(content)
     if not text.startswith(before) or end < len(before) + len(content):
         raise UserError(f"template: the chat template shows example {example.id!r} otherwise when asked; try plain")
@@ -207,14 +213,19 @@ def batches(encoded: Sequence[Encoded], tokens: int, at_most: int | None = None)
     return [[encoded[place] for place in group] for group in groups]
 
 
-def alike(lengths: Sequence[int], tokens: int, at_most: int | None = None, more: int = 0) -> list[list[int]]:
-    """The places of these lengths in batches, longest first; each is to have room for `more` tokens."""
+def alike(
+    lengths: Sequence[int], tokens: int, at_most: int | None = None, padding: float = math.inf
+) -> list[list[int]]:
+    """The places of these lengths in batches, longest first, with no more tokens of padding in any than that."""
     groups: list[list[int]] = []
+    longest = padded = 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         last = groups[-1] if groups else []
-        if last and (lengths[last[0]] + more) * (len(last) + 1) <= tokens and len(last) != at_most:
+        padded += longest - lengths[place]
+        if last and longest * (len(last) + 1) <= tokens and len(last) != at_most and padded <= padding:
             last.append(place)
         else:
+            longest, padded = lengths[place], 0
             groups.append([place])
     return groups
 

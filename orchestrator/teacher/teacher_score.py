@@ -64,7 +64,7 @@ def teacher_score(
     along = {row.id: row for row in encoded}
     rows_asked = [along[item.id] for item in fit if item.id in along]
     with placement.settled() as settled:
-        at_once = settled.tokens if judged.kind == "multiple_choice" else settled.answers or ANSWERS
+        at_once = settled.tokens if judged.chooses else settled.answers or ANSWERS
         job = Asking(
             model, rows_asked, tokenizer.pad_token_id, dtype, partial,
             replace(settled, tokens=at_once),

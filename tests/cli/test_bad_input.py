@@ -65,7 +65,7 @@ def chat(question: str = "q", answer: str = "a", **more: Any) -> dict[str, Any]:
         ),
         (
             ["sweep", "--task", "gms8k"],
-            "task: 'gms8k' is not known; known: demo, gsm8k, mmlu, super_ni, alpaca, humaneval, mbpp, or a FILE.jsonl",
+            "task: 'gms8k' is not known; did you mean gsm8k?",
         ),
         (["sweep", "--arms", "lora,tranfer"], "arm: 'tranfer' is not known; known: lora, pissa, olora"),
         (["sweep", "--layers", "sensitive"], "layers: 'sensitive' is not known; known: sensitivity, random, first"),

@@ -173,7 +173,7 @@ def test_a_sweep_on_other_rows_is_another_sweep(demo_models: dict[str, Any], tmp
             {"recipe": {"teacher": "demo-student", "student": "demo-teacher", "task": {"name": "demo"}}},
             r"student: 6 layers, the teacher has only 4",
         ),
-        ({"recipe": {"task": {"name": "gms8k"}}}, r"task: 'gms8k' is not known; known: demo, gsm8k, mmlu"),
+        ({"recipe": {"task": {"name": "gms8k"}}}, r"task: 'gms8k' is not known; did you mean gsm8k"),
         ({"recipe": {"task": {"name": "gsm8k"}}}, r"task: the data set openai/gsm8k is not in the local cache"),
         ({"recipe": {"measure": {"granularity": 40}}}, r"measure.granularity: 40 doesn't divide 16"),
         (

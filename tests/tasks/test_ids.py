@@ -104,7 +104,8 @@ def test_the_model_sees_these_ids(kind: str, shared: Path, monkeypatch: pytest.M
     assert sorted(seen) == sorted(list(item.ids) for item in items)  # choices of one token go through once
     seen.clear()
     gold_losses(model, learnt, 0)
-    assert sorted(seen) == sorted(row.ids[:-1] for row in learnt)
+    last = [max(place for place, label in enumerate(row.labels) if label != -100) for row in learnt]
+    assert sorted(seen) == sorted(row.ids[:end] for row, end in zip(learnt, last, strict=True))
 
 
 def test_losses_and_likelihoods_by_hand(shared: Path) -> None:
