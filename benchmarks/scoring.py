@@ -128,7 +128,7 @@ def _around(model: str, data: str) -> list[list[Any]]:
     from orchestrator.models.borrowed import borrowed
     from orchestrator.models.loading import load_tokenizer
     from orchestrator.scoring.engine import loaded
-    from orchestrator.scoring.evaluate import put
+    from orchestrator.scoring.evaluate import judged, put
     from orchestrator.tasks.template import stops
 
     asks, tokenizer = _asked(model, data, "gsm8k", 0, ROWS // 2), load_tokenizer(model)
@@ -144,7 +144,12 @@ def _around(model: str, data: str) -> list[list[Any]]:
                 starts.append(time.perf_counter() - began)
         with loaded(model, folder / "other", dtype=DTYPE) as engine, _counted(engine) as own:
             began = time.perf_counter()
-            whole = peak_bytes(lambda: put(engine, asks, stops(TEMPLATE, tokenizer), folder / "said"))
+
+            def scored() -> None:
+                told, losses = put(engine, asks, stops(TEMPLATE, tokenizer), folder / "said")
+                judged(asks.items, told, losses, asks.metric)
+
+            whole = peak_bytes(scored)
             taken = time.perf_counter() - began
     planned = _planned(model, asks)
     return [

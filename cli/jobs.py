@@ -27,6 +27,7 @@ Address = Annotated[
     str, typer.Option(help="http://HOST:8265 of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")
 ]
 Id = Annotated[str, typer.Argument(help="As `pkt jobs list` shows it.", metavar="ID")]
+MODELS = ("teacher", "student", "judge-model", "judge_model")  # as options and as fields
 LIMIT = 99 * 2**20  # a Ray dashboard takes 100 MiB, the archive's own bytes among them
 # A job's folder goes with the job. Where the cluster doesn't say (ray_cluster.yaml does), results stay at home.
 STORE = 'PKT_STORE="${PKT_STORE:-$HOME/pkt-store}"'
@@ -78,8 +79,9 @@ def stop(job: Id, address: Address, debug: o.Debug = False) -> int:
 def forward(address: str) -> int:
     """Run this process's own command line on the cluster, show its log, and return its exit status.
 
-    Files that it names and that are here go with it. Models don't: a folder of --teacher or --student, like --store
-    and --out, is a path on the cluster's shared file system. Secrets go as its environment, and no other way.
+    Files that it names and that are here go with it. Models don't: a folder of --teacher, --student or --judge-model,
+    like --store and --out, is a path on the cluster's shared file system. Secrets go as its environment, in no other
+    way.
     """
     from orchestrator.cluster import jobs
 
@@ -167,9 +169,9 @@ def _packed(word: str, option: str, folder: Path) -> str:
         return f"{name}{equals}{_packed(value, name.rpartition('.')[2], folder)}"
     if field in ("store", "out") and not word.startswith(("/", "~")) and not (field == "store" and "://" in word):
         raise UserError(f"{field}: {word} would go with the job's folder; give an absolute path on the cluster")
-    if field in ("teacher", "student") and path.is_dir() and not path.is_absolute():
+    if field in MODELS and path.is_dir() and not path.is_absolute():
         raise UserError(f"{field}: {word} is a folder here, and models aren't sent; give its absolute path there")
-    if field in ("store", "out", "teacher", "student"):
+    if field in ("store", "out", *MODELS):
         return word
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return _yaml(path, folder)

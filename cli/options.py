@@ -38,7 +38,9 @@ Metric = Annotated[
     ),
 ]
 Judge = Annotated[str | None, typer.Option(help="http://HOST/v1 of a model that judges win rates.")]
-JudgeModel = Annotated[str | None, typer.Option(help="Its name there.")]
+JudgeModel = Annotated[
+    str | None, typer.Option(help="Its name there; without --judge an alias, local folder or hub id that judges here.")
+]
 RunCode = Annotated[
     bool | None, typer.Option("--run-code", help="Run programs that models wrote, in sandboxes: humaneval and mbpp do.")
 ]

@@ -33,6 +33,8 @@ def plan(
     template: o.Template = None,
     metric: o.Metric = None,
     run_code: o.RunCode = None,
+    judge: o.Judge = None,
+    judge_model: o.JudgeModel = None,
     seeds: o.Seeds = None,
     arms: o.Arms = None,
     rank: o.Rank = None,
@@ -55,10 +57,9 @@ def plan(
     Nothing is loaded or fetched. Rows that are here (--data) are as long as the models' tokenizers say, if those are
     here too; otherwise every example is taken to be as long as it may be.
     """
-    flags = saying.models_and_task(teacher, student, task, data, template, seeds, metric=metric, run_code=run_code) | {
-        "repeats": repeats,
-        "lr": saying.listed(lr),
-    }
+    flags = saying.models_and_task(
+        teacher, student, task, data, template, seeds, None, metric, run_code, judge, judge_model
+    ) | {"repeats": repeats, "lr": saying.listed(lr)}
     sweep = saying.sweep_of(file, flags, saying.axes_of(arms, rank, layers, structure, modules), set_ or [])
 
     from cli.screen import Terminal

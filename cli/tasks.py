@@ -32,7 +32,7 @@ def tasks(as_json: o.Json = False) -> int:
         'FILE.jsonl: any chats, one {"messages": [...]} a line; --metric exact_match (of the whole answer, by default),'
     )
     typer.echo(
-        "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (by --judge) or loss"
+        "    contains, regex:PATTERN, rouge_l, multiple_choice (rows have `choices`), win_rate (--judge-model) or loss"
     )
     typer.echo("Any task of lm-eval by its name: arc_easy, hellaswag, winogrande, ...")
     typer.echo(

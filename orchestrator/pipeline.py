@@ -19,7 +19,7 @@ from orchestrator.scoring.evaluate import evaluate
 from orchestrator.scoring.preference import ASKED
 from orchestrator.step import Step
 from orchestrator.student.finetune import finetune
-from orchestrator.tasks.base import Split
+from orchestrator.tasks.base import Split, Task
 from orchestrator.tasks.rows import data_step
 from orchestrator.teacher.activations import activations
 from orchestrator.teacher.extract import extract
@@ -231,6 +231,7 @@ def evaluate_step(
         inputs["untouched"] = evaluate_step(recipe, ready, split, who, beside=beside)
     scored = ready.checkpoint(who)
     own = who == "teacher" and adapter is None
+    judge, at = _judge(task, ready)
     return Step(
         "evaluate",
         teacher_score if own else evaluate,
@@ -239,13 +240,24 @@ def evaluate_step(
             "template": template_of(recipe, task),
             "metric": task.metric.as_json(),
             "choices": list(task.choices),
-            **({"judge": {"model": task.judge[1], "asked": ASKED}} if task.judge else {}),
+            **({"judge": judge} if judge else {}),
             "dtype": _dtype(recipe, ready, who),
         },
         inputs=inputs,
         identity={"model": scored.sha256},
-        where={"model": scored.folder} | ({"judge_url": task.judge[0]} if task.judge else {}),
+        where={"model": scored.folder} | ({"judge_at": at} if judge else {}),
     )
+
+
+def _judge(task: Task, ready: Ready) -> tuple[dict[str, str], str]:
+    """What a task's judgments depend on, and where the judge is; nothing where nobody judges."""
+    if not task.judge:
+        return {}, ""
+    at, model = task.judge
+    if at:
+        return {"model": model, "asked": ASKED}, at
+    found, dtype = ready.judges[model]
+    return {"model": found.sha256, "dtype": dtype, "asked": ASKED}, found.folder
 
 
 def trial(recipe: Recipe, ready: Ready, split: Split) -> Step:

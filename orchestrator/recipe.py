@@ -51,8 +51,13 @@ class TaskChoice(Section):
     shots: int = Field(0, ge=0)  # solved examples before each question that is scored; none in training
     metric: str | None = None  # of a file of chats, or another one of the task's; None: the task's own
     judge: str | None = None  # of win rates: the address of an OpenAI-compatible endpoint
-    judge_model: str | None = None  # what it is to judge with
+    judge_model: str | None = None  # what it is to judge with; without an address, a checkpoint that judges here
     run_code: bool = False  # run programs that models wrote, in sandboxes
+
+    @property
+    def own_judge(self) -> str | None:
+        """The checkpoint that judges here, where no endpoint does."""
+        return None if self.judge else self.judge_model
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,7 @@ Loading takes longer than many a score; and a worker that trains and then scores
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,10 @@ _kept: dict[tuple[str, str, str], Any] = {}  # the last one, of this process
 
 
 def let_go() -> None:
-    """Keep none: whoever loads another model, or one of its own, has its memory."""
-    _kept.clear()
+    """Keep none: whoever loads another model, or one of its own, has its memory; what a training left holds it, too."""
+    if _kept:
+        _kept.clear()
+        gc.collect()
 
 
 @contextmanager

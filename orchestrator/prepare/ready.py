@@ -22,6 +22,7 @@ from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scoring.evaluate import questions
 from orchestrator.scoring.judge import check as check_items
 from orchestrator.scoring.judge import room
+from orchestrator.scoring.local_judge import check as check_judge
 from orchestrator.tasks import Task
 from orchestrator.tasks.base import Example, Split, draw
 from orchestrator.tasks.template import fitted
@@ -43,6 +44,7 @@ class Ready:
     beside: Mapping[str, tuple[Task, list[Example]]] = field(default_factory=dict)  # scored only, by name
     seeds: Mapping[str, list[Example]] = field(default_factory=dict)  # of other tasks, by their names
     recompute: bool = False  # what "auto" means for gradient checkpointing: what the plan found
+    judges: Mapping[str, tuple[Checkpoint, str]] = field(default_factory=dict)  # here; and their dtypes
 
     def dtype(self, who: Who, asked: str = "auto") -> str:
         """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
@@ -76,12 +78,17 @@ def prepare(
     `beside`: tasks that are scored, and not trained on. `seeds`: those by whose seed examples some trial measures.
     `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
     """
-    for who, name in (("teacher", recipe.teacher), ("student", recipe.student)):
+    own = [one.own_judge for one in (recipe.task, *beside) if one.own_judge and not seeds_alone]
+    for who, name in (("teacher", recipe.teacher), ("student", recipe.student), *(("judge-model", one) for one in own)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
     task, splits = find_rows(recipe, seeds_alone=seeds_alone)
     others = _others(recipe, task, beside)
     teacher, student = resolve(recipe.teacher, "teacher", say), resolve(recipe.student, "student", say)
-    fit, native = _fit(recipe, teacher, student, task, splits), workers_have_bfloat16()
+    judges, native = {}, workers_have_bfloat16()
+    for name in dict.fromkeys(own):
+        check_judge(judge := resolve(name, "judge-model", say))
+        judges[name] = judge, dtype_name(judge.config, "auto", native=native)
+    fit = _fit(recipe, teacher, student, task, splits)
     dtypes: dict[Who, str] = {
         "teacher": dtype_name(teacher.config, recipe.measure.dtype, native=native),
         "student": dtype_name(student.config, recipe.finetune.dtype, native=native),
@@ -95,7 +102,7 @@ def prepare(
     asked = {name: seeds_of(name, recipe) for name in seeds}
     for rows in asked.values():  # some of each have room, or it says why not
         fitted(rows, template_of(recipe, task), load_tokenizer(teacher.folder), recipe.measure.max_tokens)
-    return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute)
+    return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute, judges)
 
 
 def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[str, tuple[Task, list[Example]]]:

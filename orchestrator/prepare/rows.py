@@ -150,13 +150,13 @@ def _judged(task: Task, choice: TaskChoice) -> Task:
     """With whoever judges its win rate; without one, by how likely the references are. UserError for a judge that
     nobody asks, or that can't be asked."""
     if task.metric.kind != "win_rate":
-        if choice.judge:
-            raise UserError(f"judge: {task.name} is scored by {task.metric.kind}; leave --judge out")
+        if said := "--judge" if choice.judge else "--judge-model" if choice.judge_model else "":
+            raise UserError(f"judge: {task.name} is scored by {task.metric.kind}; leave {said} out")
         return task
-    if not choice.judge:
-        return replace(task, metric=task.metric.unjudged())
     if not choice.judge_model:
-        raise UserError(f"judge: {choice.judge} has to be told which model judges; name it with --judge-model")
-    if not find_spec("openai"):
+        if choice.judge:
+            raise UserError(f"judge: {choice.judge} has to be told which model judges; name it with --judge-model")
+        return replace(task, metric=task.metric.unjudged())
+    if choice.judge and not find_spec("openai"):
         raise UserError("judge: it is asked by the openai package; pip install 'pkt[judge]'")
-    return replace(task, judge=(choice.judge, choice.judge_model))
+    return replace(task, judge=(choice.judge or "", choice.judge_model))

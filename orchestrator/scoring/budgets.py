@@ -11,6 +11,8 @@ ON_CPU = 1 << 30  # bytes for those keys and values there
 TURN = 8  # times as many questions as are answered at once take turns
 SHARE = 0.6  # of a GPU's free memory, for the same
 TOKENS = 4096  # padded ones at once, where likelihoods are asked for
+REPLY = 8  # tokens that a judge may say
+QUESTION = 128  # about as many has what it is asked, without instruction and answers
 PADDING = {"cpu": 32, "cuda": TOKENS}  # tokens of it in a batch that cost no more than another pass would
 LOGITS = 1 << 29  # bytes of them at once, or those of one row
 

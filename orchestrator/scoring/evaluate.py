@@ -10,13 +10,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.errors import UserError
 from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.scoring import edits
 from orchestrator.scoring.engine import Engine, loaded
 from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored
 from orchestrator.scoring.judge import judge as by_lm_eval
-from orchestrator.scoring.preference import Endpoint, Pair, Preferences, as_alpaca_eval, length_controlled
+from orchestrator.scoring.local_judge import Local
+from orchestrator.scoring.preference import Endpoint, Judge, Pair, Preferences, as_alpaca_eval, length_controlled
 from orchestrator.step import Track, silent
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.base import Example
@@ -48,7 +50,7 @@ def evaluate(
     adapter: Path | None = None,
     untouched: Path | None = None,
     judge: dict[str, str] | None = None,
-    judge_url: str = "",
+    judge_at: str = "",
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
@@ -59,16 +61,27 @@ def evaluate(
     """
     tokenizer, asks = load_tokenizer(model), asked(rows, template, model, metric, choices)
     with loaded(model, adapter, dtype=dtype) as engine:
-        prefer = preferences(judge, judge_url, partial)
-        before = edits.untouched_in(untouched) if untouched else None
-        scored, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track, prefer, before)
-    told = outputs(folder, asks, scored, prefer)
-    return write(folder, scored, losses, metric, trained=adapter is not None, told=told)
+        told, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track)
+    del engine  # whose room a judge may need
+    prefer = preferences(judge, judge_at, partial)
+    before = edits.untouched_in(untouched) if untouched else None
+    scored = judged(asks.items, told, losses, asks.metric, prefer, before)
+    more = outputs(folder, asks, scored, prefer)
+    return write(folder, scored, losses, metric, trained=adapter is not None, told=more)
 
 
-def preferences(judge: dict[str, str] | None, url: str, partial: Path) -> Preferences | None:
-    """Whoever judges win rates, with what was judged before; nobody, where no answers are preferred."""
-    return Preferences(Endpoint(url, judge["model"]), partial / "judged.jsonl") if judge else None
+def preferences(
+    judge: dict[str, str] | None, at: str, partial: Path, placement: Placement = HERE
+) -> Preferences | None:
+    """Whoever judges win rates, with what was judged before; nobody, where no answers are preferred.
+
+    A judge that is computed here has a number type, and is `at` a folder; another at an endpoint's address.
+    """
+    if not judge:
+        return None
+    own = "dtype" in judge
+    asks: Judge = Local(at, judge["dtype"], partial, placement) if own else Endpoint(at, judge["model"])
+    return Preferences(asks, partial / "judged.jsonl")
 
 
 def outputs(folder: Path, asks: Asked, scored: Sequence[Scored], prefer: Preferences | None) -> dict[str, Any]:
@@ -89,10 +102,8 @@ def put(
     ends: Sequence[int],
     kept: Path,
     track: Track[Any] = silent,
-    prefer: Preferences | None = None,
-    untouched: Mapping[str, edits.Likeliest] | None = None,
-) -> tuple[list[Scored], list[float | None]]:
-    """A task's questions put to a model that is loaded: what each answer scores, and the gold answers' losses.
+) -> tuple[list[Said], list[float | None]]:
+    """A task's questions put to a model that is loaded: what it says to each, and the gold answers' losses.
 
     Each batch of answers is kept on disk before the next is asked for. One engine takes any number of tasks.
     """
@@ -104,9 +115,7 @@ def put(
     rest = [row for row in encoded if row.id not in by_id]
     if rest:
         by_id |= dict(zip((row.id for row in rest), engine.losses(rest, track=track), strict=True))
-    losses = [by_id.get(item.id) for item in items]
-    answers = [told.get(place, Said()) for place in range(len(items))]
-    return judged(items, answers, losses, metric, prefer, untouched), losses
+    return [told.get(place, Said()) for place in range(len(items))], [by_id.get(item.id) for item in items]
 
 
 def judged(

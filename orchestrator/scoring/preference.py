@@ -3,8 +3,8 @@
     found = Preferences(Endpoint("http://host/v1", "judge"), folder / "judged.jsonl").scores(pairs)
 
 Each pair is judged in both orders, since judges prefer a place (arXiv 2305.17926); a tie counts half. Every judgment is
-on disk before the next is asked for, and nothing is asked twice. What a judge says that is no judgment is asked once
-more, then counted as a tie and told; too many of those, and nothing is scored.
+on disk as soon as it is there, and nothing is asked twice. What a judge says that is no judgment counts as a tie and is
+told; too many of those, and nothing is scored. A judge that is no server: orchestrator.scoring.local_judge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from scipy import optimize, special
 
 from orchestrator.errors import UserError
+from orchestrator.scoring.budgets import REPLY
 
 AT_ONCE = 8  # questions that a judge is asked
 RETRIES = 6  # of a request that a server refuses, or doesn't answer; openai waits longer each time, or as it is told
@@ -46,6 +47,9 @@ Reply with one digit alone: 1 if the first answer is better, 2 if the second is,
 ASKED = hashlib.sha256(PROMPT.encode()).hexdigest()[:12]  # another wording is another judge
 
 
+Told = Callable[[int, str], None]  # hears a reply with its prompt's place, in any order and from any thread
+
+
 class Pair(NamedTuple):
     """An answer and the one that it is held against."""
 
@@ -58,8 +62,8 @@ class Pair(NamedTuple):
 class Judge(Protocol):
     """Whoever says 1, 2 or 0 when asked in PROMPT's words."""
 
-    def __call__(self, prompt: str) -> str:
-        """What was said."""
+    def __call__(self, prompts: Sequence[str], told: Told) -> None:
+        """Ask all of these; each reply is `told` as soon as it is there."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,23 @@ class Endpoint:
     url: str
     model: str
 
-    def __call__(self, prompt: str) -> str:
-        """The reply, greedily; UserError where none can be had."""
+    def __call__(self, prompts: Sequence[str], told: Told) -> None:
+        """Some at once; what is no judgment is asked for once more, since servers say now this, now that."""
+
+        def ask(place: int) -> None:
+            text = self._reply(prompts[place])
+            told(place, text if said(text) is not None else self._reply(prompts[place]))
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(ask, range(len(prompts))))
+
+    def _reply(self, prompt: str) -> str:
+        """What is said, greedily; UserError where nothing can be had."""
         import openai
 
         try:
             reply = _client(self.url).chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": prompt}], temperature=0, max_tokens=8
+                model=self.model, messages=[{"role": "user", "content": prompt}], temperature=0, max_tokens=REPLY
             )
             return str(reply.choices[0].message.content or "")
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
@@ -131,8 +145,8 @@ class Preferences:
         """
         asked = [(pair, order) for pair in pairs for order in ("own first", "own second")]
         left = [(pair, order) for pair, order in asked if (_key(pair), order) not in self.known]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda one: self._ask(*one), left))
+        if left:
+            self.judge([_prompt(*one) for one in left], lambda place, text: self._keep(*left[place], said(text)))
         told = [self.known[_key(pair), order] for pair, order in asked]
         unclear = sum(one is None for one in told)
         if unclear > UNCLEAR * len(told):
@@ -145,16 +159,16 @@ class Preferences:
         mine = {_key(pair) for pair in pairs}
         return sum(one is None for (key, _), one in self.known.items() if key in mine)
 
-    def _ask(self, pair: Pair, order: str) -> None:
-        answers = (pair.answer, pair.reference) if order == "own first" else (pair.reference, pair.answer)
-        prompt = PROMPT.format(instruction=pair.instruction, first=answers[0], second=answers[1])
-        found = said(self.judge(prompt))
-        if found is None:
-            found = said(self.judge(prompt))
+    def _keep(self, pair: Pair, order: str, found: int | None) -> None:
         with self._writing:
             with self.kept.open("a", encoding="utf-8") as file:
                 file.write(f"\n{json.dumps({'id': _key(pair), 'order': order, 'said': found})}\n")
             self.known[_key(pair), order] = found
+
+
+def _prompt(pair: Pair, order: str) -> str:
+    answers = (pair.answer, pair.reference) if order == "own first" else (pair.reference, pair.answer)
+    return PROMPT.format(instruction=pair.instruction, first=answers[0], second=answers[1])
 
 
 def _key(pair: Pair) -> str:

@@ -154,22 +154,14 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
 
     On a GPU each token of an answer takes at least STEP: launching a layer's kernels takes longer than they do.
     """
-    g, b, seconds, most = student.geometry, student.width, 0.0, 0
+    g, b = student.geometry, student.width
     cache, fixed = 2 * g.layers * g.size("key") * b, student.parameters * b + 4 * _adapter(student, rank)
     fixed += sum(n * m for n, m in _adapted(student)) * b if b >= 4 else 0  # sums of weights and adapter
     room = (hardware.trial or hardware.memory) - fixed
     tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.on_cpu(cache)
-    device = "cuda" if hardware.cuda else "cpu"
-    turns = budgets.turns([row.asked for row in rows], lengths.new, tokens, device) if lengths.new else ()
-    for group, at_once in turns:
-        count, longest = min(at_once, len(group)), rows[group[0]].asked
-        logits = count * g.vocab * (b + 8)
-        prefill = student.forward_bytes(count * longest, logits) + cache * count * longest
-        most = max(most, prefill, cache * count * (longest + lengths.new) + logits)
-        each = lengths.new * max(STEP if hardware.cuda else 0.0, 2 * student.multiplied * count / hardware.flops)
-        asked = 2 * student.multiplied * sum(rows[place].asked for place in group) / hardware.flops
-        seconds += asked + each * math.ceil(len(group) / count)
-    for group in alike([row.tokens for row in rows], budgets.TOKENS, padding=budgets.PADDING[device]):
+    most, seconds = _answering(student, [row.asked for row in rows], lengths.new, tokens, hardware)
+    padding = budgets.PADDING["cuda" if hardware.cuda else "cpu"]
+    for group in alike([row.tokens for row in rows], budgets.TOKENS, padding=padding):
         count, longest, kept = _batch([rows[place] for place in group])
         wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
         seen = 2 * cache * min(tokens, count * longest) if lengths.choices else 0  # a question's, and its choices'
@@ -177,6 +169,34 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
         seconds += 2 * student.multiplied * count * longest / hardware.flops
     need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b, hardware.process)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+
+
+def judge_cost(judge: Anatomy, lengths: Lengths, rows: Sequence[Row], hardware: Hardware, memory: float) -> Cost:
+    """A model that judges the answers to some rows, each pair in both orders, in so many bytes of memory.
+
+    An answer is as long as it may be, and all is counted in the student's tokens.
+    """
+    g, weights = judge.geometry, judge.parameters * judge.width
+    cache = 2 * g.layers * g.size("key") * judge.width
+    tokens = budgets.affordable(memory - weights, cache) if hardware.cuda else budgets.on_cpu(cache)
+    asked = 2 * [budgets.QUESTION + row.tokens + lengths.new for row in rows]
+    most, seconds = _answering(judge, asked, budgets.REPLY, tokens, hardware)
+    return Cost(1, PerRank(weights, most, 0, 0, hardware.process), 0, seconds, memory)
+
+
+def _answering(model: Anatomy, asked: Sequence[int], new: int, tokens: int, hardware: Hardware) -> tuple[int, float]:
+    """Bytes beside the model, and seconds, of `new` tokens to questions of so many; so many `tokens` at once."""
+    g, b, most, seconds = model.geometry, model.width, 0, 0.0
+    cache, device = 2 * g.layers * g.size("key") * b, "cuda" if hardware.cuda else "cpu"
+    for group, at_once in budgets.turns(asked, new, tokens, device) if new else ():
+        count, longest = min(at_once, len(group)), asked[group[0]]
+        logits = count * g.vocab * (b + 8)
+        prefill = model.forward_bytes(count * longest, logits) + cache * count * longest
+        most = max(most, prefill, cache * count * (longest + new) + logits)
+        each = new * max(STEP if hardware.cuda else 0.0, 2 * model.multiplied * count / hardware.flops)
+        read = 2 * model.multiplied * sum(asked[place] for place in group) / hardware.flops
+        seconds += read + each * math.ceil(len(group) / count)
+    return most, seconds
 
 
 def teacher_score_cost(teacher: Anatomy, lengths: Lengths, rows: Sequence[Row], ranks: int, hardware: Hardware) -> Cost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.cluster.ranks import Placement
@@ -72,6 +72,12 @@ class Cost:
     def fits(self) -> bool:
         """Whether the peak leaves what a device needs for itself."""
         return self.per_rank.peak_bytes <= USABLE * self.memory
+
+    def then(self, other: Cost) -> Cost:
+        """This and another after it, in one process that lets go of the first: the fuller's memory, both times."""
+        fuller = max(self, other, key=lambda cost: cost.per_rank.peak_bytes)
+        smallest = self.smallest_cluster if other.fits else None
+        return replace(self, per_rank=fuller.per_rank, seconds=self.seconds + other.seconds, smallest_cluster=smallest)
 
     @property
     def gpu_hours(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,7 @@ from orchestrator.sweep.cells import cells_of, check_rungs, seeds_of
 from orchestrator.sweep.costs import (
     extract_cost,
     finetune_cost,
+    judge_cost,
     measure_cost,
     recorded_bytes,
     score_cost,
@@ -34,7 +35,7 @@ from orchestrator.sweep.costs import (
 )
 from orchestrator.sweep.groups import fine_tunings, groups_of, rates_of, shared_by, tries_of, whole_trainings
 from orchestrator.sweep.hardware import Cost, Hardware
-from orchestrator.sweep.lengths import Lengths, lengths_of
+from orchestrator.sweep.lengths import Lengths, Row, lengths_of
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.verdict.asked import BOUNDS
 
@@ -105,11 +106,18 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     def scored(ranks: int, held: Hardware) -> Cost:
         return teacher_score_cost(teacher, lengths, lengths.test, ranks, held)
 
+    own = recipe.task.own_judge
+    judge = Anatomy.of(own, "judge-model", native=hardware.native) if own else None
+
+    def judged(cost: Cost, rows: Sequence[Row]) -> Cost:
+        return cost.then(judge_cost(judge, lengths, rows, hardware, cost.memory)) if judge else cost
+
     held = _holding(hardware, measured, scored)
     measure = _sized(lambda ranks: measured(ranks, held), hardware.gpus)
     gpus, few = hardware.gpus or measure.ranks, replace(held, answers=1)
     enough = _smallest(lambda ranks: scored(ranks, few), measure.smallest_cluster or LARGEST_CLUSTER)
-    steps = {"measure": measure, "teacher_score": replace(scored(gpus, held), smallest_cluster=enough)}
+    asking = judged(replace(scored(gpus, held), smallest_cluster=enough), lengths.test)
+    steps = {"measure": measure, "teacher_score": asking}
     plain, less = (
         finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute) for recompute in (False, True)
     )
@@ -117,7 +125,8 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     recompute = hardware.cuda and not plain.fits if said == "auto" else said
     steps["finetune"] = _alone(less if recompute else plain, hardware.workers)
     steps["score"], choosing = (
-        _alone(score_cost(student, lengths, rows, rank, hardware)) for rows in (lengths.test, lengths.validation)
+        _alone(judged(score_cost(student, lengths, rows, rank, hardware), rows))
+        for rows in (lengths.test, lengths.validation)
     )
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:

@@ -119,7 +119,7 @@ class Task:
     solved: Callable[[], list[Example]] | None = None
     choices: tuple[str, ...] = ()
     template: Literal["text", "raw"] | None = None  # how its rows are always shown
-    judge: tuple[str, str] | None = None  # of a win rate: an endpoint's address and its model
+    judge: tuple[str, str] | None = None  # of a win rate: an endpoint's address, empty for a model here, and the model
     validation_rows: int = 200
     instead: str = "or score it beside another task with --tasks"  # where there is nothing to train on
     test_rows: int = 1000  # as published: for a plan before they are fetched

@@ -37,15 +37,17 @@ class Encoded:
     labels: list[int]
 
 
-def render(messages: tuple[Message, ...], template: TemplateName, tokenizer: Any, *, ask: bool = False) -> str:
-    """The text of these turns; with `ask`, followed by what opens the assistant's next one."""
+def render(
+    messages: tuple[Message, ...], template: TemplateName, tokenizer: Any, *, ask: bool = False, **more: Any
+) -> str:
+    """The text of these turns; with `ask`, and what opens the assistant's next one. A chat template is told `more`."""
     if template == "chat":
         if tokenizer.chat_template is None:
             raise UserError("template: this model's tokenizer has no chat template; use --template plain")
         turns = [message.model_dump() for message in messages]
         try:
             dated = DATE.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
-            options = {"chat_template": dated, "tokenize": False, "add_generation_prompt": ask}
+            options = {"chat_template": dated, "tokenize": False, "add_generation_prompt": ask, **more}
             return str(tokenizer.apply_chat_template(turns, **options))
         except (TemplateError, ValueError) as error:
             raise UserError(f"template: the model's chat template refuses this chat ({error}); try plain") from error

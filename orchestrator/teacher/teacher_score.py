@@ -53,7 +53,7 @@ def teacher_score(
     dtype: str,
     partial: Path,
     judge: dict[str, str] | None = None,
-    judge_url: str = "",
+    judge_at: str = "",
     placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
@@ -73,11 +73,11 @@ def teacher_score(
             judged=max(1, TOKENS // max((len(row.ids) for row in rows_asked), default=1)),
         )  # fmt: skip
         follow(asking, job, track, "scoring the teacher")
-    told = {row.id: json.loads((partial / _file(row.id)).read_text()) for row in job.encoded}
-    losses = [told[item.id].pop("loss") if item.id in told else None for item in items]
-    answers = [said_of(told[item.id]) if item.id in told else Said(asked=False) for item in items]
-    prefer = preferences(judge, judge_url, partial)
-    scored = by_kind(items, answers, losses, judged, prefer)
+        told = {row.id: json.loads((partial / _file(row.id)).read_text()) for row in job.encoded}
+        losses = [told[item.id].pop("loss") if item.id in told else None for item in items]
+        answers = [said_of(told[item.id]) if item.id in told else Said(asked=False) for item in items]
+        prefer = preferences(judge, judge_at, partial, settled)
+        scored = by_kind(items, answers, losses, judged, prefer)
     more = outputs(folder, Asked(items, judged, encoded), scored, prefer)
     return write(folder, scored, losses, metric, trained=False, told=more)
 

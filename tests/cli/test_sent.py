@@ -55,6 +55,13 @@ def test_what_would_be_lost_or_missing_or_is_too_much_is_said_before_anything_is
     (tmp_path / "llama").mkdir()
     with pytest.raises(UserError, match="teacher: llama is a folder here"):
         verbs.pack(["sweep", "--teacher=llama"], tmp_path / "there")
+    with pytest.raises(UserError, match="judge-model: llama is a folder here"):
+        verbs.pack(["sweep", "--judge-model", "llama"], tmp_path / "there")
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({"recipe": {"task": {"name": "alpaca", "judge_model": "llama"}}})
+    )
+    with pytest.raises(UserError, match="judge_model: llama is a folder here"):
+        verbs.pack(["sweep", "mine.yaml"], tmp_path / "there")
     with open("big.jsonl", "wb") as big:
         big.truncate(200 * 2**20)
     with pytest.raises(UserError, match="come to 200 MiB, a Ray job takes 100; put them on the cluster's shared"):

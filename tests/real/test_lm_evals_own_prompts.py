@@ -23,7 +23,7 @@ from orchestrator.models.loading import load_tokenizer
 from orchestrator.prepare.rows import find_task
 from orchestrator.recipe import TaskChoice
 from orchestrator.scoring.engine import loaded
-from orchestrator.scoring.evaluate import Asked, put, questions
+from orchestrator.scoring.evaluate import Asked, judged, put, questions
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import stops
 
@@ -153,7 +153,8 @@ def test_the_same_scores_from_lm_evals_own_prompts(model: Path, shared: Path, tm
             metric = replace(task.metric, max_new_tokens=min(NEW, task.metric.max_new_tokens))
             rows: list[Example] = [row for row in splits["test"] if row.id in asked]
             items, metric = questions(rows, "chat", tokenizer, metric, task.choices)
-            scored, _ = put(engine, Asked(items, metric, []), stops("chat", tokenizer), tmp_path / f"{name}.said")
+            told, losses = put(engine, Asked(items, metric, []), stops("chat", tokenizer), tmp_path / f"{name}.said")
+            scored = judged(items, told, losses, metric)
             theirs = samples[f"own_{name}"]
             names = {"super": [("rouge", "score"), ("em", "also")]}.get(
                 name, [("acc" if metric.kind == "multiple_choice" else "exact_match", "score")]

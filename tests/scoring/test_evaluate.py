@@ -17,7 +17,7 @@ from orchestrator.pipeline import evaluate_step, finetune_step
 from orchestrator.prepare.ready import prepare
 from orchestrator.scoring import budgets
 from orchestrator.scoring.engine import loaded
-from orchestrator.scoring.evaluate import SAID, evaluate, put
+from orchestrator.scoring.evaluate import SAID, evaluate, judged, put
 from orchestrator.scoring.evaluate import asked as questions_of
 from orchestrator.step import materialise
 from orchestrator.store import Store
@@ -95,7 +95,8 @@ def test_several_tasks_are_put_to_a_model_that_is_loaded_once(
             folder = ready[0].student.folder
             asks = questions_of(kept_rows, config["template"], folder, config["metric"], config["choices"])
             ends = stops(config["template"], tokenizer)
-            found.append(put(engine, asks, ends, tmp_path / f"{step.fingerprint}.jsonl"))
+            told, losses = put(engine, asks, ends, tmp_path / f"{step.fingerprint}.jsonl")
+            found.append((judged(asks.items, told, losses, asks.metric), losses))
     assert loads == [ready[0].student.folder]
     for step, (scored, losses) in zip(steps, found, strict=True):
         (tmp_path / step.fingerprint).mkdir()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import FAMILIES, batch, saved, tiny
@@ -16,7 +17,9 @@ from orchestrator.cluster.sharding import GATHERED
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.recipe import Recipe, Run, Sweep
-from orchestrator.sweep.costs import GATHERS, Anatomy, finetune_cost, measure_cost, teacher_score_cost
+from orchestrator.scoring import budgets
+from orchestrator.scoring.caches import held
+from orchestrator.sweep.costs import GATHERS, Anatomy, finetune_cost, judge_cost, measure_cost, teacher_score_cost
 from orchestrator.sweep.hardware import Cost, Hardware
 from orchestrator.sweep.lengths import Lengths, Row
 from orchestrator.sweep.plan import forecast, refuse_unless_fits, within
@@ -237,3 +240,29 @@ def test_a_fine_tuning_that_two_share() -> None:
     rounds = half.network_bytes - two.network_bytes
     assert rounds == 2 * one.per_rank.weights_bytes * steps * recipe.finetune.batch_size // 2  # a row each at a time
     assert forecast(sweep(), Hardware(8, 80e9, workers=2)).steps["finetune"].smallest_cluster == 2
+
+
+def test_a_judge_that_is_loaded_here_is_planned(tmp_path: Path) -> None:
+    """Its own weights and what its questions keep, where that is more than the student takes: never both at once."""
+    model = saved(tmp_path / "judge", "qwen2", num_hidden_layers=6, hidden_size=512, max_position_embeddings=2048)
+    judge, rows = Anatomy.of(str(tmp_path / "judge"), "judge-model"), (Row(90, 60), Row(70, 40))
+    lengths = Lengths((Row(50, 10),), (Row(50, 10),), rows, rows, 30, 0)
+    task = {"name": "alpaca", "judge_model": str(tmp_path / "judge")}
+    of, here = {"teacher": "demo-teacher", "student": "demo-student"}, Hardware(1, 4e9, cuda=False)
+    with_judge, without = (
+        forecast(sweep(recipe={**of, "task": one}), here, lengths) for one in (task, {"name": "alpaca"})
+    )
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    cost = judge_cost(judge, lengths, rows, here, 4e9)
+    assert cost.per_rank.weights_bytes == weights
+    cache = held(model)
+    asked = torch.ones(4, 90 + 30 + budgets.QUESTION + budgets.REPLY, dtype=torch.long)  # both pairs in both orders
+    with torch.no_grad():
+        model(input_ids=asked, past_key_values=cache, use_cache=True)
+    kept = sum(one.numel() * one.element_size() for layer in cache.layers for one in (layer.keys, layer.values))
+    assert kept < cost.per_rank.activations_bytes < 3 * kept
+    for step in ("score", "teacher_score"):
+        assert with_judge.steps[step].per_rank == cost.per_rank != without.steps[step].per_rank
+        assert with_judge.steps[step].seconds == pytest.approx(without.steps[step].seconds + cost.seconds)
+    small = forecast(sweep(recipe={**of, "task": task}), replace(here, memory=weights), lengths)
+    assert not small.steps["score"].fits and small.steps["score"].smallest_cluster is None

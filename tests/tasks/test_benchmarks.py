@@ -224,7 +224,7 @@ def test_a_rows_other_fields_are_its_own(tmp_path: Path) -> None:
 
 
 def test_who_judges_a_win_rate(shared: Path, tmp_path: Path) -> None:
-    """An endpoint and its model; nobody: then the references' likelihood is the score, and no win rate is there."""
+    """An endpoint and its model, a model alone; nobody: then the references' likelihood is the score, no win rate."""
     rows = str(shared / "self_instruct")
     task, splits = find_task(TaskChoice(name="alpaca", data=rows, judge="http://host/v1", judge_model="m"))
     assert (task.metric.kind, task.judge, len(splits["test"])) == ("win_rate", ("http://host/v1", "m"), 252)
@@ -234,6 +234,9 @@ def test_who_judges_a_win_rate(shared: Path, tmp_path: Path) -> None:
         find_task(TaskChoice(name="alpaca", data=rows, judge="http://host/v1"))
     with pytest.raises(UserError, match="judge: gsm8k is scored by exact_match; leave --judge out"):
         find_task(TaskChoice(name="gsm8k", data=str(shared / "gsm8k"), judge="http://host/v1", judge_model="m"))
+    with pytest.raises(UserError, match="judge: gsm8k is scored by exact_match; leave --judge-model out"):
+        find_task(TaskChoice(name="gsm8k", data=str(shared / "gsm8k"), judge_model="m"))
+    assert find_task(TaskChoice(name="alpaca", data=rows, judge_model="m"))[0].judge == ("", "m")
     path = tmp_path / "own.jsonl"
     write(path, [chat(number) for number in range(20)])
     own, _ = find_task(TaskChoice(name=str(path), metric="win_rate", judge="http://host/v1", judge_model="m"))
