@@ -241,6 +241,7 @@ def evaluate_step(
             "metric": task.metric.as_json(),
             "choices": list(task.choices),
             **({"judge": judge} if judge else {}),
+            **({"engine": "vllm"} if recipe.evaluate.engine == "vllm" and task.metric.writes and not own else {}),
             "dtype": _dtype(recipe, ready, who),
         },
         inputs=inputs,

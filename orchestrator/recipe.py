@@ -103,6 +103,7 @@ class Evaluate(Section):
     """How a model is scored."""
 
     examples: int | None = Field(None, ge=1)  # None: the whole split
+    engine: Literal["transformers", "vllm"] = "transformers"  # who writes the student's answers
 
 
 def _names(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,8 @@ def prepare(
     `seeds_alone`: only the teacher is asked, so that no other rows are needed. UserError for the first fault.
     """
     own = [one.own_judge for one in (recipe.task, *beside) if one.own_judge and not seeds_alone]
+    if recipe.evaluate.engine == "vllm" and not find_spec("vllm"):
+        raise UserError("evaluate.engine: vllm isn't here; pip install 'pkt[vllm]'")
     for who, name in (("teacher", recipe.teacher), ("student", recipe.student), *(("judge-model", one) for one in own)):
         source_of(name, who)  # a misspelt name is told before anything is fetched
     task, splits = find_rows(recipe, seeds_alone=seeds_alone)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,6 +31,7 @@ from orchestrator.tasks.metric import Metric
 from orchestrator.tasks.template import Encoded
 
 Some = list[tuple[int, Said]]  # an item's place, and what was said to it
+Writer = Callable[[Any, Sequence[Item], Metric, Sequence[int], Mapping[str, Said]], Iterator[Some]]
 
 
 class Engine(Protocol):
@@ -56,10 +57,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Transformers:
-    """A model in this process, within budgets of tokens."""
+    """A model in this process, within budgets of tokens; answers may be written by another engine."""
 
     model: Any
     tokenizer: Any
+    writer: Writer | None = None
 
     def said(
         self,
@@ -71,7 +73,9 @@ class Transformers:
         golds: Mapping[str, Encoded],
     ) -> Iterator[Some]:
         """Token by token, or by how likely each choice is, or both."""
-        return said(self.model, self.tokenizer, items, metric, stops=stops, known=known, golds=golds)
+        return said(
+            self.model, self.tokenizer, items, metric, stops=stops, known=known, golds=golds, writer=self.writer
+        )
 
     def losses(self, rows: Sequence[Encoded], *, track: Track[Any] = silent) -> list[float]:
         """By forward passes."""
@@ -79,11 +83,11 @@ class Transformers:
 
 
 @contextmanager
-def loaded(model: str, adapter: Path | None, *, dtype: str) -> Iterator[Engine]:
+def loaded(model: str, adapter: Path | None, *, dtype: str, writer: Writer | None = None) -> Iterator[Engine]:
     """The engine for a checkpoint folder with an adapter on it; what was loaded before in this process is taken."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network, folded(network):
-        yield Transformers(network, load_tokenizer(model))
+        yield Transformers(network, load_tokenizer(model), writer)
 
 
 def said(
@@ -97,6 +101,7 @@ def said(
     golds: Mapping[str, Encoded] | None = None,
     together: bool = False,
     device: Any = None,
+    writer: Writer | None = None,
 ) -> Iterator[Some]:
     """What a model (PreTrainedModel or PeftModel) says to the items, batch by batch; to choices with the losses of
     those `golds` that are given.
@@ -116,6 +121,8 @@ def said(
             some = _likeliest(model, chosen, known, golds or {}, together, device, stops[0])
         elif metric.kind == "edit_success":
             some = _edited(model, tokenizer, chosen, metric, known, golds or {}, together, device, stops[0])
+        elif writer:
+            some = writer(tokenizer, chosen, metric, stops, known)
         else:
             some = _generated(model, tokenizer, chosen, metric, stops, known, together, device)
         for batch in some:

@@ -14,6 +14,7 @@ from orchestrator.cluster.ranks import HERE, Placement
 from orchestrator.errors import UserError
 from orchestrator.models.loading import load_tokenizer, read_config
 from orchestrator.scoring import edits
+from orchestrator.scoring.by_vllm import Writer
 from orchestrator.scoring.engine import Engine, loaded
 from orchestrator.scoring.judge import NOT_ASKED, Item, Said, Scored
 from orchestrator.scoring.judge import judge as by_lm_eval
@@ -51,6 +52,7 @@ def evaluate(
     untouched: Path | None = None,
     judge: dict[str, str] | None = None,
     judge_at: str = "",
+    engine: str = "transformers",
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write examples.jsonl (id, prompt, output, answer, gold, score, cut, loss) and metrics.json.
@@ -60,9 +62,10 @@ def evaluate(
     UserError where a loss is not finite.
     """
     tokenizer, asks = load_tokenizer(model), asked(rows, template, model, metric, choices)
-    with loaded(model, adapter, dtype=dtype) as engine:
-        told, losses = put(engine, asks, stops(template, tokenizer), partial / SAID, track)
-    del engine  # whose room a judge may need
+    writer = Writer(model, adapter, dtype) if engine == "vllm" else None
+    with loaded(model, adapter, dtype=dtype, writer=writer) as loads:
+        told, losses = put(loads, asks, stops(template, tokenizer), partial / SAID, track)
+    del loads  # whose room a judge may need
     prefer = preferences(judge, judge_at, partial)
     before = edits.untouched_in(untouched) if untouched else None
     scored = judged(asks.items, told, losses, asks.metric, prefer, before)

@@ -135,15 +135,16 @@ def _write(rows: Sequence[_Row], logits: Tensor) -> None:
 def _ended(tokenizer: Any, said: list[int], stops: Sequence[int], until: Sequence[str], new: int) -> Said | None:
     """The answer, if this is its end."""
     if said[-1] in stops:
-        return _said(tokenizer, said, stops, until)
+        return spoken(tokenizer, said, stops, until)
     if until:
         tail = tokenizer.decode(said[-max(map(len, until)) - TAIL :], skip_special_tokens=True)
         if any(text in tail for text in until):
-            return _said(tokenizer, said, stops, until)
-    return _said(tokenizer, said, stops, until) if len(said) == new else None
+            return spoken(tokenizer, said, stops, until)
+    return spoken(tokenizer, said, stops, until) if len(said) == new else None
 
 
-def _said(tokenizer: Any, ids: list[int], stops: Sequence[int], until: Sequence[str]) -> Said:
+def spoken(tokenizer: Any, ids: list[int], stops: Sequence[int], until: Sequence[str]) -> Said:
+    """What these ids of an answer say, up to its end."""
     end = next((at for at, token in enumerate(ids) if token in stops), None)
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
     first = min((text.index(one) for one in until if one in text), default=None)
@@ -168,7 +169,7 @@ def answered_in_step(
     mask = pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left")
     with greedy(model, stops, new):
         made = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))[:, ids.shape[1] :]
-    return [_said(tokenizer, row, stops, until) for row in made.tolist()]
+    return [spoken(tokenizer, row, stops, until) for row in made.tolist()]
 
 
 def greedy(model: Any, stops: Sequence[int], new: int) -> ExitStack:
