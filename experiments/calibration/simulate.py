@@ -10,6 +10,7 @@ giving all arms the same law; an effect by shifting transfer until its true mean
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +87,14 @@ def true_mean(world: World, shift: float, draws: int = 400_000) -> float:
 
 
 def shift_for(world: World, effect: float) -> float | None:
-    """What to add to an arm's logit for its true mean to rise by `effect`; None where it has no room to rise so far."""
-    level = true_mean(world, 0.0)
-    if true_mean(world, 12.0) - level < effect:
+    """What to add to an arm's logit for its true mean to rise by `effect`, or to fall by a negative one.
+
+    None where it has no room for so much.
+    """
+    level, end = true_mean(world, 0.0), math.copysign(12, effect)
+    if abs(true_mean(world, end) - level) < abs(effect):
         return None
-    return float(optimize.brentq(lambda shift: true_mean(world, shift) - level - effect, 0, 12))
+    return float(optimize.brentq(lambda shift: true_mean(world, shift) - level - effect, *sorted((0.0, end))))
 
 
 def spread_of(world: World, shift: float = 0.0, runs: int = 300) -> Spread:

@@ -67,7 +67,7 @@ def costs(results: Sequence[Result], chosen: Mapping[str, Result], *, margin: fl
             both = difference(own, same)
             assert both is not None
             found.append(Cost(arm, task, float(before.scores[0].mean()), both.mean, both.limits(), both.p,
-                              _beyond(both, margin), margin, len(own.seeds), "can't tell",
+                              _beyond(both, margin, _least(margin, same, own)), margin, len(own.seeds), "can't tell",
                               _flips(there, before.scores[0]), there.also))  # fmt: skip
     different, within = (holm([getattr(one, name) for one in found]) for name in ("p", "p_beyond"))
     return [
@@ -76,8 +76,25 @@ def costs(results: Sequence[Result], chosen: Mapping[str, Result], *, margin: fl
     ]
 
 
-def _beyond(both: Estimate, margin: float) -> float:
-    """The larger p-value of two one-sided tests: that the difference is below the margin, and that it is above."""
+def _least(margin: float, *rows: Result) -> float:
+    """The standard error of a mean difference of the margin, where right answers go wrong and none becomes right.
+
+    Few changes show a small difference and a small spread together: by the spread that was seen, up to a quarter of
+    sweeps called a loss of the margin none (experiments/calibration). So the tests against it take this at least, a
+    binomial share's, with all seeds losing the same examples. Zero for scores that are no shares.
+    """
+    if any(one.scores.min() < 0 or one.scores.max() > 1 for one in rows):
+        return 0.0
+    return math.sqrt(max(0.0, margin * (1 - margin)) / rows[0].scores.shape[1])
+
+
+def _beyond(both: Estimate, margin: float, least: float) -> float:
+    """The larger p-value of two one-sided tests: that the difference is below the margin, and that it is above.
+
+    `least`: how small its standard error may be, from example to example.
+    """
+    if both.error < least:
+        both = replace(both, error=least, by_seeds=both.by_seeds * (both.error / least) ** 2)
     sides = [(replace(both, mean=both.mean + side * margin), side) for side in (1, -1)]
     return max(one.p / 2 if one.mean * side > 0 else 1 - one.p / 2 for one, side in sides)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from calibration.further import by_seeds, seeded
 from calibration.simulate import ARMS, WORLDS, World, claims, shift_for, told_effect
 from scipy import stats
 
@@ -41,6 +42,23 @@ def test_the_told_effect_is_found_four_times_of_five(world: str) -> None:
     assert shift is not None
     _, found = claims(BY_NAME[world], 500, shift, seed=6)
     assert found >= 0.8 - 2 * (0.16 / 500) ** 0.5
+
+
+def test_seeds_tasks_are_settings_of_an_arm_and_no_comparisons() -> None:
+    """One comparison for each arm, at the seeds' task of its best validation score; Holm's for these two by hand."""
+    told, cells = seeded(World("usual"), np.random.default_rng(2))
+    assert [one.against for one in told.comparisons] == ["lora", "spectrum_control"]
+    low, high = sorted(told.comparisons, key=lambda one: one.p)
+    assert (low.p_holm, high.p_holm) == (min(1, 2 * low.p), max(high.p, min(1, 2 * low.p)))
+    assert len(cells) == 2 * 4 * 4  # arm, seeds' task, scored task: shown, and none of them claimed
+    chosen = told.chosen["transfer"].split("seeds ")[-1]
+    own = next(one for one in cells if (one.arm, one.seeds, one.task) == ("transfer", f"seeds {chosen}", "own"))
+    assert own.delta == pytest.approx(told.comparisons[0].delta)
+
+
+@pytest.mark.slow
+def test_nothing_is_claimed_of_nothing_with_seeds_of_four_tasks() -> None:
+    assert by_seeds(World("usual"), 0.0, 500, seed=5)["any claim"] <= 0.05 + 3 * (0.05 * 0.95 / 500) ** 0.5
 
 
 def test_a_verdict_without_the_seeds_variance_would_claim_too_much() -> None:
