@@ -19,6 +19,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups after it
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a module makes once no second worker makes anew; what is slow begins first, lest one worker end with it."""
+    for item in items:
+        made = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+        if any(each[-1].scope == "module" for each in made) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real benchmark rows; whoever needs it is skipped where it is absent."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,6 @@ from test_bad_input import pkt as pkt
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PKT = [sys.executable, "-c", "from cli.main import main; main()"]
-SMALL = ["--arms", "lora,transfer", "--rank", "8", "--lr", "1e-2", "--repeats", "1", "--name", "first"]
-SMALL += [
-    "--set",
-    "tuned_teacher=false",
-    "--set",
-    "finetune.examples=36",
-    "--set",
-    "evaluate.examples=8",
-    "--set",
-    "gate=null",
-]
 ALONE = ("plan", "strategies", "models", "tasks", "sweep")  # need nothing but the command
 OF_A_STORE = ("compare", "report", "export", "store")  # are asked of a small sweep's, under the name that the pages use
 
@@ -61,14 +47,6 @@ def without(words: list[str], *options: str) -> list[str]:
     return kept
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, room: None) -> Path:
-    """Of a small sweep."""
-    folder = tmp_path_factory.mktemp("docs")
-    subprocess.run([*PKT, "sweep", *SMALL], cwd=folder, check=True, capture_output=True)
-    return folder / "pkt-store"
-
-
 @pytest.mark.parametrize(("page", "command", "shown"), COMMANDS, ids=[f"{page} {said}" for page, said, _ in COMMANDS])
 def test_every_option_is_one(page: str, command: str, shown: str) -> None:
     """Names, types and arguments, as the command line reads them; what is no verb of it fails as well."""
@@ -100,12 +78,12 @@ def test_it_does_what_the_page_says(command: str, shown: str, pkt: Call, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("docs")
+@pytest.mark.xdist_group("first")
 @of(OF_A_STORE)
 def test_it_does_that_with_a_sweep(
-    command: str, shown: str, pkt: Call, store: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, shown: str, pkt: Call, swept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PKT_STORE", str(store))
+    monkeypatch.setenv("PKT_STORE", str(swept))
     code, out, err = pkt(*without(shlex.split(command)[1:], "--store"))
     assert code == 0, err
     assert out

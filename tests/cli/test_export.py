@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
 from test_bad_input import pkt  # noqa: F401  (a fixture)
 from tiny import saved
@@ -19,16 +16,6 @@ from transformers import AutoModelForCausalLM
 from orchestrator.models import adapters
 
 Call = Callable[..., tuple[int, str, str]]
-SHORT = {"examples": 320, "batch_size": 16, "epochs": 2, "dropout": 0.0}
-SWEEP = {
-    "name": "small",
-    "recipe": {"finetune": SHORT, "evaluate": {"examples": 60}},
-    "axes": {"arm": ["lora", "transfer"], "rank": [4, 2], "layers": ["0,2,3,5"]},
-    "lr": [2.0e-2],
-    "repeats": 2,
-    "tuned_teacher": False,
-    "gate": None,
-}
 
 
 @pytest.fixture
@@ -139,19 +126,9 @@ def test_any_adapter_in_a_folder_of_two_lines_and_for_machines(
     assert not list(tmp_path.rglob(".pkt-*"))
 
 
-@pytest.fixture(scope="module")
-def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    words = [str(Path(sys.executable).with_name("pkt")), "sweep", "sweep.yaml", "--trials-at-once", "2"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0, done.stderr
-    return folder / "pkt-store"
-
-
 @pytest.mark.long
 @pytest.mark.cluster
-@pytest.mark.xdist_group("export")
+@pytest.mark.xdist_group("first")
 def test_the_best_row_of_a_sweep_or_of_an_arm(
     pkt: Call,  # noqa: F811
     swept: Path,
@@ -160,12 +137,12 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
 ) -> None:
     store = ["--store", str(swept)]
     board = json.loads(pkt("compare", "--json", *store)[1])["rows"]
-    record = json.loads((swept / "sweeps/small/sweep.json").read_text())
+    record = json.loads((swept / "sweeps/first/sweep.json").read_text())
     for at, (words, among) in enumerate(
         (
             ([], ("lora", "transfer")),
             (["--arm", "lora"], ("lora",)),
-            (["small", "--arm", "transfer", "--seed", "1"], ("transfer",)),
+            (["first", "--arm", "transfer", "--seed", "1"], ("transfer",)),
         )
     ):
         code, out, err = pkt("export", *words, "--lora", f"out{at}", "--json", *store)
@@ -183,7 +160,7 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
             best["lr"],
             seed,
         )
-        assert f"{best['arm']}, rank {best['rank']}, lr 0.02, seed {seed} of sweep small" in err
+        assert f"{best['arm']}, rank {best['rank']}, lr 0.02, seed {seed} of sweep first" in err
         assert f"the best validation score, {chosen['validation'][0]:.3f}" in err
         (row,) = [row for row in record["rows"] if (row["label"], row["recipe"]["rank"]) == (best["arm"], best["rank"])]
         scores = json.loads((swept / "evaluate" / row["trials"][seed] / "metrics.json").read_text())
@@ -206,13 +183,13 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
 
 @pytest.mark.long
 @pytest.mark.cluster
-@pytest.mark.xdist_group("export")
+@pytest.mark.xdist_group("first")
 def test_what_a_sweep_lacks_is_told_with_what_it_has(pkt: Call, swept: Path, tmp_path: Path) -> None:  # noqa: F811
     for words, message in (
-        (["smal"], f"sweep: 'smal' is not in {swept}; there: small"),
-        (["--arm", "pissa"], "arm: 'pissa' has no row in small; rows: lora, transfer"),
-        (["--arm", "teacher"], "arm: 'teacher' has no row in small; rows: lora, transfer"),
-        (["--seed", "2", "--arm", "lora"], "seed: 2 has no finished trial in small's best row of lora; there: 0, 1"),
+        (["fist"], f"sweep: 'fist' is not in {swept}; there: first"),
+        (["--arm", "pissa"], "arm: 'pissa' has no row in first; rows: lora, transfer"),
+        (["--arm", "teacher"], "arm: 'teacher' has no row in first; rows: lora, transfer"),
+        (["--seed", "2", "--arm", "lora"], "seed: 2 has no finished trial in first's best row of lora; there: 0, 1"),
         (["--student", "demo-teacher"], "student: 'demo-teacher' isn't the model that was trained"),
     ):
         code, out, err = pkt("export", *words, "--merged", "out", "--store", str(swept))

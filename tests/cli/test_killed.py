@@ -36,7 +36,11 @@ SWEEP = {
     "gate": None,
 }  # fmt: skip
 TRIALS = 10  # two models as they are, two arms by two learning rates, two random seeds of each arm
-ROUNDS, KILLS = 4, 3
+ROUNDS = [  # how it is killed, and after how many further scores; after 0 it has hardly started
+    [("interrupt", 0), ("machine", 1), ("scheduler", 1)],
+    [("machine", 0), ("driver", 0), ("interrupt", 1)],
+    [("scheduler", 0), ("driver", 2), ("worker", 2)],
+]
 SIGNALS = {"interrupt": signal.SIGINT, "scheduler": signal.SIGTERM}  # those that `pkt` answers
 
 
@@ -59,6 +63,11 @@ def scores(folder: Path) -> dict[str, Any]:
     """Every evaluation's figures, by its fingerprint."""
     paths = (folder / "pkt-store/evaluate").glob("*/metrics.json")
     return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def made(folder: Path) -> dict[Path, int]:
+    """When each step's folder was made whole."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "pkt-store").glob("*/[!.]*/manifest.json")}
 
 
 def runs(folder: Path) -> Counter[tuple[str, str]]:
@@ -91,14 +100,13 @@ def evaluated(folder: Path) -> int:
     return len(list((folder / "pkt-store/evaluate").glob("*/manifest.json")))
 
 
-def some_time(process: subprocess.Popen[str], folder: Path, draw: random.Random, fresh: float) -> None:
-    """Until a random number of trials has ended, or where none is waited for, some time: of a start most of it."""
-    more = draw.choice([0, 1, 2])
+def some_time(process: subprocess.Popen[str], folder: Path, more: int, seconds: float) -> None:
+    """Until so many further trials have ended, and these seconds beyond."""
     wanted = min(evaluated(folder) + more, TRIALS)
     while evaluated(folder) < wanted and process.poll() is None:
         time.sleep(0.02)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=draw.uniform(0, 0.5 if more else fresh))
+        process.wait(timeout=seconds)
 
 
 def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> bool:
@@ -118,23 +126,25 @@ def kill(process: subprocess.Popen[str], how: str, draw: random.Random) -> bool:
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if how in SIGNALS else -signal.SIGKILL), err
     assert "Traceback" not in err
+    if how in SIGNALS:
+        assert err.strip().splitlines()[-1].startswith("pkt: stopped; what was finished is kept")
     return True
 
 
-@pytest.mark.parametrize("round", range(ROUNDS))
+@pytest.mark.parametrize("round", range(len(ROUNDS)))
 def test_it_ends_in_the_same_leaderboard(round: int, whole: tuple[Path, str, float], tmp_path: Path) -> None:
     reference, out, seconds = whole
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    draw, process, fresh = random.Random(round), None, 0.0
-    for _ in range(KILLS):
-        if process is None:
-            begun = (tmp_path / "pkt-store/sweeps/tiny/asked.json").is_file()
-            process, fresh = start(tmp_path, *(["--resume", "tiny"] if begun else ["sweep.yaml"])), 0.7 * seconds
-        some_time(process, tmp_path, draw, fresh)
+    draw, process = random.Random(round), None
+    kept: dict[Path, int] = {}
+    for how, more in ROUNDS[round]:
+        begun = (tmp_path / "pkt-store/sweeps/tiny/asked.json").is_file()
+        process = start(tmp_path, *(["--resume", "tiny"] if begun else ["sweep.yaml"]))
+        some_time(process, tmp_path, more, draw.uniform(0, 0.5 if more else 0.7 * seconds))
         assert process.poll() is None, process.communicate()  # each kill is of a sweep that runs
-        fresh = 1.0
-        if kill(process, draw.choice([*SIGNALS, "driver", "machine", "worker"]), draw):
+        if kill(process, how, draw):
             process = None
+        kept |= made(tmp_path)
     if process:  # it goes on by itself
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
@@ -143,6 +153,7 @@ def test_it_ends_in_the_same_leaderboard(round: int, whole: tuple[Path, str, flo
     assert runs(tmp_path) == runs(reference)
     assert set(runs(tmp_path).values()) == {1}
     assert {status for _, status in runs(tmp_path)} == {"FINISHED"}
+    assert kept.items() <= made(tmp_path).items()  # nothing was made twice
 
 
 def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path) -> None:
@@ -157,7 +168,9 @@ def test_ctrl_c_says_how_to_go_on(whole: tuple[Path, str, float], tmp_path: Path
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     again = f"pkt sweep --resume tiny --store here --tracking {tracking} --trials-at-once 2"
-    assert f"goes on from there, as does: {again}\n" in err
+    told = err.splitlines()[-1]
+    assert told.startswith("pkt: stopped; what was finished is kept")
+    assert told.endswith(f"goes on from there, as does: {again}")
     assert time.monotonic() - began < 30
 
 

@@ -47,6 +47,7 @@ def of_several(row: Example) -> Example:
     return row.model_copy(update={"references": (row.answer, f"{before} {row.answer}")})
 
 
+FORMS = ("cut", "padded", "tied")  # of the student: as many rows as tokens, more, and one matrix for both ends
 TASKS: dict[str, tuple[Metric, tuple[str, ...], Callable[[Example], Example]]] = {
     "whole": (Metric("exact_match", "whole-answer", max_new_tokens=12), (), lambda row: row),
     "pattern": (Metric("exact_match", "pairs", r"([a-z]{2})", max_new_tokens=9, ignore=("q",)), (), of_last_two),
@@ -60,8 +61,9 @@ TASKS: dict[str, tuple[Metric, tuple[str, ...], Callable[[Example], Example]]] =
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "form"), [*((kind, form) for form in ("cut", "padded") for kind in TASKS), ("choice", "tied")]
+@pytest.mark.parametrize(  # each judgement, and of texts and of likelihoods each form: none is judged by the form
+    ("kind", "form"),
+    [("whole", "cut"), ("pattern", "padded"), ("rouge", "padded"), *(("choice", form) for form in FORMS)],
 )
 def test_lm_evals_own_command_gives_the_score_of_every_example(
     kind: str,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import yaml
 from orchestrator.models.portable import RoundedRoots
 
 pytestmark = [pytest.mark.slow]
+Numbers = dict[str, bytes]  # what a command left, by its place in the store
 PKT = str(Path(sys.executable).with_name("pkt"))
 OTHER = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OMP_NUM_THREADS": "2"}
 SHORT = {
@@ -26,7 +29,7 @@ SHORT = {
 }
 
 
-def pkt(folder: Path, environment: dict[str, str], *words: str) -> dict[str, bytes]:
+def pkt(folder: Path, environment: dict[str, str], *words: str) -> Numbers:
     """What a command leaves of numbers, by its place in the store."""
     folder.mkdir()
     (folder / "asked.yaml").write_text(yaml.safe_dump({"recipe": SHORT}))
@@ -40,23 +43,35 @@ def pkt(folder: Path, environment: dict[str, str], *words: str) -> dict[str, byt
     return {str(path.relative_to(store)): path.read_bytes() for path in paths}
 
 
+@pytest.fixture(scope="module")
+def by_other(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Numbers]:
+    """An arm's trial by another CPU's kernels, once for all that are compared with it."""
+    place = tmp_path_factory.mktemp("other")
+    return functools.cache(lambda arm: pkt(place / arm, OTHER, "run", "asked.yaml", "--arm", arm))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("arm", ["transfer", "pissa"])
-def test_a_trial_has_the_same_bits_by_whatever_kernels(arm: str, demo_models: dict[str, Path], tmp_path: Path) -> None:
-    """And hasn't where it needn't be portable."""
-    words = ("run", "asked.yaml", "--arm", arm)
-    own, other = pkt(tmp_path / "own", {}, *words), pkt(tmp_path / "other", OTHER, *words)
+def test_a_trial_has_the_same_bits_by_whatever_kernels(
+    arm: str, by_other: Callable[[str], Numbers], tmp_path: Path
+) -> None:
+    own = pkt(tmp_path / "own", {}, "run", "asked.yaml", "--arm", arm)
     assert {name.split("/")[0] for name in own} >= {"finetune", "evaluate"}
-    assert own == other
-    more = ("--set", "portable=false")
-    own, other = pkt(tmp_path / "own-free", {}, *words, *more), pkt(tmp_path / "other-free", OTHER, *words, *more)
+    assert own == by_other(arm)
+
+
+@pytest.mark.long
+def test_it_has_others_where_it_need_not_be_portable(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """Else the kernels that are compared above would be the same ones."""
+    words = ("run", "asked.yaml", "--arm", "pissa", "--set", "portable=false")
+    own, other = pkt(tmp_path / "own", {}, *words), pkt(tmp_path / "other", OTHER, *words)
     assert own.keys() == other.keys()
     assert own != other
 
 
 @pytest.mark.long
 @pytest.mark.cluster
-def test_a_sweeps_workers_compute_as_one_process_does(demo_models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_sweeps_workers_compute_as_one_process_does(by_other: Callable[[str], Numbers], tmp_path: Path) -> None:
     words = (
         "--set",
         "tuned_teacher=false",
@@ -70,7 +85,7 @@ def test_a_sweeps_workers_compute_as_one_process_does(demo_models: dict[str, Pat
         "2",
     )
     swept = pkt(tmp_path / "swept", {}, "sweep", "asked.yaml", "--set", "baseline=transfer", *words)
-    alone = pkt(tmp_path / "alone", OTHER, "run", "asked.yaml", "--arm", "transfer")
+    alone = by_other("transfer")
     assert len(alone) >= 3
     assert {name: swept.get(name) for name in alone} == alone
 

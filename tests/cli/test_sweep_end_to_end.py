@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,11 +15,14 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from peft import PeftModel
+from test_bad_input import Call
+from test_bad_input import pkt as call
 from transformers import AutoModelForCausalLM
 
 from orchestrator.verdict.estimates import interval
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("sweep")]
+__all__ = ["call"]
 PKT = [str(Path(sys.executable).with_name("pkt"))]
 SWEEP = {
     "name": "small",
@@ -64,6 +66,12 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return folder, done
 
 
+@pytest.fixture(scope="module")
+def compared(swept: tuple[Path, Any]) -> Any:
+    """What `pkt compare --json` says of it."""
+    return json.loads(pkt(swept[0], "compare", "small", "--json").stdout)
+
+
 def test_the_leaderboard_and_its_line(swept: tuple[Path, Any]) -> None:
     folder, done = swept
     assert "small: demo, exact_match,whole-answer" in done.stdout
@@ -77,8 +85,7 @@ def test_the_leaderboard_and_its_line(swept: tuple[Path, Any]) -> None:
     assert "trials: 14/14" in done.stderr
     told = done.stderr.index("the untouched student 0.00 (difference, 95 %: -0.088 to +0.088): it may have nothing")
     assert done.stderr.index("scoring the untouched models: 2/2") < told < done.stderr.index("trials: ")
-    compared = pkt(folder, "compare")
-    assert compared.stdout == done.stdout
+    assert pkt(folder, "compare").stdout == done.stdout
 
 
 NOISE_FREE = {"small", "measuring the teacher", "extracting blocks", "scoring the untouched models", "trials"} | {
@@ -90,11 +97,10 @@ NOISE_FREE = {"small", "measuring the teacher", "extracting blocks", "scoring th
 }
 
 
-def test_compare_is_the_arithmetic_of_the_kept_examples(swept: tuple[Path, Any]) -> None:
+def test_compare_is_the_arithmetic_of_the_kept_examples(swept: tuple[Path, Any], compared: Any) -> None:
     folder, _ = swept
-    told = json.loads(pkt(folder, "compare", "small", "--json").stdout)
-    assert (told["baseline"], told["metric"]) == ("lora", "exact_match,whole-answer")
-    assert len(told["rows"]) == 5
+    assert (compared["baseline"], compared["metric"]) == ("lora", "exact_match,whole-answer")
+    assert len(compared["rows"]) == 5
     record = json.loads((folder / "pkt-store/sweeps/small/sweep.json").read_text())
     scores = {}
     for row in record["rows"]:
@@ -105,7 +111,7 @@ def test_compare_is_the_arithmetic_of_the_kept_examples(swept: tuple[Path, Any])
         name = layers and (layers["kind"] if layers["kind"] != "explicit" else "0,2,3,5")
         scores[row["label"], name] = np.array([[line["score"] for line in trial] for trial in lines])
     assert scores["lora", None].max() == 1.0  # else all that follows would compare nothing with nothing
-    for row in told["rows"]:
+    for row in compared["rows"]:
         matrix = scores[row["arm"], row["layers"]]
         assert row["mean"] == pytest.approx(matrix.mean())
         assert row["seeds"] == len(matrix)
@@ -152,7 +158,7 @@ def test_mlflow_has_one_parent_and_every_trial_once(swept: tuple[Path, Any], tmp
     assert (Path(adapter) / "README.md").read_text().startswith("---\nbase_model: demo-student")
 
 
-def test_mlflow_is_the_lab_book(swept: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_is_the_lab_book(swept: tuple[Path, Any], compared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lineage and verdict above; below them what a trial was, took and answered, in columns that mean one thing."""
     folder, done = swept
     client, experiment = mlflow_of(folder)
@@ -166,8 +172,7 @@ def test_mlflow_is_the_lab_book(swept: tuple[Path, Any], monkeypatch: pytest.Mon
     assert plan == {"fine_tunings": "14", "teacher_passes": "1", "extractions": "2"}
     assert float(parent.data.params["plan.gpu_hours"]) > 0
     assert not {"recipe.rank", "recipe.lr", "recipe.arm"} & set(parent.data.params)
-    told = json.loads(pkt(folder, "compare", "small", "--json").stdout)
-    best = max(row["mean"] for row in told["rows"] if row["rank"])
+    best = max(row["mean"] for row in compared["rows"] if row["rank"])
     assert parent.data.metrics["best_score"] == pytest.approx(best)
     assert {one.path for one in client.list_artifacts(parent.info.run_id)} == {"leaderboard.json", "sweep"}
     inside = {Path(one.path).name for one in client.list_artifacts(parent.info.run_id, "sweep")}
@@ -196,7 +201,9 @@ def test_the_artifact_is_a_portable_adapter(
     assert PeftModel.from_pretrained(stock, adapter).peft_config["default"].r == 8  # 2r: the start rides along
 
 
-def test_what_was_only_tried_keeps_its_score_and_curve_and_not_its_weights(swept: tuple[Path, Any]) -> None:
+def test_what_was_only_tried_keeps_its_score_and_curve_and_not_its_weights(
+    swept: tuple[Path, Any], call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = swept
     client, experiment = mlflow_of(folder)
     tuned = client.search_runs([experiment], "params.stage = 'tune'")
@@ -216,9 +223,10 @@ def test_what_was_only_tried_keeps_its_score_and_curve_and_not_its_weights(swept
     run = client.search_runs([experiment], "params.stage = 'trial' and params.arm = 'lora'")[0]
     lies = Path(run.info.artifact_uri.removeprefix("file://")) / "adapter/adapter_model.safetensors"
     assert lies.stat().st_nlink == 2  # the store's own
-    shown = json.loads(pkt(folder, "store", "gc", "--json").stdout)
-    assert shown == {"removed": False, "bytes": 0, "clutter": []}
-    assert json.loads(pkt(folder, "store", "du", "--json").stdout)["of_no_sweep"] == 0
+    monkeypatch.setenv("PKT_STORE", str(folder / "pkt-store"))
+    gc, du = (json.loads(call("store", verb, "--json")[1]) for verb in ("gc", "du"))
+    assert gc == {"removed": False, "bytes": 0, "clutter": []}
+    assert du["of_no_sweep"] == 0
 
 
 def test_the_same_command_again_runs_nothing_and_adds_no_run(swept: tuple[Path, Any]) -> None:
@@ -243,19 +251,3 @@ def test_a_failed_trial_is_a_line_and_not_the_end(swept: tuple[Path, Any]) -> No
     assert "Traceback" not in done.stderr
     assert "2 failed; the first: " in done.stdout  # whichever of the two ended first
     assert " r4 lr 1e+20 seed 0: lr: the loss is nan" in done.stdout
-
-
-@pytest.mark.long
-def test_ctrl_c_ends_in_seconds_and_the_sweep_goes_on_from_there(demo_models: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    words = [*PKT, "sweep", "sweep.yaml", "--trials-at-once", "2"]
-    running = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    until_a_trial_ended(running, tmp_path)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=200)
-    assert running.returncode == 130
-    assert err.strip().splitlines()[-1].startswith("pkt: stopped; what was finished is kept")
-    assert "Traceback" not in err
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "pkt-store").glob("*/*/manifest.json")}
-    assert pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "2").returncode == 0
-    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.cluster.broken import Broken, remedy
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
 from orchestrator.errors import UserError
@@ -46,9 +48,19 @@ def went(work: Any, count: int, at_once: int = 2) -> dict[int, tuple[int, dict[s
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_a_process_whose_cuda_is_broken_ends_and_what_it_did_is_begun_again(tmp_path: Path, name: str) -> None:
-    """Whatever else it took would fail within the second, and one of two would go through the whole queue."""
+def test_an_error_after_which_cuda_fails_is_known_below_a_librarys_own_words(name: str) -> None:
     kind, text = ERRORS[name]
+    beside = ValueError("the training can't go on")
+    beside.__context__ = kind(text)
+    for error in (kind(text), beside):
+        with pytest.raises(Broken, match=re.escape(f"{kind.__name__}: {text.splitlines()[0]}")):
+            remedy(error)
+    assert remedy(ValueError("the training can't go on")) is None
+
+
+def test_a_process_whose_cuda_is_broken_ends_and_what_it_did_is_begun_again(tmp_path: Path) -> None:
+    """Whatever else it took would fail within the second, and one of two would go through the whole queue."""
+    kind, text = ERRORS["cublas"]
 
     def work(index: int) -> dict[str, Any]:
         (tmp_path / f"{os.getpid()}-{index}").touch()

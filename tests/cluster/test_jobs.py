@@ -179,6 +179,7 @@ def test_a_password_in_an_address_is_refused(monkeypatch):
     verbs.refuse_passwords(["https://me@mlflow:5000", "--data", "a:b@c", "http://127.0.0.1:1/x@y"])
 
 
+@on_cluster
 @pytest.mark.parametrize(
     ("own", "ranks", "room"), [(0, 2, "[1, 2]"), (1, 1, "this job holds 1 of the GPUs itself, which is room for 1;")]
 )

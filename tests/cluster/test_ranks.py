@@ -91,14 +91,19 @@ def distance(folder: Path, right: dict[str, torch.Tensor], granularity: int) -> 
     return worst
 
 
-@pytest.mark.parametrize("replicate", [False, True], ids=["in shards", "whole on each"])
 @pytest.mark.parametrize(
-    ("ranks", "granularity", "count"), [(2, 1, 7), (2, 16, 1), pytest.param(4, 16, 7, marks=pytest.mark.long)]
+    ("ranks", "granularity", "count", "replicate"),
+    [
+        (2, 1, 7, False),
+        (2, 16, 1, True),
+        pytest.param(4, 16, 3, False, marks=pytest.mark.long),
+        pytest.param(4, 16, 7, True, marks=pytest.mark.long),
+    ],
 )
 def test_any_number_of_ranks_equals_brute_force(
     ray_here: None, teacher: Path, tmp_path: Path, ranks: int, granularity: int, count: int, replicate: bool
 ) -> None:
-    """Also with fewer examples than ranks, and with examples that don't divide by them."""
+    """In shards and whole, each with fewer examples than ranks, and with examples that don't divide by them."""
     encoded = rows(count)
     work = job(teacher, encoded, tmp_path / "out", granularity=granularity, ranks=ranks, replicate=replicate)
     told = list(stream(work.placement, measuring, work, work.partial))

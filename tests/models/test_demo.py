@@ -185,7 +185,6 @@ def test_muon_is_torchs_but_for_bfloat16(shape: tuple[int, int]):
 
 @pytest.mark.long
 def test_models_that_the_script_makes_know_their_skills(tmp_path: Path):
-    torch.set_num_threads(2)
     for name, least in LEAST.items():
         demo.save(demo.pretrained(name, demo.STEPS[name]), tmp_path / name)
         known = skills(tmp_path / name)

@@ -16,21 +16,20 @@ import lm_eval as package
 import pytest
 import yaml
 from rows import raw
-from smollm2 import smollm2
 from test_lm_eval import lm_eval
 
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.prepare.rows import find_task
 from orchestrator.recipe import TaskChoice
 from orchestrator.scoring.engine import loaded
-from orchestrator.scoring.evaluate import Asked, judged, put, questions
+from orchestrator.scoring.evaluate import Asked, judged, put, questions, read_said
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import stops
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("real")]
 MODELS = "PKT_REAL_MODELS"  # folders of further real models, between colons
 NEW = 48  # tokens of an answer: fewer than a sweep allows, since each costs
-SUBJECTS = ("abstract_algebra", "virology")
+SUBJECTS, ROWS = ("abstract_algebra", "virology"), 2  # of each: every choice's likelihood is compared
 NUMBER = r"[Tt]he answer is \$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)"
 GENERATE = {"output_type": "generate_until", "metric_list": [], "num_fewshot": 0, "target_delimiter": ""}
 STRICT = {
@@ -68,10 +67,8 @@ def results(doc, said):
 
 
 @pytest.fixture(scope="module", params=["smollm2", *filter(None, os.environ.get(MODELS, "").split(":"))])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "smollm2":
-        return smollm2(tmp_path_factory.mktemp("real"))
-    return Path(request.param)
+def model(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue("smollm") if request.param == "smollm2" else Path(request.param)
 
 
 def tasks(shared: Path, folder: Path) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
@@ -112,8 +109,8 @@ def tasks(shared: Path, folder: Path) -> Iterator[tuple[str, str, list[str], dic
             )
             for one in dev[:1] if shots else rows:
                 one["lead"] = heading
-            yield f"{subject}_{shots}", f"mmlu:{shots}" if shots else "mmlu", ids(rows[:5]), (
-                files(folder, f"{subject}_{shots}", rows[:5], dev) | LETTERS | {
+            yield f"{subject}_{shots}", f"mmlu:{shots}" if shots else "mmlu", ids(rows[:ROWS]), (
+                files(folder, f"{subject}_{shots}", rows[:ROWS], dev) | LETTERS | {
                     "num_fewshot": shots, "fewshot_split": "dev", "fewshot_config": {"sampler": "first_n"},
                 }
             )  # fmt: skip
@@ -166,3 +163,8 @@ def test_the_same_scores_from_lm_evals_own_prompts(model: Path, shared: Path, tm
                 assert found[key] == pytest.approx(sum(own) / len(own), abs=1e-12)
             if metric.kind != "multiple_choice":
                 assert [one["resps"][0][0] for one in theirs] == [one.output for one in scored], name
+                continue
+            said = read_said(tmp_path / f"{name}.said")
+            for one in theirs:  # against the first choice: all that they have in common is no choice's
+                likely, logs = [float(choice[0][0]) for choice in one["resps"]], said[one["doc"]["id"]].logs
+                assert [log - logs[0] for log in logs] == pytest.approx([log - likely[0] for log in likely], abs=2e-4)

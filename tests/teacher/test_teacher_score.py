@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from orchestrator import pipeline
 from orchestrator.cluster.ranks import Placement
+from orchestrator.cluster.session import connected
 from orchestrator.errors import UserError
 from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Recipe
@@ -26,7 +28,14 @@ from orchestrator.tasks.rows import data_step
 from orchestrator.teacher.teacher_score import teacher_score
 
 PAIR = {"teacher": "demo-teacher", "student": "demo-student", "task": {"name": "demo"}}
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("room")]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session(room: None) -> Iterator[None]:
+    """One for all: each group of ranks would start its own."""
+    with connected():
+        yield
 
 
 def letters(count: int) -> list[Example]:
