@@ -50,7 +50,7 @@ def main() -> None:
 
 def _asked(model: str, data: str, task: str, shots: int, count: int) -> Any:
     from orchestrator.models.loading import load_tokenizer
-    from orchestrator.scoring.evaluate import Asked, questions
+    from orchestrator.scoring.asking import Asked, questions
     from orchestrator.tasks import TASKS
     from orchestrator.tasks.template import fitted
 

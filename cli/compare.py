@@ -34,7 +34,7 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
     """Print the leaderboard on stdout."""
     from orchestrator.errors import UserError
     from orchestrator.report.record import results
-    from orchestrator.verdict.estimates import leaderboard
+    from orchestrator.verdict.estimates import leaderboard, told_apart_by
     from orchestrator.verdict.verdict import verdict_of
 
     asked, baseline = baseline, baseline or record["baseline"]
@@ -53,11 +53,14 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
     from rich.table import Table
 
     table = Table(title=f"{record['name']}: {record['task']}, {record['metric']}", title_justify="left", box=None)
-    for column in ("arm", "layers", "structure", "rank", "lr", "mean", "95 %", f"vs {baseline}", "95 %", "seeds"):
-        table.add_column(column, justify="left" if column in ("arm", "layers", "structure") else "right", no_wrap=True)
+    modules, further = told_apart_by(rows)
+    names = ("arm", "layers", "structure", *modules)
+    for column in (*names, "rank", "lr", *further, "mean", "95 %", f"vs {baseline}", "95 %", "seeds"):
+        table.add_column(column, justify="left" if column in names else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["arm"], row["layers"] or "-", row["structure"] or "-", str(row["rank"] or "-"), _lr(row),
+            *(row[name] or "-" for name in names), str(row["rank"] or "-"), _lr(row),
+            *(str(row.get("other", {}).get(key, "-")) for key in further),
             f"{row['mean']:.3f}", _span(row["ci95"]), "-" if row["delta"] is None else f"{row['delta']:+.3f}",
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 RECIPES = sorted(Path(__file__).resolve().parent.glob("*.yaml"))
 PKT = Path(sys.executable).with_name("pkt")
 SMALL = ["--repeats", "2", "--set", "tuning_seeds=1", "--yes"]
-DEMO = ["--teacher", "demo-teacher", "--student", "demo-student", "--task", "demo", "--lr", "2e-2", "--tasks", ""]
+DEMO = ["--teacher", "demo-teacher", "--student", "demo-student", "--task", "demo", "--lr", "8e-3", "--tasks", ""]
 DEMO += ["--set", "evaluate.examples=50"]
 REAL = ["--task", "mmlu", "--lr", "1e-3", "--tasks", "super_ni", "--set", "finetune.examples=16"]
 REAL += ["--set", "finetune.batch_size=8", "--set", "finetune.epochs=1", "--set", "evaluate.examples=8"]

@@ -25,7 +25,8 @@ from orchestrator.models import adapters
 from orchestrator.models.dtypes import dtype_name, name_of
 from orchestrator.models.loading import Checkpoint, load, load_tokenizer, source_of
 from orchestrator.scoring import figures
-from orchestrator.scoring.evaluate import questions, read_metrics
+from orchestrator.scoring.asking import questions
+from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.scoring.judge import OF_LM_EVAL, Item, protocol, rows_of
 from orchestrator.store.files import placing
 from orchestrator.student.card import write_card

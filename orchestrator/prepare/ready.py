@@ -20,7 +20,7 @@ from orchestrator.prepare.native import workers_have_bfloat16
 from orchestrator.prepare.rows import find_beside, find_rows, seeds_of, template_of, used_rows
 from orchestrator.prepare.shapes import check_shapes
 from orchestrator.recipe import Recipe, TaskChoice
-from orchestrator.scoring.evaluate import questions
+from orchestrator.scoring.asking import questions
 from orchestrator.scoring.judge import check as check_items
 from orchestrator.scoring.judge import room
 from orchestrator.scoring.local_judge import check as check_judge

@@ -18,7 +18,7 @@ from orchestrator.report.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.report.evidence import Evidence, collect
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
-from orchestrator.verdict.estimates import Result
+from orchestrator.verdict.estimates import Result, told_apart_by
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.verdict import Verdict, verdict_of
 from orchestrator.verdict.words import about_rows, also_line, clipped_line, gate_line, reach, room_lines
@@ -175,8 +175,7 @@ def _paid(told: Verdict) -> str:
 
 
 def _rows(evidence: Evidence, baseline: str) -> str:
-    further = list(dict.fromkeys(key for row in evidence.rows for key in row.get("other", {})))
-    modules = ["modules"] if len({row["modules"] for row in evidence.rows} - {None}) > 1 else []
+    modules, further = told_apart_by(evidence.rows)
     head = ["arm", "layers", "structure", *modules, "rank", "lr", *further, "mean", "95 %"]
     head += [f"vs {baseline}", "95 %", "seeds", "clipped"]
     rows = [

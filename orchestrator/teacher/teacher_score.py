@@ -19,10 +19,11 @@ from torch import nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
+from orchestrator.scoring.asking import Asked, asked, context_of
 from orchestrator.scoring.budgets import ANSWERS, TOKENS
 from orchestrator.scoring.engine import gold_losses, said
-from orchestrator.scoring.evaluate import Asked, asked, context_of, outputs, preferences, said_of, write
 from orchestrator.scoring.evaluate import judged as by_kind
+from orchestrator.scoring.evaluate import outputs, preferences, said_of, write
 from orchestrator.scoring.judge import Item, Said, room
 from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing

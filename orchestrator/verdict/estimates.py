@@ -9,7 +9,7 @@ alone would claim what another test set takes back, one over examples alone what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -210,6 +210,12 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
             }
         )
     return sorted(rows, key=lambda row: -row["mean"])
+
+
+def told_apart_by(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """What a leaderboard shows beside its usual columns, or rows look alike: of its own fields, and of `other`."""
+    modules = ["modules"] if len({row["modules"] for row in rows} - {None}) > 1 else []
+    return modules, list(dict.fromkeys(key for row in rows for key in row.get("other", {})))
 
 
 def _against(result: Result, partners: list[Result]) -> Estimate | None:

@@ -21,8 +21,9 @@ from test_lm_eval import lm_eval
 from orchestrator.models.loading import load_tokenizer
 from orchestrator.prepare.rows import find_task
 from orchestrator.recipe import TaskChoice
+from orchestrator.scoring.asking import Asked, questions
 from orchestrator.scoring.engine import loaded
-from orchestrator.scoring.evaluate import Asked, judged, put, questions, read_said
+from orchestrator.scoring.evaluate import judged, put, read_said
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import stops
 

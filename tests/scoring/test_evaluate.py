@@ -16,9 +16,9 @@ from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.pipeline import evaluate_step, finetune_step
 from orchestrator.prepare.ready import prepare
 from orchestrator.scoring import budgets
+from orchestrator.scoring.asking import asked as questions_of
 from orchestrator.scoring.engine import loaded
 from orchestrator.scoring.evaluate import SAID, evaluate, judged, put
-from orchestrator.scoring.evaluate import asked as questions_of
 from orchestrator.step import materialise
 from orchestrator.store import Store
 from orchestrator.tasks.template import stops

@@ -16,8 +16,8 @@ from tokenizers_of_all_kinds import byte_level
 from orchestrator.errors import UserError
 from orchestrator.prepare.rows import find_beside, find_task, template_of
 from orchestrator.recipe import Recipe, TaskChoice
+from orchestrator.scoring.asking import questions
 from orchestrator.scoring.engine import said
-from orchestrator.scoring.evaluate import questions
 from orchestrator.scoring.judge import Said, Scored, judge
 from orchestrator.tasks.harness import names
 from orchestrator.tasks.template import encode, stops

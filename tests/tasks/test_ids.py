@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from orchestrator.errors import UserError
 from orchestrator.scoring import generation, likelihoods
+from orchestrator.scoring.asking import questions
 from orchestrator.scoring.engine import gold_losses, said
-from orchestrator.scoring.evaluate import questions
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Example, Message
 from orchestrator.tasks.template import TODAY, encode, fitted, question, render, stops, turn_end

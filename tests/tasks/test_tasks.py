@@ -16,8 +16,8 @@ from tiny import tiny
 from orchestrator.errors import UserError
 from orchestrator.prepare.rows import used_rows
 from orchestrator.recipe import Recipe
+from orchestrator.scoring.asking import questions
 from orchestrator.scoring.engine import score
-from orchestrator.scoring.evaluate import questions
 from orchestrator.tasks import TASKS, mmlu
 from orchestrator.tasks.base import Message, draw, read_jsonl
 from orchestrator.tasks.template import encode, prompt_of

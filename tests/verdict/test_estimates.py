@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.verdict.estimates import Result, estimate, interval, leaderboard, share_interval
+from orchestrator.verdict.estimates import Result, estimate, interval, leaderboard, share_interval, told_apart_by
 
 
 def test_one_seed_is_the_t_interval_over_examples() -> None:
@@ -120,3 +122,12 @@ def test_partners_share_rank_and_further_axes() -> None:
         assert told["transfer", epochs]["control_delta"] == pytest.approx(right)
         assert told["lora", epochs]["delta"] is None
         assert told["spectrum_control", epochs]["control_delta"] is None
+
+
+def test_rows_that_differ_are_told_apart() -> None:
+    """By their modules and further axes, where these differ; a sweep of one kind of matrices has no such column."""
+    scores = np.array([[1.0, 0.0], [0.0, 1.0]])
+    alike = [result("lora", 8, scores), replace(result("transfer", 8, scores), modules="ffn")]
+    assert told_apart_by(leaderboard(alike, "lora")) == ([], [])
+    other = replace(alike[1], modules="attention", other={"measure.examples": 4})
+    assert told_apart_by(leaderboard([*alike, other], "lora")) == (["modules"], ["measure.examples"])
