@@ -156,7 +156,29 @@ def _around(model: str, data: str) -> list[list[Any]]:
         ["a second adapter on the same base starts in", f"{starts[1]:.2f} s", "1 s"],
         [f"scoring {ROWS // 2} rows beyond the model's own time", f"{taken / own[0] - 1:.1%}", "5 %"],
         ["memory above the model's, as the plan says it", f"{planned / whole:.2f} x", f"{whole / 1e9:.2f} GB found"],
+        _continuous(model, data),
     ]  # fmt: skip
+
+
+def _continuous(model: str, data: str) -> list[Any]:
+    """transformers' own continuous batching of a few answers: it is taken where it is faster."""
+    from transformers import GenerationConfig
+
+    from orchestrator.models.loading import load_tokenizer
+    from orchestrator.scoring.engine import loaded, said
+    from orchestrator.tasks.template import stops
+
+    asks, tokenizer = _asked(model, data, "gsm8k", 0, ROWS // 8), load_tokenizer(model)
+    metric, ends = replace(asks.metric, max_new_tokens=NEW // 8), stops(TEMPLATE, tokenizer)
+    settings = GenerationConfig(
+        max_new_tokens=NEW // 8, eos_token_id=ends, pad_token_id=ends[0], do_sample=False, max_length=None
+    )
+    with loaded(model, None, dtype=DTYPE) as engine:
+        network: Any = engine.model  # type: ignore[attr-defined]
+        prompts = [list(item.ids) for item in asks.items]
+        own, _ = _timed(lambda: list(said(network, tokenizer, asks.items, metric, stops=ends)))
+        theirs, _ = _timed(lambda: list(network.generate_batch(inputs=prompts, generation_config=settings)))
+    return [f"generate_batch, {ROWS // 8} answers of {NEW // 8} tokens", f"{theirs / own:.1f} x this", "1 x"]
 
 
 def _adapter(base: Any, folder: Path) -> None:

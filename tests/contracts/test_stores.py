@@ -56,6 +56,7 @@ def endpoint() -> Iterator[str]:
             patch.setenv(name, value)
         host, port = server.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # that an earlier server's client may be in
         fsspec.filesystem("s3").mkdir("bucket")
         yield f"http://{host}:{port}"
     server.stop()
