@@ -24,6 +24,7 @@ SWEEP = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_missed_gate_ends_the_sweep_before_it_trains(demo_models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     refused = pkt(tmp_path, "sweep", "sweep.yaml")

@@ -69,6 +69,7 @@ def test_a_worker_that_was_given_its_gpu_uses_it(shown: None, tmp_path: Path) ->
         assert list(spread(placed, process, [0], tmp_path)) == [os.getpid()]
 
 
+@pytest.mark.long
 def test_a_trial_by_itself_leaves_the_gpu_to_processes_that_end(shown: None, tmp_path: Path) -> None:
     """From the teacher's pass to the score; with a choice that looks at all exact scores of fused matrices."""
     saved(tmp_path / "teacher", "phi3")

@@ -122,8 +122,9 @@ def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("arm", "workers", "fields"),
-    [("transfer", 2, {}), pytest.param("distil", 3, {"micro_batch_size": 2}, marks=pytest.mark.long)],
+    [("transfer", 2, {}), ("distil", 3, {"micro_batch_size": 2})],
 )
+@pytest.mark.long
 def test_any_number_of_workers_trains_as_one(arm: str, workers: int, fields: dict[str, Any], tmp_path: Path) -> None:
     """Adapter, losses and norms: also where a batch doesn't divide by them, or one has no row of it."""
     step = trained(arm, **fields)

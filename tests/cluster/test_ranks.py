@@ -119,6 +119,7 @@ def test_parameters_that_wait_in_memory_give_the_same(ray_here: None, teacher: P
     assert distance(tmp_path / "out", brute_force(rows(3)), 16) < 1e-5
 
 
+@pytest.mark.long
 def test_ranks_that_hold_the_whole_teacher_know_nothing_of_shards(
     ray_here: None, teacher: Path, tmp_path: Path
 ) -> None:
@@ -135,9 +136,8 @@ def test_a_folder_that_cannot_take_parameters_is_told(ray_here: None, teacher: P
         list(stream(work.placement, measuring, work, work.partial))
 
 
-@pytest.mark.parametrize(
-    "replicate", [pytest.param(False, marks=pytest.mark.long), True], ids=["in shards", "whole on each"]
-)
+@pytest.mark.parametrize("replicate", [False, True], ids=["in shards", "whole on each"])
+@pytest.mark.long
 def test_a_killed_rank_resumes_from_the_checkpoint_with_the_same_scores(
     ray_here: None, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, replicate: bool
 ) -> None:
@@ -257,6 +257,7 @@ def tiled(scores: Scores, granularity: int) -> Scores:
     return made
 
 
+@pytest.mark.long
 def test_a_bad_example_is_left_out_on_every_rank(ray_here: None, tmp_path: Path) -> None:
     """One whose token has no finite embedding, beside good ones in its batch and on the other rank."""
     model = tiny("llama")

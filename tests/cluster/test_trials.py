@@ -144,6 +144,7 @@ def test_one_that_dies_time_and_again_fails_and_the_others_end() -> None:
     assert told[1][1] == told[2][1] == [{"score": 1.0}]
 
 
+@pytest.mark.long
 def test_what_passes_by_itself_is_tried_again_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By another process, after some time; what doesn't pass is told at once, as is a full disk."""
 
