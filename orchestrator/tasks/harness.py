@@ -110,8 +110,7 @@ def _called(metric: Any) -> str:
 
 def _refuse(name: str, config: dict[str, Any]) -> None:
     if "group" in config:
-        listed = [one if isinstance(one, str) else one.get("task", one.get("group")) for one in config["task"]]
-        raise UserError(f"task: {name} is a group of lm-eval's tasks; name one of {', '.join(map(str, listed))}")
+        raise UserError(f"task: {name} is a group of lm-eval's tasks; name one of {', '.join(_members(config))}")
     settings = config.get("generation_kwargs") or {}
     why = {
         "is made by lm-eval in Python": "class" in config,
@@ -122,11 +121,21 @@ def _refuse(name: str, config: dict[str, Any]) -> None:
         "draws answers at random": bool(
             settings.get("do_sample") or settings.get("temperature") or config.get("repeats", 1) > 1
         ),
-        f"asks for {config.get('output_type')}, and here answers are written or chosen": config.get("output_type")
-        not in ("generate_until", "multiple_choice"),
+        f"asks for {config.get('output_type')}, and here answers are written or chosen (of a text:"
+        " --tasks FILE.txt)": config.get("output_type") not in ("generate_until", "multiple_choice"),
     }
     for reason in (reason for reason, holds in why.items() if holds):
         raise UserError(f"task: lm-eval's {name} can't be had here: it {reason}; take another")
+
+
+def _members(group: dict[str, Any]) -> list[str]:
+    """A group's tasks and groups, those of its tags by lm-eval's own index."""
+    from lm_eval.tasks import TaskManager
+
+    listed = [str(one if isinstance(one, str) else one.get("task", one.get("group"))) for one in group["task"]]
+    index = TaskManager().task_index if set(listed) - set(names()) else {}
+    tagged = [sorted(index[one].tags) if one in index and one not in names() else [one] for one in listed]
+    return [one for some in tagged for one in some]
 
 
 def _local(name: str, rows: Path, config: dict[str, Any]) -> dict[str, Any]:

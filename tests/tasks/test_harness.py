@@ -183,7 +183,7 @@ def test_a_task_with_training_rows_is_split_and_its_answers_are_lm_evals_targets
     ("name", "remedy"),
     [
         ("arc_esay", "arc_easy"),
-        ("mmlu_stem", "is a group of lm-eval's tasks; name one of mmlu_stem_tasks"),
+        ("mmlu_stem", "is a group of lm-eval's tasks; name one of mmlu_abstract_algebra, mmlu_anatomy"),
         ("wikitext", "loglikelihood_rolling"),
         ("humaneval_instruct", "runs code outside of any sandbox"),
         ("gsm8k_cot_self_consistency", "draws answers at random"),
