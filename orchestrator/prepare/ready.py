@@ -26,7 +26,7 @@ from orchestrator.scoring.judge import room
 from orchestrator.scoring.local_judge import check as check_judge
 from orchestrator.tasks import Task
 from orchestrator.tasks.base import Example, Split, draw
-from orchestrator.tasks.template import fitted
+from orchestrator.tasks.template import TemplateName, fitted
 from orchestrator.tasks.text import windows
 
 Who = Literal["teacher", "student"]
@@ -40,7 +40,7 @@ class Ready:
     student: Checkpoint
     task: Task
     splits: dict[Split, list[Example]]
-    fit: dict[Split, dict[str, int]]  # by split: rows, and how many had too little room
+    fit: dict[str, dict[str, int]]  # by split, and by task beside: rows, and how many had too little room
     dtypes: dict[Who, str]  # what each is computed in: as the recipe says, or what suits the machines that do the work
     beside: Mapping[str, tuple[Task, list[Example]]] = field(default_factory=dict)  # scored only, by name
     seeds: Mapping[str, list[Example]] = field(default_factory=dict)  # of other tasks, by their names
@@ -101,7 +101,7 @@ def prepare(
         if template_of(recipe, other) == "text":
             rows = windows(rows, reader, student.config.max_position_embeddings)
             others[name] = (other, rows)
-        check_items(*questions(rows, template_of(recipe, other), reader, other.metric, other.choices))
+        fit[f"{name}'s"] = _asked(f"of {name}", rows, template_of(recipe, other), reader, other, student)
     asked = {name: seeds_of(name, recipe) for name in seeds}
     for rows in asked.values():  # some of each have room, or it says why not
         fitted(rows, template_of(recipe, task), load_tokenizer(teacher.folder), recipe.measure.max_tokens)
@@ -123,9 +123,9 @@ def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[st
 
 def _fit(
     recipe: Recipe, teacher: Checkpoint, student: Checkpoint, task: Task, splits: Mapping[Split, list[Example]]
-) -> dict[Split, dict[str, int]]:
+) -> dict[str, dict[str, int]]:
     """Each split's rows as they will be taken, with how many have too little room. UserError where none has enough."""
-    fit: dict[Split, dict[str, int]] = {}
+    fit: dict[str, dict[str, int]] = {}
     template, learns = template_of(recipe, task), load_tokenizer(student.folder, "student")
     reads: tuple[tuple[Split, Any, int], ...] = (
         ("seed", load_tokenizer(teacher.folder, "teacher"), recipe.measure.max_tokens),
@@ -135,13 +135,21 @@ def _fit(
         fit[split] = fitted(used_rows(recipe, splits, split), template, tokenizer, most).facts()
     asks: tuple[Split, ...] = ("validation", "test")
     for split in (one for one in asks if one in splits):
-        items, metric = questions(used_rows(recipe, splits, split), template, learns, task.metric, task.choices)
-        check_items(items, metric)
-        long = sum(room(item, metric) > student.config.max_position_embeddings for item in items)
-        if long == len(items):
-            raise UserError(f"data: no question of the {split} split fits into the student's context; give shorter")
-        fit[split] = {"rows": len(items), "not_asked": long}
+        rows = used_rows(recipe, splits, split)
+        fit[split] = _asked(f"of the {split} split", rows, template, learns, task, student)
     return fit
+
+
+def _asked(
+    of: str, rows: list[Example], template: TemplateName, reader: Any, task: Task, student: Checkpoint
+) -> dict[str, int]:
+    """How many rows are asked, and how many have no room for it. UserError where none has."""
+    items, metric = questions(rows, template, reader, task.metric, task.choices)
+    check_items(items, metric)
+    long = sum(room(item, metric) > student.config.max_position_embeddings for item in items)
+    if long == len(items):
+        raise UserError(f"data: no question {of} fits into the student's context; give shorter")
+    return {"rows": len(items), "not_asked": long}
 
 
 def check(recipe: Recipe, ready: Ready) -> None:

@@ -155,7 +155,7 @@ def test_wrong_tasks_are_told(call: Call, tmp_path: Path) -> None:
     """A name that is none, a text that isn't there or is empty, and what is scored already."""
     (tmp_path / "empty.txt").write_text("\n")
     for tasks, words in (
-        ("mmlv", "task: 'mmlv' is not known; known: demo, gsm8k"),
+        ("mmlv", "task: 'mmlv' is not known; did you mean mmlu"),
         ("lost.txt", "tasks: lost.txt can't be read"),
         ("empty.txt", "tasks: empty.txt is empty; give a text"),
         ("demo", "tasks: demo is scored already; leave it out"),

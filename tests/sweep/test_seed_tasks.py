@@ -12,12 +12,14 @@ from rows import write
 
 from orchestrator import pipeline
 from orchestrator.errors import UserError
+from orchestrator.prepare.ready import prepare
 from orchestrator.prepare.rows import find_beside, seeds_of
 from orchestrator.recipe import Sweep, TaskChoice
 from orchestrator.sweep.cells import cells_of
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.sweep import Plan
 from orchestrator.verdict.estimates import Result, leaderboard
+from orchestrator.verdict.words import ROOM, room_lines
 
 
 @pytest.fixture
@@ -103,3 +105,20 @@ def test_each_tasks_rows_are_found_near_those_that_are_trained_on(layout: str, f
     (folder / "mmlu").rename(renamed)
     own = recipe.model_copy(update={"task": TaskChoice(name="mmlu", data=str(renamed))})
     assert {row.id.rstrip("0123456789") for row in seeds_of("mmlu", own)} == {"mmlutrain"}
+
+
+def test_questions_beside_that_have_no_room_are_told(tmp_path: Path, demo_models: dict[str, Path]) -> None:
+    """Counted for each task, under a name that no split has; where none has room the task is refused."""
+    chats = [{"messages": [{"role": "user", "content": f"Backwards: {'ab' * (1 if at % 5 else 300)}{at}"},
+                           {"role": "assistant", "content": "ba"}]} for at in range(50)]  # fmt: skip
+    write(tmp_path / "test.jsonl", chats)
+    recipe = Sweep.model_validate(complete({})).recipe
+    ready = prepare(recipe, beside=[TaskChoice(name=str(tmp_path / "test.jsonl"))])
+    fit = ready.fit["test's"]
+    asked = [row.messages[0].content for row in ready.beside["test"][1]]
+    assert fit == {"rows": 10, "not_asked": sum(len(text) > 500 for text in asked)} and fit["not_asked"]
+    assert ready.fit["test"]["not_asked"] == 0
+    assert room_lines({"fit": ready.fit}) == [f"Of 10 test's rows {fit['not_asked']} {ROOM['not_asked']}."]
+    write(tmp_path / "test.jsonl", [chats[at // 5 * 5] | {"id": f"r{at}"} for at in range(50)])
+    with pytest.raises(UserError, match="no question of test fits"):
+        prepare(recipe, beside=[TaskChoice(name=str(tmp_path / "test.jsonl"))])
