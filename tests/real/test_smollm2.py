@@ -46,8 +46,8 @@ def test_from_teacher_to_lm_evals_own_number(
 ) -> None:
     """`pkt run`, `pkt export`, and `lm_eval run` in a process of its own: the score to the last digit, row by row.
 
-    Once with all matrices, so that the export unties the student; once as it is published, for answers that are
-    written: fewer tokens than a sweep allows, since a model that repeats itself writes all of them.
+    With all matrices where choices are made, and with fewer where answers are written: those have fewer tokens than a
+    sweep allows, since a model that repeats itself writes all of them.
     """
     metric = replace(TASKS[task].metric, max_new_tokens=min(NEW, TASKS[task].metric.max_new_tokens))
     monkeypatch.setitem(TASKS, task, replace(TASKS[task], metric=metric))
@@ -70,7 +70,6 @@ def test_from_teacher_to_lm_evals_own_number(
     assert [sample[name.split(",")[0]] for sample in samples] == [row["score"] for row in ours]
     assert [sample["doc"]["id"] for sample in samples] == [row["id"] for row in ours]
     assert [_answer(sample["resps"]) for sample in samples] == [row["output"] for row in ours]
-    assert (tmp_path / "task/student").exists() == ("embedding" in modules)
     if "embedding" in modules:
         _starts_where_pissa_does(Path(told["adapter"]), smollm)
         _loads_with_plain_peft(tmp_path / "lora", smollm, tmp_path / "task/student")
