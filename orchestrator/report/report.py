@@ -130,8 +130,9 @@ def _crossed(cells: Sequence[Crossed]) -> str:
     if not cells:
         return ""
     rows = [[one.arm, one.seeds, one.task, f"{one.delta:+.3f}", _span(one.ci95, "+")] for one in cells]
-    head = ["arm", "seeds of", "scored on", "difference from the baseline", "95 %"]
-    return f"<h2>Seeds of one task, scores on another</h2>{_table(head, rows, 'cross')}"
+    head = ["arm", "seeds of", "scored on", "difference from the baseline", "95 %, by itself"]
+    about = "A picture, not claims: where no seeds matter, one interval in twenty leaves zero out all the same."
+    return f"<h2>Seeds of one task, scores on another</h2><p>{about}</p>{_table(head, rows, 'cross')}"
 
 
 MOST_NAMED = 12  # examples that went wrong
