@@ -27,6 +27,7 @@ from orchestrator.store.remote import Remote
 Machine = Callable[[str], Store]  # as a machine of that name has the same store; a directory is shared by all
 SOON = {"beat": 0.1, "dead": 1.0}
 KINDS = ["directory", "memory", "lagging", "s3"]
+pytestmark = pytest.mark.xdist_group("stores")  # one server for all
 
 
 class Memory(MemoryFileSystem):
@@ -57,7 +58,7 @@ def endpoint() -> Iterator[str]:
         host, port = server.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # that an earlier server's client may be in
-        fsspec.filesystem("s3").mkdir("bucket")
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # what moto holds outlives its server
         yield f"http://{host}:{port}"
     server.stop()
 
