@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.scoring.budgets import SHARE
+from orchestrator.scoring.engine import Some
 from orchestrator.scoring.generation import spoken
 from orchestrator.scoring.judge import Item, Said
 from orchestrator.tasks.metric import Metric
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that it has kernels for
 AT_ONCE = 256  # questions whose answers are kept before the next are asked
-Some = list[tuple[int, Said]]
 
-_kept: dict[
-    tuple[str, str, int], tuple[Any, dict[str, int]]
-] = {}  # the last one, of this process; its adapters' numbers
+# The last engine, of this process, by its model, type and rank; with its adapters' numbers
+_kept: dict[tuple[str, str, int], tuple[Any, dict[str, int]]] = {}
 
 
 @dataclass(frozen=True)

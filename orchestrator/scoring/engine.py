@@ -120,7 +120,8 @@ def said(
         if not metric.writes:
             some = _likeliest(model, chosen, known, golds or {}, together, device, stops[0])
         elif metric.kind == "edit_success":
-            some = _edited(model, tokenizer, chosen, metric, known, golds or {}, together, device, stops[0])
+            shown = _likeliest(model, chosen, known, golds or {}, together, device, stops[0])
+            some = _edited(shown, _generated(model, tokenizer, chosen, metric, (), known, together, device))
         elif writer:
             some = writer(tokenizer, chosen, metric, stops, known)
         else:
@@ -188,22 +189,11 @@ def _generated(
             yield [(group[place], one)]
 
 
-def _edited(
-    model: Any,
-    tokenizer: Any,
-    items: Sequence[Item],
-    metric: Metric,
-    known: Mapping[str, Said],
-    golds: Mapping[str, Encoded],
-    together: bool,
-    device: Any,
-    pad: int,
-) -> Iterator[Some]:
+def _edited(shown: Iterator[Some], written: Iterator[Some]) -> Iterator[Some]:
     """What each edit's prompt is gone on with, and how its probes went: those of all edits are through before."""
-    some = _likeliest(model, items, known, golds, together, device, pad)
-    shown = dict(chain.from_iterable(some))
-    for batch in _generated(model, tokenizer, items, metric, (), known, together, device):
-        yield [(place, replace(shown[place], text=one.text, ids=one.ids)) for place, one in batch]
+    probes = dict(chain.from_iterable(shown))
+    for batch in written:
+        yield [(place, replace(probes[place], text=one.text, ids=one.ids)) for place, one in batch]
 
 
 def _likeliest(

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.tasks.base import Example, Task
+from orchestrator.tasks.base import Example, Task, read_lines
 from orchestrator.tasks.hub import UNREACHABLE, not_to_be_had
 from orchestrator.tasks.metric import Metric
 
 NAMED = re.compile(rb"^['\"]?(?:task|group)['\"]?: *['\"]?([^'\"\s]+)['\"]? *$", re.MULTILINE)
 SHOTS_SEED = 1234  # of lm-eval's choice of solved examples
 NEW = 256  # tokens of an answer where a task doesn't say: lm-eval's own
-SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")  # its fields
 NOT_SEEN = ("acc_mutual_info", "exact_match")  # of choices: they need more than how likely each is
 REST = {"custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "metadata", "process_docs", "task", "tag"}
 
@@ -100,7 +100,7 @@ def judging(metric: Metric) -> dict[str, Any]:
         config["metric_list"] = [one for one in config["metric_list"] if _called(one["metric"]) in wanted]
     if config.get("filter_list"):
         config["filter_list"] = config["filter_list"][:1]
-    shown = {"training_split", "validation_split", "fewshot_split", "fewshot_config", "num_fewshot"}
+    shown = (*SPLITS, "fewshot_config", "num_fewshot")
     return {key: value for key, value in config.items() if key not in shown} | {"test_split": "test"}
 
 
@@ -142,7 +142,7 @@ def _local(name: str, rows: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The task on a folder's rows. UserError where those that are scored are none of its files."""
     import datasets
 
-    named = {field: config.get(field) for field in (*SPLITS.values(), "fewshot_split")}
+    named = {field: config.get(field) for field in SPLITS}
     there = {split: rows / f"{split}.jsonl" for split in set(named.values()) if split}
     kept = {split: path for split, path in there.items() if path.is_file()}
     scored = named["test_split"] or named["validation_split"]
@@ -151,9 +151,8 @@ def _local(name: str, rows: Path, config: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for split, path in kept.items():
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-            found[split] = datasets.Dataset.from_list(lines)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            found[split] = datasets.Dataset.from_list(read_lines(path)[0])
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"data: {path} isn't JSON lines of one form ({error}); one row of the data set a line"
             ) from error

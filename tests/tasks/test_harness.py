@@ -190,6 +190,8 @@ def test_a_task_with_training_rows_is_split_and_its_answers_are_lm_evals_targets
         ("arc_challenge", "has no test.jsonl, rows of allenai/ai2_arc that arc_challenge scores"),
         ("hellaswag", "rows lack what lm-eval's hellaswag needs"),
         ("winogrande", "isn't JSON lines of one form"),
+        ("piqa", r"validation.jsonl:2 is not a JSON object"),
+        ("copa", r"validation.jsonl has no rows"),
         ("gsm8k_cot", "has no rows to train on; score it beside another task with --tasks gsm8k_cot"),
         ("openbookqa", "the hub can't be reached"),
     ],
@@ -200,7 +202,11 @@ def test_what_cant_be_had_is_told_with_a_remedy(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write(tmp_path / "validation.jsonl", [{"ctx": "A man"}])
     if name == "winogrande":
-        (tmp_path / "validation.jsonl").write_text('{"sentence": "a"}\n[1]\n')
+        (tmp_path / "validation.jsonl").write_text('{"sentence": "a"}\n{"sentence": {"b": 1}}\n')
+    if name == "piqa":
+        (tmp_path / "validation.jsonl").write_text('{"goal": "a"}\n[1]\n')
+    if name == "copa":
+        (tmp_path / "validation.jsonl").write_text("")
     if name == "gsm8k_cot":
         write(tmp_path / "test.jsonl", [gsm8k(1)])
     with pytest.raises(UserError, match=remedy):
