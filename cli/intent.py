@@ -6,16 +6,16 @@ import re
 from typing import Any
 
 from cli.options import amount
-from cli.plan import duration
+from cli.plan import duration, named
 from orchestrator.errors import UserError
-from orchestrator.prepare.rows import find_task
+from orchestrator.prepare.rows import at_hand, find_task
 from orchestrator.recipe import Grid, Sweep
 from orchestrator.report.record import asked_for, differences
 from orchestrator.store import Store
 from orchestrator.sweep.cells import cells_of
 from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try
 from orchestrator.sweep.hardware import Hardware
-from orchestrator.sweep.lengths import at_hand, lengths_of
+from orchestrator.sweep.lengths import lengths_of
 from orchestrator.sweep.plan import counts, forecast
 from orchestrator.verdict.power import EXPECTED, Spread, smallest_effect
 from orchestrator.verdict.verdict import ENOUGH_SEEDS, beforehand
@@ -50,7 +50,7 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     if not found or float(found[1]) <= 0:
         raise UserError(f"budget: {budget!r} is no amount; write it as 8gpu-hours")
     one = Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))
-    told, own = forecast(sweep, one, lengths_of(sweep.recipe)), counts(sweep, None)
+    told, own = forecast(sweep, one, lengths_of(sweep.recipe, beside=sweep.tasks)), counts(sweep, None)
     finetune, score = (told.steps[name].gpu_hours for name in ("finetune", "score"))
     final, attempt = finetune + score, max(share_of_a_try(sweep) * finetune + told.choosing.gpu_hours, 1e-9)
     compared, tries = own["compared"], own["fine_tunings"] - own["compared"]
@@ -106,10 +106,7 @@ def intent(
         f"Shared by all of them: {_shared(told)}.",
     ]
     if sweep.tasks:
-        beside = ", ".join(f"{one.name}:{one.shots}" if one.shots else one.name for one in sweep.tasks)
-        lines.append(
-            f"Scored on {beside}, too: the untouched student and each that is compared. The cost leaves that out."
-        )
+        lines.append(f"Scored on {named(sweep.tasks)}, too: the untouched student and each that is compared.")
     if sweep.trials and told["fine_tunings"] < sweep.trials:
         lines.append(
             f"Of {sweep.trials} trials no more are made, so that each arm tries as many settings as the others."
@@ -121,7 +118,8 @@ def intent(
         gpus = f"{_many(told['cost']['gpus'], 'GPU')} of {gpu_memory or DEFAULT_MEMORY}"
         lines.append(
             f"Cost by `pkt plan`, were it on {gpus}: {told['cost']['gpu_hours']:.2g} GPU-hours,"
-            f" {duration(told['cost']['seconds'])}; loading not counted, nor CPUs known."
+            f" {duration(told['cost']['seconds'])}; {', '.join(['loading', *told['cost']['not_counted']])} not counted,"
+            " nor CPUs known."
         )
     return "\n".join([*lines, *power(sweep, told["tries"], *(rows or rows_of(sweep)))])
 

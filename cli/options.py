@@ -136,15 +136,16 @@ def check_memory(
     UserError where the plan says that one of `steps` can't fit.
     """
     from orchestrator.recipe import Recipe, Sweep
+    from orchestrator.sweep.hardware import refuse_unless_fits
     from orchestrator.sweep.lengths import lengths_of
-    from orchestrator.sweep.plan import forecast, here, refuse_unless_fits, within
+    from orchestrator.sweep.plan import forecast, here, within
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
     memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None
     hardware = None if force else here(run, memory)
     if hardware is None:
         return run
-    lengths = lengths_of(sweep.recipe, fetch=True, seeds_alone="finetune" not in steps)
+    lengths = lengths_of(sweep.recipe, fetch=True, seeds_alone="finetune" not in steps, beside=sweep.tasks)
     told, assumed = forecast(sweep, hardware, lengths), f"{lengths}: {lengths.unknown}" if lengths.unknown else ""
     for step in steps:
         if cost := told.steps.get(step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from cli import options as o
 from cli import saying
 
 if TYPE_CHECKING:
+    from orchestrator.recipe import TaskChoice
     from orchestrator.sweep.plan import Forecast
 
 STEPS = {
@@ -36,6 +38,8 @@ def plan(
     judge: o.Judge = None,
     judge_model: o.JudgeModel = None,
     seeds: o.Seeds = None,
+    tasks: o.Tasks = None,
+    seed_tasks: o.SeedTasks = None,
     arms: o.Arms = None,
     rank: o.Rank = None,
     layers: o.Layers = None,
@@ -59,8 +63,9 @@ def plan(
     """
     flags = saying.models_and_task(
         teacher, student, task, data, template, seeds, None, metric, run_code, judge, judge_model
-    ) | {"repeats": repeats, "lr": saying.listed(lr)}
-    sweep = saying.sweep_of(file, flags, saying.axes_of(arms, rank, layers, structure, modules), set_ or [])
+    ) | {"repeats": repeats, "lr": saying.listed(lr), "tasks": saying.listed(tasks)}
+    axes = saying.axes_of(arms, rank, layers, structure, modules, seed_tasks)
+    sweep = saying.sweep_of(file, flags, axes, set_ or [])
 
     from cli.screen import Terminal
     from orchestrator.cluster.ranks import Placement
@@ -71,12 +76,12 @@ def plan(
     amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
     hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None)
     with Terminal().lasting("reading the rows and what cuts them into tokens ..."):
-        told = forecast(sweep, hardware, lengths_of(sweep.recipe))
-    typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware))
+        told = forecast(sweep, hardware, lengths_of(sweep.recipe, beside=sweep.tasks))
+    typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware, sweep.tasks))
     return 0
 
 
-def text(told: Forecast, hardware: Any) -> str:
+def text(told: Forecast, hardware: Any, beside: Sequence[TaskChoice] = ()) -> str:
     """For people: a line a step, then what it rests on."""
     teacher, student, sweep = told.teacher, told.student, told.steps["sweep"]
     lines = [
@@ -103,6 +108,10 @@ def text(told: Forecast, hardware: Any) -> str:
         lines.append(
             "Trainings compute activations again (finetune.gradient_checkpointing): half more time, less memory."
         )
+    if beside:
+        unknown = told.lengths.not_counted
+        without = f", without {', '.join(unknown)}, whose rows aren't here" if unknown else ""
+        lines.append(f"A trial's score is on {named(beside)}, too{without}.")
     if told.recorded_bytes:
         lines.append(f"The second pass writes {size(told.recorded_bytes)}B to the store.")
     lines += [
@@ -113,6 +122,11 @@ def text(told: Forecast, hardware: Any) -> str:
         "Computed from the configs; memory is checked against CPU runs (benchmarks/plan.py), nothing against a GPU.",
     ]
     return "\n".join(lines)
+
+
+def named(tasks: Sequence[TaskChoice]) -> str:
+    """With their solved examples, as they are asked for."""
+    return ", ".join(f"{one.name}:{one.shots}" if one.shots else one.name for one in tasks)
 
 
 def size(number: float) -> str:

@@ -17,7 +17,7 @@ from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.prepare.native import workers_have_bfloat16
-from orchestrator.prepare.rows import find_beside, find_rows, seeds_of, template_of, used_rows
+from orchestrator.prepare.rows import find_rows, scored_beside, seeds_of, template_of, used_rows
 from orchestrator.prepare.shapes import check_shapes
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scoring.asking import questions
@@ -25,7 +25,7 @@ from orchestrator.scoring.judge import check as check_items
 from orchestrator.scoring.judge import room
 from orchestrator.scoring.local_judge import check as check_judge
 from orchestrator.tasks import Task
-from orchestrator.tasks.base import Example, Split, draw
+from orchestrator.tasks.base import Example, Split
 from orchestrator.tasks.template import TemplateName, fitted
 from orchestrator.tasks.text import windows
 
@@ -112,12 +112,10 @@ def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[st
     """By their names, as many rows of each as are scored of the one that is trained on."""
     found: dict[str, tuple[Task, list[Example]]] = {}
     for choice in beside:
-        allowed = choice.run_code or recipe.task.run_code
-        other, rows = find_beside(choice.model_copy(update={"run_code": allowed}), recipe.task)
+        other, rows = scored_beside(recipe, choice)
         if other.name in (task.name, *found):
             raise UserError(f"tasks: {other.name} is scored already; leave it out")
-        most = recipe.evaluate.examples
-        found[other.name] = (other, draw(rows, most) if most else rows)
+        found[other.name] = (other, rows)
     return found
 
 

@@ -90,6 +90,13 @@ def find_beside(choice: TaskChoice, main: TaskChoice) -> tuple[Task, list[Exampl
     return task, splits["test"]
 
 
+def scored_beside(recipe: Recipe, choice: TaskChoice) -> tuple[Task, list[Example]]:
+    """A further task of a recipe's sweep, and as many of its rows as are scored of the one that is trained on."""
+    allowed, most = choice.run_code or recipe.task.run_code, recipe.evaluate.examples
+    task, rows = find_beside(choice.model_copy(update={"run_code": allowed}), recipe.task)
+    return task, draw(rows, most) if most else rows
+
+
 def find_task(choice: TaskChoice) -> tuple[Task, dict[Split, list[Example]]]:
     """A known task, a file's chats or edits by its path, or one of lm-eval's. UserError with what is known."""
     if choice.name in TASKS:
@@ -110,6 +117,13 @@ def is_file(name: str) -> bool:
     """Whether a task is a file of a user's own."""
     path = Path(name).expanduser()
     return path.suffix == ".jsonl" or path.is_file()
+
+
+def at_hand(choice: TaskChoice, main: TaskChoice | None = None) -> bool:
+    """Whether no hub has to be asked for a task's rows; `main`: of the one that it is scored beside."""
+    known = TASKS.get(choice.name)
+    made = known.source == "generated" if known else is_file(choice.name) or choice.name.endswith(".txt")
+    return made or choice.data is not None or bool(main and _folder(choice.name, main))
 
 
 def _of_lm_eval(choice: TaskChoice, data: str | None) -> Task:

@@ -3,6 +3,7 @@
     cache = held(model)                                 # empty
     model(ids, past_key_values=cache)                   # (rows, tokens): now it has them
     cache = taken([(cache, [0, 2])], width=7)           # rows 0 and 2, the last 7 places of each
+    keep(cache, [0, 2], width=7)                        # the same in its own memory
 
 Rows are aligned at their ends, so that a row's places are next to each other and windows of attention are as they
 would be alone. transformers' own cache copies all that it has with every token; this one has room for some more.
@@ -26,7 +27,7 @@ Part = tuple[Cache, Sequence[int]]
 
 
 class Held(DynamicLayer):  # type: ignore[misc, unused-ignore]
-    """One layer's keys and values (rows, heads, tokens, head_dim): the begins of buffers that are longer."""
+    """One layer's keys and values (rows, heads, tokens, head_dim): the begins of buffers for more rows and tokens."""
 
     keys: Tensor
     values: Tensor
@@ -35,21 +36,21 @@ class Held(DynamicLayer):  # type: ignore[misc, unused-ignore]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         """Both as they are with these at their ends."""
         if not self.is_initialized:
-            self.begin([_buffer(key_states, 0), _buffer(value_states, 0)], 0)
-        start = self.keys.shape[2]
-        end = start + key_states.shape[2]
+            self.begin([_buffer(key_states, 0), _buffer(value_states, 0)], key_states.shape[0], 0)
+        (rows, _, start, _), new = self.keys.shape, key_states.shape[2]
+        end = start + new
         if end > self.buffers[0].shape[2]:
             self.buffers = [_grown(one, end) for one in (self.keys, self.values)]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = new
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:rows, :, start:end] = states
+        self.begin(self.buffers, rows, end)
         return self.keys, self.values
 
-    def begin(self, buffers: Sequence[Tensor], tokens: int) -> None:
-        """With the first so many places of these."""
+    def begin(self, buffers: Sequence[Tensor], rows: int, tokens: int) -> None:
+        """With the first so many rows and places of these."""
         self.lazy_initialization(*buffers)
         self.buffers = list(buffers)
-        self.keys, self.values = (buffer[:, :, :tokens] for buffer in buffers)
+        self.keys, self.values = (buffer[:rows, :, :tokens] for buffer in buffers)
 
 
 def _buffer(like: Tensor, tokens: int, rows: int | None = None) -> Tensor:
@@ -100,15 +101,29 @@ def taken(parts: Sequence[Part], width: int, *, spent: bool = False) -> Cache:
     found = Cache(layers=[])
     for place in range(len(parts[0][0].layers)):
         layer, names = Held(), ("keys", "values")
-        layer.begin(
-            [_gathered([(getattr(cache.layers[place], name), rows) for cache, rows in parts], width) for name in names],
-            width,
-        )
+        buffers = [
+            _gathered([(getattr(cache.layers[place], name), rows) for cache, rows in parts], width) for name in names
+        ]
+        layer.begin(buffers, buffers[0].shape[0], width)
         found.layers.append(layer)
         if spent:
             for cache, _ in parts:
                 cache.layers[place] = None
     return found
+
+
+def keep(cache: Cache, order: Sequence[int], width: int) -> None:
+    """In place: row `at` becomes what row `order[at]` was, and `width` places of each are left, its last.
+
+    A row may only come from further back than where it goes.
+    """
+    moved = [(to, of) for to, of in enumerate(order) if to != of]
+    for layer in cache.layers:
+        for tensor in (layer.keys, layer.values):
+            for to, of in moved:
+                tensor[to] = tensor[of]
+        first = layer.keys.shape[2] - width
+        layer.begin([buffer[:, :, first:] for buffer in layer.buffers], len(order), width)
 
 
 def _gathered(parts: Sequence[tuple[Tensor, Sequence[int]]], width: int) -> Tensor:

@@ -9,6 +9,7 @@ Answers come a batch at a time, so that none is lost with the next.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +88,12 @@ def loaded(model: str, adapter: Path | None, *, dtype: str, writer: Writer | Non
     """The engine for a checkpoint folder with an adapter on it; what was loaded before in this process is taken."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network, folded(network):
-        yield Transformers(network, load_tokenizer(model), writer)
+        yield Transformers(network, _reader(model), writer)
+
+
+@functools.lru_cache(maxsize=4)  # every trial's adapter is scored by the same
+def _reader(model: str) -> Any:
+    return load_tokenizer(model)
 
 
 def said(
@@ -210,7 +216,8 @@ def _likeliest(
         yield told
     asked = [(place, ids, choice) for place, item in enumerate(items) for ids, choice in item.forced]
     rows = [Encoded("", [*ids, *choice], [-100] * len(ids) + [*choice]) for _, ids, choice in asked]
-    best: dict[int, torch.Tensor] | None = {} if any(item.probes for item in items) else None
+    forced = any(item.probes or len(item.choice_ids) == 1 for item in items)  # is it what a model would say?
+    best: dict[int, torch.Tensor] | None = {} if forced else None
     own = [place for place, item in enumerate(items) if item.id in golds]
     rows += [golds[items[place].id] for place in own]
     of = [*(place for place, *_ in asked), *own]  # whose each row is

@@ -9,7 +9,7 @@ A row that waits for the longest answer of its batch costs as much as one that i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from orchestrator.scoring.caches import FEW, alike, held, looks_back, taken
+from orchestrator.scoring.caches import FEW, alike, held, keep, looks_back, taken
 from orchestrator.scoring.judge import Said
 
 TAIL = 8  # tokens more than a text of `until` has characters: it lies in so many, if it is the last
@@ -52,16 +52,16 @@ def answered(
     waiting = deque(sorted(range(len(prompts)), key=lambda place: -len(prompts[place])))
     shared = _shared(model, prompts, device)
     rows: list[_Row] = []
-    cache = None
+    cache: Any = None
     while waiting or rows:
         free = at_once - len(rows)
         if waiting and (not rows or 4 * free >= at_once):
             places = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             more, fresh, logits = _begun(model, shared, [prompts[place] for place in places], device)
             new_rows = [_Row(place, count) for place, count in zip(places, more, strict=True)]
-            old: list[Any] = [(cache, range(len(rows)))] if cache else []
-            rows = [*rows, *new_rows]
-            cache = taken([*old, (fresh, range(len(new_rows)))], max(row.tokens for row in rows), spent=True)
+            old, rows = range(len(rows)), [*rows, *new_rows]
+            parts = [(cache, old), (fresh, range(len(new_rows)))]
+            cache = taken(parts, max(row.tokens for row in rows), spent=True) if old else fresh
             _write(new_rows, logits)
         else:
             ids = torch.tensor([[row.said[-1]] for row in rows], device=device)
@@ -74,9 +74,19 @@ def answered(
         ended = {at: said for at, row in enumerate(rows) if (said := _ended(tokenizer, row.said, stops, until, new))}
         yield from ((rows[at].place, said) for at, said in ended.items())
         if ended:
-            stay = [at for at in range(len(rows)) if at not in ended]
-            rows = [rows[at] for at in stay]
-            cache = taken([(cache, stay)], max(row.tokens for row in rows), spent=True) if rows and cache else None
+            order = _order(len(rows), ended)
+            rows = [rows[at] for at in order]
+            if rows:
+                keep(cache, order, max(row.tokens for row in rows))
+            else:
+                cache = None
+
+
+def _order(count: int, gone: Collection[int]) -> list[int]:
+    """The rows that stay, the last of them in the places of those that have gone: as few as can be move."""
+    left = count - len(gone)
+    last = iter(at for at in range(left, count) if at not in gone)
+    return [next(last) if at in gone else at for at in range(left)]
 
 
 def _shared(model: Any, prompts: Sequence[Sequence[int]], device: Any) -> tuple[int, Any]:

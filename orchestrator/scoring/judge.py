@@ -21,6 +21,7 @@ from orchestrator.tasks.metric import Metric
 
 OF_LM_EVAL = ("exact_match", "multiple_choice")
 NOT_ASKED = "[too long to be asked]"
+OTHER = "[another]"  # than the one answer whose likelihood was asked for
 
 
 class Forced(NamedTuple):
@@ -69,7 +70,7 @@ class Said:
     logs: tuple[float, ...] = ()  # of each choice the sum of its tokens' log-probabilities
     loss: float | None = None  # of the gold answer, where that is known by the way
     asked: bool = True  # False: the question and an answer don't fit into the model's context, so it is wrong
-    likeliest: tuple[tuple[int, ...], ...] = ()  # of each probe, at the places of its answer's tokens
+    likeliest: tuple[tuple[int, ...], ...] = ()  # of each probe, or of the one choice, at its tokens' places
     ids: tuple[int, ...] = ()  # the text's, where no end ends it
 
 
@@ -123,7 +124,7 @@ def judge(items: Sequence[Item], said: Sequence[Said], metric: Metric) -> list[S
     if metric.kind not in OF_LM_EVAL and not metric.harness:
         config["process_results"] = functools.partial(_figures, metric, _run(pairs) if metric.runs else {})
     tasks = {"tasks": {metric.kind: task(config=config)}}  # rows in memory: no file, no cache
-    samples = evaluate(lm=recorded([one for _, one in pairs]), task_dict=tasks, bootstrap_iters=0)["samples"]
+    samples = evaluate(lm=recorded(pairs), task_dict=tasks, bootstrap_iters=0)["samples"]
     found = {
         item.id: _scored(item, one, metric, sample)
         for (item, one), sample in zip(pairs, samples[metric.kind], strict=True)
@@ -193,6 +194,8 @@ def _scored(item: Item, said: Said, metric: Metric, sample: dict[str, Any]) -> S
     output, answer = said.text, sample["filtered_resps"][0]
     if said.logs:
         output = answer = item.choices[said.logs.index(max(said.logs))]  # the first of equals, as acc has it
+        if metric.harness and len(said.logs) == 1 and not _greedy(item, said):
+            output = answer = OTHER
     value = float(sample["acc" if metric.kind == "multiple_choice" else metric.kind])
     also: dict[str, float] = {name: float(sample[name]) for name in metric.also}
     return Scored(item.id, item.prompt, output, answer, item.gold.strip(), value, said.cut, also, item.category)
@@ -201,6 +204,11 @@ def _scored(item: Item, said: Said, metric: Metric, sample: dict[str, Any]) -> S
 def _unasked(item: Item, metric: Metric) -> Scored:
     also: dict[str, float] = dict.fromkeys(metric.also, 0.0)
     return Scored(item.id, item.prompt, "", NOT_ASKED, item.gold.strip(), 0.0, also=also, category=item.category)
+
+
+def _greedy(item: Item, said: Said) -> bool:
+    """Whether an answer that is only found likely, the one choice, is what the model would say token by token."""
+    return said.likeliest == item.choice_ids
 
 
 @functools.cache
@@ -214,15 +222,16 @@ def _harness() -> tuple[Any, Any, Any]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
     class Recorded(LM):  # type: ignore[misc, unused-ignore]
-        def __init__(self, said: Sequence[Said]) -> None:
+        def __init__(self, pairs: Sequence[tuple[Item, Said]]) -> None:
             super().__init__()
-            self._said = said
+            self._pairs = pairs
 
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-            return [self._said[request.doc_id].text for request in requests]
+            return [self._pairs[request.doc_id][1].text for request in requests]
 
         def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-            return [(self._said[request.doc_id].logs[request.idx], False) for request in requests]
+            asked = ((*self._pairs[request.doc_id], request.idx) for request in requests)
+            return [(one.logs[at], _greedy(item, one)) for item, one, at in asked]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
             raise NotImplementedError("no task here asks for a text's own likelihood")

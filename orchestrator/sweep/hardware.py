@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import USABLE
+from orchestrator.errors import UserError
 from orchestrator.scoring import budgets
 
 PROCESS = 500_000_000  # bytes: Python, its libraries and a tokenizer, where they share what the model is in
@@ -89,3 +90,18 @@ class Cost:
         memory = asdict(self.per_rank) | {"peak_bytes": self.per_rank.peak_bytes}
         found = {name: getattr(self, name) for name in ("network_bytes", "seconds", "gpu_hours", "smallest_cluster")}
         return {"fits": self.fits, "ranks": self.ranks, "per_rank": memory, **found}
+
+
+def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:
+    """UserError with the figures, and with what was `assumed`, where a step would run out of memory."""
+    if cost.fits:
+        return
+    need, room = cost.per_rank.peak_bytes, USABLE * cost.memory
+    where = "on 1 rank" if cost.ranks == 1 else f"on each of {cost.ranks} ranks"
+    remedy = "a smaller --tokens-at-once, finetune.micro_batch_size or max_tokens takes less"
+    if cost.smallest_cluster:
+        remedy = f"{cost.smallest_cluster} ranks with as much memory each would do (see `pkt plan`)"
+    raise UserError(
+        f"plan: {what} takes {need / 1e9:.1f} GB {where}, of which {room / 1e9:.1f} GB are usable"
+        f"{f' ({assumed})' if assumed else ''}; {remedy}, and --force goes on all the same"
+    )

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from orchestrator.prepare.rows import find_rows, is_file, template_of, used_rows
+from orchestrator.prepare.rows import at_hand, find_rows, scored_beside, template_of, used_rows
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.tasks import TASKS, Task
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import TemplateName, fitted
+from orchestrator.tasks.text import windows
 
 NO_LIMIT = 10**9
 
@@ -40,6 +41,8 @@ class Lengths:
     new: int  # tokens that an answer may have
     choices: int  # that each question has, 0 where answers are written
     unknown: str = ""
+    beside: tuple[Lengths, ...] = ()  # of the tasks that are scored, too: their test rows alone count
+    not_counted: tuple[str, ...] = ()  # those of which not even the number of rows is known here
 
     @classmethod
     def longest(cls, recipe: Recipe, unknown: str = "the rows aren't at hand") -> Lengths:
@@ -60,15 +63,40 @@ class Lengths:
         return f"seed examples of up to {seed:,} tokens, training rows of up to {train:,}"
 
 
-def lengths_of(recipe: Recipe, fetch: bool = False, *, seeds_alone: bool = False) -> Lengths:
+def lengths_of(
+    recipe: Recipe, fetch: bool = False, *, seeds_alone: bool = False, beside: Sequence[TaskChoice] = ()
+) -> Lengths:
     """Those of the rows that a recipe takes. With `fetch` a hub may be asked for rows, though never for a model.
-    `seeds_alone`: where only the teacher is asked, the others are taken to be as long as they may be.
+    `seeds_alone`: where only the teacher is asked, the others are taken to be as long as they may be. `beside`: the
+    tasks that are scored, too.
 
     UserError for rows and templates that can't be.
     """
-    if not (fetch or at_hand(recipe.task)):
-        return Lengths.longest(recipe, f"the rows of {recipe.task.name} aren't here; --data says where they are")
-    return _counted_rows(recipe, seeds_alone)
+    if fetch or at_hand(recipe.task):
+        own = _counted_rows(recipe, seeds_alone)
+    else:
+        own = Lengths.longest(recipe, f"the rows of {recipe.task.name} aren't here; --data says where they are")
+    if seeds_alone:
+        return own
+    others = {one.name: _counted_beside(recipe, one, fetch or at_hand(one, recipe.task)) for one in beside}
+    unknown = tuple(name for name, found in others.items() if found is None)
+    return replace(own, beside=tuple(filter(None, others.values())), not_counted=unknown)
+
+
+@functools.cache
+def _counted_beside(recipe: Recipe, choice: TaskChoice, here: bool) -> Lengths | None:
+    from orchestrator.models.loading import config_of, tokenizer_here
+
+    as_long_as_may_be = Lengths.longest(recipe.model_copy(update={"task": choice}))
+    tokenizer = tokenizer_here(recipe.student, "student") if here else None
+    if tokenizer is None:
+        return as_long_as_may_be if choice.name in TASKS else None
+    task, rows = scored_beside(recipe, choice)
+    (new, choices), template = _answers(task, rows), template_of(recipe, task)
+    if template == "text":
+        rows = windows(rows, tokenizer, config_of(recipe.student, "student").max_position_embeddings)
+    asked = _rows(rows, template, tokenizer, NO_LIMIT)
+    return replace(as_long_as_may_be, test=asked, new=new, choices=choices, unknown="")
 
 
 @functools.cache  # a command asks for its cost, its budget and its memory
@@ -97,13 +125,6 @@ def _counted_rows(recipe: Recipe, seeds_alone: bool) -> Lengths:
         new,
         choices,
     )
-
-
-def at_hand(choice: TaskChoice) -> bool:
-    """Whether no hub has to be asked for a task's rows."""
-    known = TASKS.get(choice.name)
-    made = known.source == "generated" if known else is_file(choice.name)
-    return made or choice.data is not None
 
 
 def _answers(task: Task, rows: Sequence[Example] = ()) -> tuple[int, int]:

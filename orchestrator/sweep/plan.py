@@ -16,7 +16,6 @@ from typing import Any
 from orchestrator.cluster import gpus
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import USABLE, connected, cores, nodes
-from orchestrator.errors import UserError
 from orchestrator.models.families import too_small
 from orchestrator.prepare.native import workers_have_bfloat16
 from orchestrator.prepare.shapes import check_shapes
@@ -128,6 +127,8 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         _alone(judged(score_cost(student, lengths, rows, rank, hardware), rows))
         for rows in (lengths.test, lengths.validation)
     )
+    for other in lengths.beside:
+        steps["score"] = steps["score"].then(score_cost(student, other, other.test, rank, hardware))
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
@@ -177,13 +178,14 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
     }
     if memory:
-        plan = forecast(sweep, Hardware(memory=memory), lengths_of(sweep.recipe))
+        lengths = lengths_of(sweep.recipe, beside=sweep.tasks)
+        plan = forecast(sweep, Hardware(memory=memory), lengths)
         for cell in cells:
             if cell.who == "student":
                 check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
         whole = plan.steps["sweep"]
-        hours, seconds = whole.gpu_hours, whole.seconds
-        told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
+        own = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": whole.gpu_hours, "seconds": whole.seconds}
+        told["cost"] = own | {"not_counted": list(lengths.not_counted)}
     return told
 
 
@@ -250,8 +252,9 @@ def here(run: Run, memory: float | None) -> Hardware | None:
         if count and not memory:
             memory = gpus.memory_of_nodes() if remote else gpus.memory(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if memory:
-        share = min(1.0, run.gpus_per_trial or 1.0)  # of a GPU
-        return replace(found, gpus=ranks or count or None, memory=memory, trial=memory * share)
+        return replace(
+            found, gpus=ranks or count or None, memory=memory, trial=memory * min(1, run.gpus_per_trial or 1)
+        )
     if count:
         logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
     if count or remote:
@@ -283,18 +286,3 @@ def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
         if ranks * max(peaks.values()) + (most - 1) * peaks["trial"] > USABLE * ranks * hardware.memory:
             more["memory"] = peaks
     return run.model_copy(update=more)
-
-
-def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:
-    """UserError with the figures, and with what was `assumed`, where a step would run out of memory."""
-    if cost.fits:
-        return
-    need, room = cost.per_rank.peak_bytes, USABLE * cost.memory
-    where = "on 1 rank" if cost.ranks == 1 else f"on each of {cost.ranks} ranks"
-    remedy = "a smaller --tokens-at-once, finetune.micro_batch_size or max_tokens takes less"
-    if cost.smallest_cluster:
-        remedy = f"{cost.smallest_cluster} ranks with as much memory each would do (see `pkt plan`)"
-    raise UserError(
-        f"plan: {what} takes {need / 1e9:.1f} GB {where}, of which {room / 1e9:.1f} GB are usable"
-        f"{f' ({assumed})' if assumed else ''}; {remedy}, and --force goes on all the same"
-    )

@@ -121,8 +121,8 @@ def _refuse(name: str, config: dict[str, Any]) -> None:
         "draws answers at random": bool(
             settings.get("do_sample") or settings.get("temperature") or config.get("repeats", 1) > 1
         ),
-        f"asks for {config.get('output_type')}, and here answers are written or chosen (of a text:"
-        " --tasks FILE.txt)": config.get("output_type") not in ("generate_until", "multiple_choice"),
+        f"asks for {config.get('output_type')}, and here answers are written, chosen or found likely (of a text:"
+        " --tasks FILE.txt)": config.get("output_type") not in ("generate_until", "multiple_choice", "loglikelihood"),
     }
     for reason in (reason for reason, holds in why.items() if holds):
         raise UserError(f"task: lm-eval's {name} can't be had here: it {reason}; take another")
@@ -182,8 +182,9 @@ def _metric(name: str, path: Path, task: Any, doc: dict[str, Any]) -> Metric:
     """Its own figures that are means over rows of numbers, more being better: the first is the score."""
     from lm_eval.api.registry import get_aggregation
 
-    chooses = task.OUTPUT_TYPE == "multiple_choice"
-    said: Any = [(0.0, False)] * len(task.doc_to_choice(doc)) if chooses else [""]
+    chooses = task.OUTPUT_TYPE != "generate_until"
+    offered = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else [""]
+    said: Any = [(0.0, False)] * len(offered) if chooses else offered
     mean, better, how = get_aggregation("mean"), task.higher_is_better(), task.aggregation()
     if "acc_mutual_info" in how:
         said = [*said, *said]
@@ -220,8 +221,9 @@ def _row(identity: str, task: Any, doc: dict[str, Any], solved: int, as_chat: bo
         options |= {"apply_chat_template": True, "fewshot_as_multiturn": True, "chat_template": _turns}
     asked = task.fewshot_context(doc, solved, **options)
     contexts = [asked] if isinstance(asked, str) else asked
-    before = "" if as_chat else task.config.target_delimiter  # of what is answered
-    if not as_chat and task.OUTPUT_TYPE == "multiple_choice":  # an asked text's last spaces are the answer's first
+    chosen, likely = task.OUTPUT_TYPE == "multiple_choice", task.OUTPUT_TYPE == "loglikelihood"
+    before = "" if as_chat or likely else task.config.target_delimiter  # of what is answered
+    if not as_chat and (chosen or likely):  # an asked text's last spaces are the answer's first
         before = contexts[0][len(contexts[0].rstrip()) :] + before
         contexts = [one.rstrip() for one in contexts]
     right, target = 0, task.doc_to_target(doc)
@@ -231,7 +233,7 @@ def _row(identity: str, task: Any, doc: dict[str, Any], solved: int, as_chat: bo
         right, choices = task.doc_to_text(doc), [target] * len(contexts)
     elif choices and isinstance(target, int):
         target = choices[target]
-    offered = [f"{before}{one}" for one in choices] if task.OUTPUT_TYPE == "multiple_choice" else []
+    offered = [f"{before}{one}" for one in choices if chosen] or [f"{before}{target}"] * likely
     asked = [json.loads(one) if as_chat else [{"role": "user", "content": one}] for one in contexts]
     if not all(turns[-1]["content"].strip() for turns in asked):
         raise UserError(f"task: lm-eval's {task.task_name} asks nothing before an answer; give its text to --tasks")

@@ -20,6 +20,7 @@ from scipy import optimize, special
 from orchestrator.verdict.asked import BOUNDS
 
 Matrix = NDArray[np.float64]
+PLACE = ("layers", "structure", "modules")  # where in the student an arm that extracts puts something
 TINY = 1e-100  # as a p-value: smaller ones are not told apart
 
 
@@ -183,8 +184,7 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
         mean, low, high = share_interval(result.scores)
         trained = result.arm not in BOUNDS
         delta = _against(result, [one for one in results if trained and one.arm == baseline and result.same(one)])
-        place = ("layers", "structure", "modules")
-        controls = [one for one in results if one.arm == "spectrum_control" and result.same(one, *place)]
+        controls = [one for one in results if one.arm == "spectrum_control" and result.same(one, *PLACE)]
         control = _against(result, controls if result.arm == "transfer" else [])
         rows.append(
             {

@@ -4,12 +4,13 @@
     told.headline, told.comparisons[0].outcome
 
 Every arm is represented by its settings of best validation score, so that the test split is looked at once and no row
-is picked by its test score. The unit is the random seed: a bootstrap nested in three seeds claims 17 % of the time
-where there is nothing, a permutation over examples 47 %. p-values are corrected by Holm's method for all comparisons
-that were asked about. Nothing is claimed with fewer than six seeds, where a training failed (those that ended are the
-luckier ones), in favour of an arm that had more settings to choose from (one whose try was lost had fewer), or of a
-teacher that was seen not to know the task; where that can't be told, a warning stands beside the claim. What can be
-known of all that before anything is run is told before it, by the same objections (`beforehand`).
+is picked by its test score; a control besides by transfer's own settings (`_chosen`). The unit is the random seed: a
+bootstrap nested in three seeds claims 17 % of the time where there is nothing, a permutation over examples 47 %.
+p-values are corrected by Holm's method for all comparisons that were asked about. Nothing is claimed with fewer than
+six seeds, where a training failed (those that ended are the luckier ones), in favour of an arm that had more settings
+to choose from (one whose try was lost had fewer), or of a teacher that was seen not to know the task; where that can't
+be told, a warning stands beside the claim. What can be known of all that before anything is run is told before it, by
+the same objections (`beforehand`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.verdict.asked import BOUNDS, OF_TEACHER, Comparison, Outcome, Question, judged_by
+from orchestrator.verdict.asked import BOUNDS, CONTROLS, OF_TEACHER, Comparison, Outcome, Question, judged_by
 from orchestrator.verdict.cost import MARGIN, Cost, costs
 from orchestrator.verdict.cost import sentence as told_of
-from orchestrator.verdict.estimates import Estimate, Result, difference, holm
+from orchestrator.verdict.estimates import PLACE, Estimate, Result, difference, holm
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.power import LEVEL, smallest_effect
 from orchestrator.verdict.words import headline, sentence, warnings
@@ -111,7 +112,7 @@ def judge(
     arms = list(tried or dict.fromkeys(one.arm for one in results))
     baseline = judged_by(arms, baseline)
     question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate, failed)
-    chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
+    chosen = _chosen(results, question)
     found = {
         arm: both
         for arm in question.against
@@ -147,6 +148,29 @@ def choose(results: Sequence[Result], arm: str) -> Result | None:
     if len(rows) > 1:
         rows = [one for one in rows if one.validation]
     return max(rows, key=lambda one: one.validation or (0.0, 0.0), default=None)
+
+
+def _chosen(results: Sequence[Result], question: Question) -> dict[str, Result]:
+    """The row that speaks for each arm: its best by validation.
+
+    A control answers for two rows: that one, and the one of the judged row's own layers, matrices and further axes. The
+    one that is harder to tell from the judged row speaks, so that a claim holds against both (an intersection-union
+    test: it needs no correction). Otherwise settings that happened to be chosen for transfer, and not for its control,
+    would pass for what the teacher knows.
+    """
+    chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
+    own = chosen.get(question.arm)
+    if own is None:
+        return chosen
+
+    def p(other: Result) -> float:
+        both = difference(own, other)
+        return both.p if both else 1.0
+
+    for arm in chosen.keys() & CONTROLS.keys() - {own.arm}:
+        twins = [one for one in results if one.arm == arm and own.same(one, *PLACE)]
+        chosen[arm] = max((chosen[arm], *twins), key=p)
+    return chosen
 
 
 def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: Terms, asked: int) -> Comparison:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.verdict.asked import ABOUT, BOUNDS, CONTROLS, OF_TEACHER
+from orchestrator.verdict.estimates import PLACE
 from orchestrator.verdict.gate import answer_of
 
 if TYPE_CHECKING:
@@ -195,18 +196,27 @@ def room_lines(record: Mapping[str, Any]) -> list[str]:
 
 def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whose answers had not ended when they had as many tokens as they may have."""
-    told = [f"{_named(row)} {row['cut']:.1%}" for row in rows if row["cut"]]
+    told = [f"{name} {row['cut']:.1%}" for name, row in zip(_names(rows), rows, strict=True) if row["cut"]]
     return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""
 
 
 def also_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is told of answers beside their score, row by row; not by kind, of which a file may name many."""
-    told = [f"{_named(row)}: {also_words(row['also'])}" for row in rows if row.get("also")]
+    named = zip(_names(rows), rows, strict=True)
+    told = [f"{name}: {also_words(row['also'])}" for name, row in named if row.get("also")]
     return [f"Beside the score: {'; '.join(told)}."] if told else []
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['arm']} r{row['rank']}" if row["rank"] else str(row["arm"])
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each row's in a few words: arm and rank, and of rows that are alike in these what tells them apart."""
+    short = [f"{row['arm']} r{row['rank']}" if row["rank"] else str(row["arm"]) for row in rows]
+    facts = [{name: row.get(name) for name in PLACE} | row.get("other", {}) for row in rows]
+    names = []
+    for own, told in zip(short, facts, strict=True):
+        alike = [other for name, other in zip(short, facts, strict=True) if name == own]
+        names.append(" ".join([own, *(str(value) for key, value in told.items() if value is not None
+                                      and len({str(one.get(key)) for one in alike}) > 1)]))  # fmt: skip
+    return names
 
 
 def also_words(also: Mapping[str, float]) -> str:

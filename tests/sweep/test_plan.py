@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import FAMILIES, batch, saved, tiny
+from transformers import AutoTokenizer
 
 from orchestrator.cluster.ranks import Member, Placement
 from orchestrator.cluster.sharding import GATHERED
@@ -19,10 +21,18 @@ from orchestrator.models.families import FAMILIES as ROWS
 from orchestrator.recipe import Recipe, Run, Sweep
 from orchestrator.scoring import budgets
 from orchestrator.scoring.caches import held
-from orchestrator.sweep.costs import GATHERS, Anatomy, finetune_cost, judge_cost, measure_cost, teacher_score_cost
-from orchestrator.sweep.hardware import Cost, Hardware
-from orchestrator.sweep.lengths import Lengths, Row
-from orchestrator.sweep.plan import forecast, refuse_unless_fits, within
+from orchestrator.sweep.costs import (
+    GATHERS,
+    Anatomy,
+    finetune_cost,
+    judge_cost,
+    measure_cost,
+    score_cost,
+    teacher_score_cost,
+)
+from orchestrator.sweep.hardware import Cost, Hardware, refuse_unless_fits
+from orchestrator.sweep.lengths import Lengths, Row, lengths_of
+from orchestrator.sweep.plan import forecast, within
 from orchestrator.sweep.presets import complete
 from orchestrator.tasks.template import Encoded
 from orchestrator.teacher.measure import Measuring, measuring
@@ -266,3 +276,29 @@ def test_a_judge_that_is_loaded_here_is_planned(tmp_path: Path) -> None:
         assert with_judge.steps[step].seconds == pytest.approx(without.steps[step].seconds + cost.seconds)
     small = forecast(sweep(recipe={**of, "task": task}), replace(here, memory=weights), lengths)
     assert not small.steps["score"].fits and small.steps["score"].smallest_cluster is None
+
+
+def test_tasks_that_are_scored_beside_are_planned(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """Their rows as the student's own tokenizer cuts them, after the task's own: longer ones take more memory."""
+    text, chats = tmp_path / "corpus.txt", tmp_path / "own.jsonl"
+    text.write_text("Backwards: a line of a text.\n" * 100)
+    turns = [("user", "ab" * 60), ("assistant", "ab")]
+    rows = [[{"role": role, "content": f"{at}{text}"} for role, text in turns] for at in range(20)]
+    chats.write_text("".join(json.dumps({"id": f"{at}", "messages": row}) + "\n" for at, row in enumerate(rows)))
+    recipe = {"teacher": str(demo_models["demo-teacher"]), "student": str(demo_models["demo-student"])}
+    one = sweep(recipe=recipe | {"task": "demo"}, tasks=[str(text), str(chats), "arc_easy", "mmlu"])
+    lengths = lengths_of(one.recipe, beside=one.tasks)
+    own, of_text, of_chats, of_mmlu = lengths, *lengths.beside
+    assert lengths.not_counted == ("arc_easy",)  # of mmlu it is known how many rows are published
+    assert of_mmlu.unknown and len(of_mmlu.test) == 14042 and of_mmlu.choices == 4
+    tokenizer = AutoTokenizer.from_pretrained(demo_models["demo-student"])
+    assert sum(row.tokens - row.asked for row in of_text.test) == len(tokenizer(text.read_text()).input_ids)
+    assert len(of_chats.test) == 4 and min(row.asked for row in of_chats.test) >= len(tokenizer("ab" * 60).input_ids)
+    here = Hardware(1, 4e9, cuda=False)
+    beside, alone = (forecast(one, here, of) for of in (lengths, replace(own, beside=())))
+    student = Anatomy.of(recipe["student"], "student")
+    more = [score_cost(student, of, of.test, one.recipe.rank, here) for of in lengths.beside]
+    assert beside.choosing == alone.choosing  # by the task's own validation rows
+    assert beside.steps["score"].seconds == pytest.approx(alone.steps["score"].seconds + sum(of.seconds for of in more))
+    fullest = max(of.per_rank.peak_bytes for of in (*more, alone.steps["score"]))
+    assert beside.steps["score"].per_rank.peak_bytes == fullest > alone.steps["score"].per_rank.peak_bytes

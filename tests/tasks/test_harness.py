@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rows import write
 from tiny import tiny
@@ -64,14 +65,19 @@ def nq(place: int) -> dict[str, Any]:
     return {"question": f"what is {WORDS[place % 12]}", "answer": [WORDS[(place + 1) % 12], WORDS[(place + 2) % 12]]}
 
 
+def lambada(place: int) -> dict[str, Any]:
+    return {"text": f"Janet sells {WORDS[place % 12]} and {WORDS[(place + 3) % 12]}, and then {WORDS[place % 5]}"}
+
+
 MADE: dict[str, Any] = {
+    "lambada_openai": lambada,
     "arc_easy": arc,
     "hellaswag": hellaswag,
     "winogrande": winogrande,
     "gsm8k_cot": gsm8k,
     "nq_open": nq,
 }
-SPLITS = {"arc_easy": "test", "gsm8k_cot": "test"}
+SPLITS = {"arc_easy": "test", "gsm8k_cot": "test", "lambada_openai": "test"}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +149,8 @@ def ours(
         ("gsm8k_cot", 0, False),
         ("gsm8k_cot", 0, True),
         ("nq_open", 0, False),
+        ("lambada_openai", 0, False),
+        ("lambada_openai", 0, True),
     ],
 )
 def test_every_figure_is_lm_evals_own(name: str, shots: int, chat: bool, model: Any, tmp_path: Path) -> None:
@@ -159,6 +167,20 @@ def test_every_figure_is_lm_evals_own(name: str, shots: int, chat: bool, model: 
             assert answer.text == other["resps"][0][0]
         else:
             assert answer.logs == pytest.approx([one[0][0] for one in other["resps"]], abs=1e-4)
+
+
+def test_an_answer_that_is_found_likely_is_right_where_the_model_would_say_it(model: Any, tmp_path: Path) -> None:
+    """A model that says one token of " a" after about half of all texts, and the other after the others."""
+    tokenizer, rows, sometimes = deepcopy(byte_level()), rows_of(tmp_path, "lambada_openai"), deepcopy(model)
+    space, letter = tokenizer(" a", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        sometimes.lm_head.weight *= 0.01
+        sometimes.lm_head.weight[space], sometimes.lm_head.weight[letter] = 1.0, -1.0
+    write(rows / "test.jsonl", [{"text": f"Janet sells {WORDS[at]} and lays {WORDS[at - 3]} a"} for at in range(12)])
+    scored, _, _ = ours(sometimes, tokenizer, "lambada_openai", rows, 0, False)
+    found = theirs(sometimes, tokenizer, "lambada_openai", rows, None, False)
+    assert [one.score for one in scored] == [one["acc"] for one in found]
+    assert {(one.score, one.answer) for one in scored} == {(1.0, " a"), (0.0, "[another]")}
 
 
 def test_a_task_with_training_rows_is_split_and_its_answers_are_lm_evals_targets(tmp_path: Path) -> None:

@@ -200,6 +200,30 @@ def test_settings_are_chosen_by_validation_never_by_the_test() -> None:
     assert told.comparisons[0].delta < 0
 
 
+def test_a_control_answers_for_its_best_row_and_for_transfers_settings() -> None:
+    """Of two choices of layers, of which validation took another one for each arm."""
+
+    def row(arm: str, mean: float, layers: str, *, best: bool) -> Result:
+        (found,) = rows({arm: mean}, validation=(0.9 if best else 0.5, 0.0))
+        return replace(found, layers=layers)
+
+    own, lora = row("transfer", 0.8, "first", best=True), rows({"lora": 0.4})
+    poor, good = (row("spectrum_control", mean, "last", best=True) for mean in (0.3, 0.75))
+    poor_twin, good_twin = (row("spectrum_control", mean, "first", best=False) for mean in (0.3, 0.8))
+    told = judge([own, poor, good_twin, *lora], "lora")  # the first layers are better for both
+    assert told.headline.startswith("Better than lora, but not shown to be the teacher's doing")
+    assert told.chosen["spectrum_control"].startswith("layers first")
+    told = judge([own, good, poor_twin, *lora], "lora")  # it has found its own
+    assert told.chosen["spectrum_control"].startswith("layers last")
+    assert judge([own, poor, poor_twin, *lora], "lora").headline.startswith("The teacher helped")
+
+
+@pytest.mark.slow
+def test_seeds_tasks_that_differ_do_not_pass_for_the_teachers_knowledge() -> None:
+    """Each arm by its own best row alone tells transfer from its control in 11 % of such sweeps."""
+    assert by_seeds(World("usual"), 0.5, 500, seed=5)["of its control"] <= 0.05
+
+
 def test_a_perfect_difference_is_a_claim() -> None:
     told = judge(rows({"transfer": 1.5, "lora": -0.5, "spectrum_control": -0.5}), "lora")
     assert [one.outcome for one in told.comparisons] == ["better", "better"]
