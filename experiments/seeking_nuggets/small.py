@@ -3,7 +3,7 @@
     python experiments/seeking_nuggets/small.py                                       # the package's own pair and task
     python experiments/seeking_nuggets/small.py --teacher DIR --student DIR --data DIR     # a real one, on mmlu
 
-Few rows, one learning rate and two random seeds: the tables have the cluster's form, and are no evidence. What follows
+`--only main,rank` runs these alone. Few rows, one learning rate and two random seeds: the tables have the cluster's form, and are no evidence. What follows
 `--` goes to each `pkt sweep`, after what is said here: `-- --store /tmp/small`.
 """
 
@@ -30,13 +30,16 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--teacher", "--student", "--data"):
         asked.add_argument(name)
+    asked.add_argument("--only", default=",".join(recipe.stem for recipe in RECIPES))
     asked.add_argument("more", nargs="*")
     said = asked.parse_args()
+    if unknown := {*said.only.split(",")} - {recipe.stem for recipe in RECIPES}:
+        asked.error(f"--only: there is no recipe {' or '.join(sorted(unknown))}")
     real = said.teacher is not None
     pair = (
         ["--teacher", said.teacher, "--student", said.student, "--data", f"{said.data}/mmlu", *REAL] if real else DEMO
     )
-    for recipe in RECIPES:
+    for recipe in (one for one in RECIPES if one.stem in said.only.split(",")):
         cross = recipe.stem == "cross_task"
         if cross and not real:
             continue  # the demo has one task

@@ -219,7 +219,8 @@ def _rests(told: Verdict) -> str:
         for one in told.comparisons
     ]
     how = (
-        "Each arm stands at its settings of best validation score; differences are paired by random seed and example,"
+        "Each arm stands at its settings of best validation score, a control at transfer's where that is the harder"
+        " test; differences are paired by random seed and example,"
         " their intervals are over both, each by itself, and p-values are corrected for all comparisons by Holm's"
         " method: the outcome goes by the corrected one."
     )

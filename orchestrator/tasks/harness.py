@@ -23,6 +23,7 @@ from orchestrator.tasks.metric import Metric
 
 NAMED = re.compile(rb"^['\"]?(?:task|group)['\"]?: *['\"]?([^'\"\s]+)['\"]? *$", re.MULTILINE)
 SHOTS_SEED = 1234  # of lm-eval's choice of solved examples
+MOST_NAMED = 20  # of a group's tasks
 NEW = 256  # tokens of an answer where a task doesn't say: lm-eval's own
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")  # its fields
 NOT_SEEN = ("acc_mutual_info", "exact_match")  # of choices: they need more than how likely each is
@@ -110,7 +111,11 @@ def _called(metric: Any) -> str:
 
 def _refuse(name: str, config: dict[str, Any]) -> None:
     if "group" in config:
-        raise UserError(f"task: {name} is a group of lm-eval's tasks; name one of {', '.join(_members(config))}")
+        members = _members(config)
+        more = f" and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
+        raise UserError(
+            f"task: {name} is a group of lm-eval's tasks; name one of {', '.join(members[:MOST_NAMED])}{more}"
+        )
     settings = config.get("generation_kwargs") or {}
     why = {
         "is made by lm-eval in Python": "class" in config,
