@@ -3,8 +3,8 @@
     python experiments/seeking_nuggets/small.py                                       # the package's own pair and task
     python experiments/seeking_nuggets/small.py --teacher DIR --student DIR --data DIR     # a real one, on mmlu
 
-`--only main,rank` runs these alone. Few rows, one learning rate and two random seeds: the tables have the cluster's form, and are no evidence. What follows
-`--` goes to each `pkt sweep`, after what is said here: `-- --store /tmp/small`.
+`--only main,rank` runs these alone. Few rows, one learning rate and two random seeds: the tables have the cluster's
+form, and are no evidence. What follows `--` goes to each `pkt sweep`, after what is said here: `-- --store /tmp/small`.
 """
 
 from __future__ import annotations

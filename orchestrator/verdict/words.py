@@ -210,12 +210,15 @@ def also_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each row's in a few words: arm and rank, and of rows that are alike in these what tells them apart."""
     short = [f"{row['arm']} r{row['rank']}" if row["rank"] else str(row["arm"]) for row in rows]
-    facts = [{name: row.get(name) for name in PLACE} | row.get("other", {}) for row in rows]
+    facts = [
+        [*(row.get(name) for name in PLACE), *(f"{key} {value}" for key, value in row.get("other", {}).items())]
+        for row in rows
+    ]
     names = []
     for own, told in zip(short, facts, strict=True):
         alike = [other for name, other in zip(short, facts, strict=True) if name == own]
-        names.append(" ".join([own, *(str(value) for key, value in told.items() if value is not None
-                                      and len({str(one.get(key)) for one in alike}) > 1)]))  # fmt: skip
+        apart = [words for words in told if words and not all(words in other for other in alike)]
+        names.append(f"{own} ({', '.join(apart)})" if apart else own)
     return names
 
 

@@ -15,7 +15,7 @@ from orchestrator.verdict.asked import Question
 from orchestrator.verdict.estimates import Result
 from orchestrator.verdict.power import Spread, smallest_effect
 from orchestrator.verdict.verdict import holm, judge
-from orchestrator.verdict.words import gate_line, reach
+from orchestrator.verdict.words import cut_line, gate_line, reach
 
 SWEEPS = 2000
 AT_MOST = 0.05 + 3 * (0.05 * 0.95 / SWEEPS) ** 0.5  # three standard deviations above the level: one run in 700
@@ -178,6 +178,18 @@ def test_nothing_is_claimed_in_favour_of_a_teacher_no_better_than_the_student() 
 )
 def test_the_gate_in_a_line(gate: dict[str, Any], line: str) -> None:
     assert gate_line(gate) == line
+
+
+def test_rows_that_look_alike_are_told_apart_where_they_are_named() -> None:
+    place = {"layers": "last", "structure": "window", "modules": "ffn", "rank": 8, "cut": 0.1}
+    rows = [{"arm": "lora", "rank": 8, "cut": 0.1}, {"arm": "student", "rank": None, "cut": 0.5}]
+    rows += [{**place, "arm": "transfer", "layers": layers, "other": {"measure.examples": count}}
+             for layers, count in (("first", 1), ("last", 1), ("last", 2))]  # fmt: skip
+    rows.append({**place, "arm": "transfer", "rank": 4, "other": {"measure.examples": 1}})
+    assert cut_line(rows).endswith(
+        ": lora r8 10.0%, student 50.0%, transfer r8 (first, measure.examples 1) 10.0%, transfer r8 (last,"
+        " measure.examples 1) 10.0%, transfer r8 (last, measure.examples 2) 10.0%, transfer r4 10.0%."
+    )
 
 
 def test_a_difference_that_no_score_can_have_is_not_named() -> None:
