@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from cli.options import amount
-from cli.plan import duration, named
+from cli.plan import duration
 from orchestrator.errors import UserError
 from orchestrator.prepare.rows import at_hand, find_task
 from orchestrator.recipe import Grid, Sweep
@@ -106,7 +106,9 @@ def intent(
         f"Shared by all of them: {_shared(told)}.",
     ]
     if sweep.tasks:
-        lines.append(f"Scored on {named(sweep.tasks)}, too: the untouched student and each that is compared.")
+        lines.append(
+            f"Scored on {', '.join(map(str, sweep.tasks))}, too: the untouched student and each that is compared."
+        )
     if sweep.trials and told["fine_tunings"] < sweep.trials:
         lines.append(
             f"Of {sweep.trials} trials no more are made, so that each arm tries as many settings as the others."

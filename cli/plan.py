@@ -110,8 +110,8 @@ def text(told: Forecast, hardware: Any, beside: Sequence[TaskChoice] = ()) -> st
         )
     if beside:
         unknown = told.lengths.not_counted
-        without = f", without {', '.join(unknown)}, whose rows aren't here" if unknown else ""
-        lines.append(f"A trial's score is on {named(beside)}, too{without}.")
+        without = f" ({', '.join(unknown)} can't be counted here)" if unknown else ""
+        lines.append(f"A trial's score is on {', '.join(map(str, beside))}, too{without}.")
     if told.recorded_bytes:
         lines.append(f"The second pass writes {size(told.recorded_bytes)}B to the store.")
     lines += [
@@ -122,11 +122,6 @@ def text(told: Forecast, hardware: Any, beside: Sequence[TaskChoice] = ()) -> st
         "Computed from the configs; memory is checked against CPU runs (benchmarks/plan.py), nothing against a GPU.",
     ]
     return "\n".join(lines)
-
-
-def named(tasks: Sequence[TaskChoice]) -> str:
-    """With their solved examples, as they are asked for."""
-    return ", ".join(f"{one.name}:{one.shots}" if one.shots else one.name for one in tasks)
 
 
 def size(number: float) -> str:

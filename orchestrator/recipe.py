@@ -54,6 +54,9 @@ class TaskChoice(Section):
     judge_model: str | None = None  # what it is to judge with; without an address, a checkpoint that judges here
     run_code: bool = False  # run programs that models wrote, in sandboxes
 
+    def __str__(self) -> str:
+        return f"{self.name}:{self.shots}" if self.shots else self.name
+
     @property
     def own_judge(self) -> str | None:
         """The checkpoint that judges here, where no endpoint does."""

@@ -78,7 +78,7 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
     from peft import PeftModel
 
     with without_own_warnings():
-        return PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True).eval()
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 @contextmanager

@@ -184,8 +184,12 @@ class Weights:
             return tensors.get_tensor(name)
 
 
+@functools.lru_cache(maxsize=8)  # a worker's trials all ask for the same
 def load_tokenizer(folder: str, field: str = "model") -> Any:
-    """The checkpoint's tokenizer, with a padding token. UserError where it has no end-of-sequence token."""
+    """The checkpoint's tokenizer, with a padding token; read once a process, and nobody's to change.
+
+    UserError where it has no end-of-sequence token.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -48,7 +48,8 @@ class Held(DynamicLayer):  # type: ignore[misc, unused-ignore]
 
     def begin(self, buffers: Sequence[Tensor], rows: int, tokens: int) -> None:
         """With the first so many rows and places of these."""
-        self.lazy_initialization(*buffers)
+        if not self.is_initialized:
+            self.lazy_initialization(*buffers)
         self.buffers = list(buffers)
         self.keys, self.values = (buffer[:rows, :, :tokens] for buffer in buffers)
 

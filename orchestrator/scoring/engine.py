@@ -9,7 +9,6 @@ Answers come a batch at a time, so that none is lost with the next.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,12 +87,7 @@ def loaded(model: str, adapter: Path | None, *, dtype: str, writer: Writer | Non
     """The engine for a checkpoint folder with an adapter on it; what was loaded before in this process is taken."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with borrowed(model, dtype=dtype, device=device) as base, wearing(base, adapter) as network, folded(network):
-        yield Transformers(network, _reader(model), writer)
-
-
-@functools.lru_cache(maxsize=4)  # every trial's adapter is scored by the same
-def _reader(model: str) -> Any:
-    return load_tokenizer(model)
+        yield Transformers(network, load_tokenizer(model), writer)
 
 
 def said(

@@ -56,6 +56,8 @@ def answered(
     while waiting or rows:
         free = at_once - len(rows)
         if waiting and (not rows or 4 * free >= at_once):
+            if rows:  # those that have ended let go of their room
+                cache = taken([(cache, range(len(rows)))], max(row.tokens for row in rows), spent=True)
             places = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             more, fresh, logits = _begun(model, shared, [prompts[place] for place in places], device)
             new_rows = [_Row(place, count) for place, count in zip(places, more, strict=True)]

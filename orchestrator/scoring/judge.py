@@ -192,11 +192,11 @@ def protocol(metric: Metric) -> dict[str, Any]:
 
 def _scored(item: Item, said: Said, metric: Metric, sample: dict[str, Any]) -> Scored:
     output, answer = said.text, sample["filtered_resps"][0]
-    if said.logs:
-        output = answer = item.choices[said.logs.index(max(said.logs))]  # the first of equals, as acc has it
-        if metric.harness and len(said.logs) == 1 and not _greedy(item, said):
-            output = answer = OTHER
     value = float(sample["acc" if metric.kind == "multiple_choice" else metric.kind])
+    if len(said.logs) == 1 and not value:
+        output = answer = OTHER
+    elif said.logs:
+        output = answer = item.choices[said.logs.index(max(said.logs))]  # the first of equals, as acc has it
     also: dict[str, float] = {name: float(sample[name]) for name in metric.also}
     return Scored(item.id, item.prompt, output, answer, item.gold.strip(), value, said.cut, also, item.category)
 

@@ -41,8 +41,17 @@ class Lengths:
     new: int  # tokens that an answer may have
     choices: int  # that each question has, 0 where answers are written
     unknown: str = ""
-    beside: tuple[Lengths, ...] = ()  # of the tasks that are scored, too: their test rows alone count
-    not_counted: tuple[str, ...] = ()  # those of which not even the number of rows is known here
+    beside: tuple[Beside, ...] = ()  # of the tasks that are scored, too
+
+    @property
+    def not_counted(self) -> list[str]:
+        """Tasks beside whose rows, or what cuts them, aren't here, nor how many there are."""
+        return [str(one.task) for one in self.beside if one.lengths is None]
+
+    @property
+    def counted(self) -> list[tuple[TaskChoice, Lengths]]:
+        """Tasks beside, with lengths of which the test rows alone count."""
+        return [(one.task, one.lengths) for one in self.beside if one.lengths]
 
     @classmethod
     def longest(cls, recipe: Recipe, unknown: str = "the rows aren't at hand") -> Lengths:
@@ -60,7 +69,16 @@ class Lengths:
         if self.unknown:
             return "every example as long as it may be"
         seed, train = (max(row.tokens for row in rows) for rows in (self.seed, self.train))
-        return f"seed examples of up to {seed:,} tokens, training rows of up to {train:,}"
+        guessed = ", ".join(str(task) for task, one in self.counted if one.unknown)
+        more = f", those of {guessed} as long as they may be" if guessed else ""
+        return f"seed examples of up to {seed:,} tokens, training rows of up to {train:,}{more}"
+
+
+class Beside(NamedTuple):
+    """A task that is scored beside the one that is trained; no lengths where nothing is known of its rows."""
+
+    task: TaskChoice
+    lengths: Lengths | None
 
 
 def lengths_of(
@@ -78,9 +96,8 @@ def lengths_of(
         own = Lengths.longest(recipe, f"the rows of {recipe.task.name} aren't here; --data says where they are")
     if seeds_alone:
         return own
-    others = {one.name: _counted_beside(recipe, one, fetch or at_hand(one, recipe.task)) for one in beside}
-    unknown = tuple(name for name, found in others.items() if found is None)
-    return replace(own, beside=tuple(filter(None, others.values())), not_counted=unknown)
+    others = (Beside(one, _counted_beside(recipe, one, fetch or at_hand(one, recipe.task))) for one in beside)
+    return replace(own, beside=tuple(others))
 
 
 @functools.cache

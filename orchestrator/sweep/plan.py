@@ -19,7 +19,7 @@ from orchestrator.cluster.session import USABLE, connected, cores, nodes
 from orchestrator.models.families import too_small
 from orchestrator.prepare.native import workers_have_bfloat16
 from orchestrator.prepare.shapes import check_shapes
-from orchestrator.recipe import Run, Sweep
+from orchestrator.recipe import Run, Sweep, TaskChoice
 from orchestrator.scoring import budgets
 from orchestrator.sweep.anatomy import Anatomy
 from orchestrator.sweep.cells import cells_of, check_rungs, seeds_of
@@ -78,6 +78,7 @@ class Forecast:
                 "train": max(row.tokens for row in self.lengths.train),
             },
             "unknown": self.lengths.unknown or None,
+            "not_counted": self.lengths.not_counted,
             "tokens_at_once": self.held.tokens,
             "answers_at_once": self.held.answers,
             "replicated": self.replicated,
@@ -105,11 +106,11 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     def scored(ranks: int, held: Hardware) -> Cost:
         return teacher_score_cost(teacher, lengths, lengths.test, ranks, held)
 
-    own = recipe.task.own_judge
-    judge = Anatomy.of(own, "judge-model", native=hardware.native) if own else None
-
-    def judged(cost: Cost, rows: Sequence[Row]) -> Cost:
-        return cost.then(judge_cost(judge, lengths, rows, hardware, cost.memory)) if judge else cost
+    def judged(cost: Cost, rows: Sequence[Row], task: TaskChoice = recipe.task, of: Lengths = lengths) -> Cost:
+        if task.own_judge is None:
+            return cost
+        judge = Anatomy.of(task.own_judge, "judge-model", native=hardware.native)
+        return cost.then(judge_cost(judge, of, rows, hardware, cost.memory))
 
     held = _holding(hardware, measured, scored)
     measure = _sized(lambda ranks: measured(ranks, held), hardware.gpus)
@@ -127,8 +128,9 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         _alone(judged(score_cost(student, lengths, rows, rank, hardware), rows))
         for rows in (lengths.test, lengths.validation)
     )
-    for other in lengths.beside:
-        steps["score"] = steps["score"].then(score_cost(student, other, other.test, rank, hardware))
+    for task, other in lengths.counted:
+        there = judged(score_cost(student, other, other.test, rank, hardware), other.test, task, other)
+        steps["score"] = steps["score"].then(there)
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
@@ -185,7 +187,7 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
                 check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
         whole = plan.steps["sweep"]
         own = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": whole.gpu_hours, "seconds": whole.seconds}
-        told["cost"] = own | {"not_counted": list(lengths.not_counted)}
+        told["cost"] = own | {"not_counted": lengths.not_counted}
     return told
 
 

@@ -64,6 +64,7 @@ def harness_task(name: str, data: str | None, shots: int, *, as_chat: bool) -> T
             f"task: lm-eval's {name} needs what isn't here ({error}); install it, or take another"
         ) from error
     task = _task(name, config if data is None else config | _local(name, Path(data).expanduser(), config))
+    as_chat = as_chat and task.OUTPUT_TYPE != "loglikelihood"  # a text that goes on is no turn
     docs = {"test": task.eval_docs}
     if task.has_training_docs():
         docs["train"] = task.training_docs()
@@ -188,8 +189,9 @@ def _metric(name: str, path: Path, task: Any, doc: dict[str, Any]) -> Metric:
     from lm_eval.api.registry import get_aggregation
 
     chooses = task.OUTPUT_TYPE != "generate_until"
-    offered = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else [""]
-    said: Any = [(0.0, False)] * len(offered) if chooses else offered
+    said: Any = [""]
+    if chooses:
+        said = [(0.0, False)] * (len(task.doc_to_choice(doc)) if task.OUTPUT_TYPE == "multiple_choice" else 1)
     mean, better, how = get_aggregation("mean"), task.higher_is_better(), task.aggregation()
     if "acc_mutual_info" in how:
         said = [*said, *said]

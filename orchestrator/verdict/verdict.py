@@ -4,7 +4,7 @@
     told.headline, told.comparisons[0].outcome
 
 Every arm is represented by its settings of best validation score, so that the test split is looked at once and no row
-is picked by its test score; a control besides by transfer's own settings (`_chosen`). The unit is the random seed: a
+is picked by its test score; a control answers for transfer's settings, too (`_pairs`). The unit is the random seed: a
 bootstrap nested in three seeds claims 17 % of the time where there is nothing, a permutation over examples 47 %.
 p-values are corrected by Holm's method for all comparisons that were asked about. Nothing is claimed with fewer than
 six seeds, where a training failed (those that ended are the luckier ones), in favour of an arm that had more settings
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.transfer.arms import ARMS
 from orchestrator.verdict.asked import BOUNDS, CONTROLS, OF_TEACHER, Comparison, Outcome, Question, judged_by
 from orchestrator.verdict.cost import MARGIN, Cost, costs
 from orchestrator.verdict.cost import sentence as told_of
@@ -28,6 +29,7 @@ from orchestrator.verdict.power import LEVEL, smallest_effect
 from orchestrator.verdict.words import headline, sentence, warnings
 
 ENOUGH_SEEDS = 6
+DOUBTS: tuple[Outcome, ...] = ("worse", "better", "can't tell", "described")  # of an arm's rows the last one counts
 
 
 @dataclass(frozen=True)
@@ -112,24 +114,27 @@ def judge(
     arms = list(tried or dict.fromkeys(one.arm for one in results))
     baseline = judged_by(arms, baseline)
     question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate, failed)
-    chosen = _chosen(results, question)
-    found = {
-        arm: both
-        for arm in question.against
-        if question.arm in chosen and arm in chosen and (both := difference(chosen[question.arm], chosen[arm]))
+    chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
+    own = chosen.get(question.arm)
+    pairs = {
+        arm: found for arm in question.against if own and arm in chosen and (found := _pairs(results, own, chosen[arm]))
     }
-    missing = len(question.against) - len(found)
-    corrected = holm([*(both.p for both in found.values()), *[1.0] * missing])
-    comparisons = tuple(
-        _compared(chosen[question.arm], chosen[arm], both, p, terms, len(question.against))
-        for (arm, both), p in zip(found.items(), corrected, strict=False)
-    )
-    settings = {arm: _settings(result) for arm, result in chosen.items()}
-    scores = {arm: float(result.scores.mean()) for arm, result in chosen.items()}
+    missing = len(question.against) - len(pairs)
+    corrected = holm([*map(_p, pairs.values()), *[1.0] * missing])
+    told: dict[str, tuple[Result, Comparison]] = {}
+    for (arm, found), p in zip(pairs.items(), corrected, strict=False):
+        each = [
+            (other, _compared(chosen[question.arm], other, both, p, terms, len(question.against)))
+            for other, both in found
+        ]
+        told[arm] = max(each, key=lambda one: (DOUBTS.index(one[1].outcome), one[1].p))
+    comparisons, shown = tuple(one for _, one in told.values()), chosen | {arm: row for arm, (row, _) in told.items()}
+    settings = {arm: _settings(result) for arm, result in shown.items()}
+    scores = {arm: float(result.scores.mean()) for arm, result in shown.items()}
     lost = [arm for arm in (question.arm, *question.against) if arm not in chosen]
-    told = headline(question, baseline, comparisons, gate, lost)
+    answer = headline(question, baseline, comparisons, gate, lost)
     paid = costs(results, chosen, margin=margin, enough=max(repeats, ENOUGH_SEEDS))
-    return Verdict(question, settings, scores, comparisons, told, warnings(gate, chosen, lost), tuple(paid))
+    return Verdict(question, settings, scores, comparisons, answer, warnings(gate, shown, lost), tuple(paid))
 
 
 def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: str | None = None) -> Verdict:
@@ -150,27 +155,26 @@ def choose(results: Sequence[Result], arm: str) -> Result | None:
     return max(rows, key=lambda one: one.validation or (0.0, 0.0), default=None)
 
 
-def _chosen(results: Sequence[Result], question: Question) -> dict[str, Result]:
-    """The row that speaks for each arm: its best by validation.
+def _pairs(results: Sequence[Result], own: Result, best: Result) -> list[tuple[Result, Estimate]]:
+    """The rows that answer for an arm, its best and of a control its twin besides, with `own`'s difference from each;
+    none where it has no random seed in common with one of them.
 
-    A control answers for two rows: that one, and the one of the judged row's own layers, matrices and further axes. The
-    one that is harder to tell from the judged row speaks, so that a claim holds against both (an intersection-union
-    test: it needs no correction). Otherwise settings that happened to be chosen for transfer, and not for its control,
-    would pass for what the teacher knows.
+    The twin is the control at `own`'s layers, matrices and further axes, but for what makes the control what it is. A
+    claim has to hold against both. Against the best alone, settings that happened to be chosen for transfer and not for
+    its control would pass for what the teacher knows; against the twin alone, settings that are bad for the control.
     """
-    chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
-    own = chosen.get(question.arm)
-    if own is None:
-        return chosen
+    rows = [best]
+    if best.arm in CONTROLS:
+        place = [name for name in PLACE if name not in ARMS[best.arm](kind=best.arm).fixes(0)]
+        rows += [one for one in results if one.arm == best.arm and one is not best and own.same(one, *place)]
+    pairs = [(other, both) for other in rows if (both := difference(own, other))]
+    return pairs if len(pairs) == len(rows) else []
 
-    def p(other: Result) -> float:
-        both = difference(own, other)
-        return both.p if both else 1.0
 
-    for arm in chosen.keys() & CONTROLS.keys() - {own.arm}:
-        twins = [one for one in results if one.arm == arm and own.same(one, *PLACE)]
-        chosen[arm] = max((chosen[arm], *twins), key=p)
-    return chosen
+def _p(pairs: Sequence[tuple[Result, Estimate]]) -> float:
+    """Of a difference in one direction from all of these rows: the largest p-value (an intersection-union test)."""
+    directions = {both.mean > 0 for _, both in pairs}
+    return max(both.p for _, both in pairs) if len(directions) == 1 else 1.0
 
 
 def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: Terms, asked: int) -> Comparison:

@@ -163,6 +163,18 @@ def test_folded_into_the_weights_it_is_the_same_model_and_comes_out_again(family
     assert all(torch.equal(after[name], was) for name, (_, was) in before.items())
 
 
+def test_what_was_learnt_in_float32_is_loaded_so_onto_a_narrow_student(tmp_path: Path) -> None:
+    """What training added to a start is far smaller than the start: rounded to bfloat16 most of it would be gone."""
+    model = attached(tiny("llama"), changes_base=True, alpha=2 * RANK)
+    train(model)
+    adapters.save(model, tmp_path, "a-student")
+    worn = adapters.load_adapter(tiny("llama").bfloat16(), tmp_path)
+    learnt, found = (adapters.lora_layers(one) for one in (model, worn))
+    for name, layer in found.items():
+        for own, other in zip(adapters.factors_of(layer), adapters.factors_of(learnt[name]), strict=True):
+            assert torch.equal(own, other)
+
+
 def test_what_rounding_would_change_is_not_folded() -> None:
     """In bfloat16 a sum of weight and adapter loses what the adapter has: outputs stay the very same bits."""
     worn = attached(tiny("llama").bfloat16(), changes_base=False)

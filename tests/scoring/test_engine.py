@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
@@ -66,6 +67,21 @@ def test_answers_are_those_of_generate_a_row_at_a_time(family: str, common: int,
     assert sorted(place for place, _ in found) == list(range(len(asked)))
     assert [said.text for _, said in sorted(found, key=lambda one: one[0])] == expected
     assert {place for place, said in found if said.cut} == {at for at, text in enumerate(expected) if len(text) == NEW}
+
+
+def test_what_has_ended_lets_go_of_its_room_before_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, rows = model_of("llama"), []
+    begun, layers = generation._begun, network.config.num_hidden_layers
+
+    def watched(model: Any, shared: Any, asked: Any, device: Any) -> Any:
+        gc.collect()
+        held = [one for one in gc.get_objects() if type(one) is caches.Held and one.is_initialized]
+        rows.append(sum(one.buffers[0].shape[0] for one in held) // layers + len(asked))
+        return begun(model, shared, asked, device)
+
+    monkeypatch.setattr(generation, "_begun", watched)
+    list(answered(network, Letters(), prompts(0, 40), new=NEW, stops=STOPS, at_once=8, device=network.device))
+    assert len(rows) > 4 and max(rows) == 8  # those that go on, and those that begin
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])

@@ -18,7 +18,7 @@ from orchestrator.cluster.ranks import Member, Placement
 from orchestrator.cluster.sharding import GATHERED
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES as ROWS
-from orchestrator.recipe import Recipe, Run, Sweep
+from orchestrator.recipe import Recipe, Run, Sweep, TaskChoice
 from orchestrator.scoring import budgets
 from orchestrator.scoring.caches import held
 from orchestrator.sweep.costs import (
@@ -31,7 +31,7 @@ from orchestrator.sweep.costs import (
     teacher_score_cost,
 )
 from orchestrator.sweep.hardware import Cost, Hardware, refuse_unless_fits
-from orchestrator.sweep.lengths import Lengths, Row, lengths_of
+from orchestrator.sweep.lengths import Beside, Lengths, Row, lengths_of
 from orchestrator.sweep.plan import forecast, within
 from orchestrator.sweep.presets import complete
 from orchestrator.tasks.template import Encoded
@@ -274,6 +274,9 @@ def test_a_judge_that_is_loaded_here_is_planned(tmp_path: Path) -> None:
     for step in ("score", "teacher_score"):
         assert with_judge.steps[step].per_rank == cost.per_rank != without.steps[step].per_rank
         assert with_judge.steps[step].seconds == pytest.approx(without.steps[step].seconds + cost.seconds)
+    there = replace(lengths, beside=(Beside(TaskChoice(**task), lengths),))
+    plain = forecast(sweep(recipe={**of, "task": {"name": "alpaca"}}), here, there)
+    assert plain.steps["score"].per_rank == cost.per_rank  # as one that judges a task beside is
     small = forecast(sweep(recipe={**of, "task": task}), replace(here, memory=weights), lengths)
     assert not small.steps["score"].fits and small.steps["score"].smallest_cluster is None
 
@@ -288,16 +291,18 @@ def test_tasks_that_are_scored_beside_are_planned(demo_models: dict[str, Path], 
     recipe = {"teacher": str(demo_models["demo-teacher"]), "student": str(demo_models["demo-student"])}
     one = sweep(recipe=recipe | {"task": "demo"}, tasks=[str(text), str(chats), "arc_easy", "mmlu"])
     lengths = lengths_of(one.recipe, beside=one.tasks)
-    own, of_text, of_chats, of_mmlu = lengths, *lengths.beside
-    assert lengths.not_counted == ("arc_easy",)  # of mmlu it is known how many rows are published
+    own, (of_text, of_chats, of_mmlu) = lengths, (found for _, found in lengths.counted)
+    assert lengths.not_counted == ["arc_easy"]  # of mmlu it is known how many rows are published
     assert of_mmlu.unknown and len(of_mmlu.test) == 14042 and of_mmlu.choices == 4
     tokenizer = AutoTokenizer.from_pretrained(demo_models["demo-student"])
     assert sum(row.tokens - row.asked for row in of_text.test) == len(tokenizer(text.read_text()).input_ids)
     assert len(of_chats.test) == 4 and min(row.asked for row in of_chats.test) >= len(tokenizer("ab" * 60).input_ids)
+    twice = lengths_of(one.recipe, beside=[TaskChoice(name="mmlu"), TaskChoice(name="mmlu", shots=5)])
+    assert [str(task) for task, _ in twice.counted] == ["mmlu", "mmlu:5"]
     here = Hardware(1, 4e9, cuda=False)
     beside, alone = (forecast(one, here, of) for of in (lengths, replace(own, beside=())))
     student = Anatomy.of(recipe["student"], "student")
-    more = [score_cost(student, of, of.test, one.recipe.rank, here) for of in lengths.beside]
+    more = [score_cost(student, of, of.test, one.recipe.rank, here) for _, of in lengths.counted]
     assert beside.choosing == alone.choosing  # by the task's own validation rows
     assert beside.steps["score"].seconds == pytest.approx(alone.steps["score"].seconds + sum(of.seconds for of in more))
     fullest = max(of.per_rank.peak_bytes for of in (*more, alone.steps["score"]))

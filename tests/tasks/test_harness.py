@@ -150,7 +150,7 @@ def ours(
         ("gsm8k_cot", 0, True),
         ("nq_open", 0, False),
         ("lambada_openai", 0, False),
-        ("lambada_openai", 0, True),
+        ("lambada_openai", 2, False),
     ],
 )
 def test_every_figure_is_lm_evals_own(name: str, shots: int, chat: bool, model: Any, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from calibration.further import by_seeds, seeded
 from calibration.simulate import ARMS, WORLDS, World, claims, shift_for, told_effect
 from scipy import stats
 
-from orchestrator.verdict.asked import Question
+from orchestrator.verdict.asked import CONTROLS, Question
 from orchestrator.verdict.estimates import Result
 from orchestrator.verdict.power import Spread, smallest_effect
-from orchestrator.verdict.verdict import holm, judge
+from orchestrator.verdict.verdict import Verdict, holm, judge
 from orchestrator.verdict.words import cut_line, gate_line, reach
 
 SWEEPS = 2000
@@ -212,22 +212,35 @@ def test_settings_are_chosen_by_validation_never_by_the_test() -> None:
     assert told.comparisons[0].delta < 0
 
 
-def test_a_control_answers_for_its_best_row_and_for_transfers_settings() -> None:
+def placed(arm: str, mean: float, layers: str, *, best: bool, seeds: int = 6, structure: str = "window") -> Result:
+    (found,) = rows({arm: mean}, seeds=seeds, validation=(0.9 if best else 0.5, 0.0))
+    return replace(found, layers=layers, structure=structure)
+
+
+@pytest.mark.parametrize("control", sorted(CONTROLS))
+def test_a_control_answers_for_its_best_row_and_for_transfers_settings(control: str) -> None:
     """Of two choices of layers, of which validation took another one for each arm."""
+    own = placed("transfer", 0.8, "first", best=True)
+    spectrum = [placed("spectrum_control", 0.2, "first", best=True)] if control != "spectrum_control" else []
+    fixed = {"structure": "random_window"} if control == "random_window" else {}
 
-    def row(arm: str, mean: float, layers: str, *, best: bool) -> Result:
-        (found,) = rows({arm: mean}, validation=(0.9 if best else 0.5, 0.0))
-        return replace(found, layers=layers)
+    def told(best: float, twin: float, seeds: int = 6) -> Verdict:
+        row = placed(control, best, "last", best=True, seeds=seeds, **fixed)
+        return judge(
+            [own, row, placed(control, twin, "first", best=False, **fixed), *spectrum, *rows({"lora": 0.4})], "lora"
+        )
 
-    own, lora = row("transfer", 0.8, "first", best=True), rows({"lora": 0.4})
-    poor, good = (row("spectrum_control", mean, "last", best=True) for mean in (0.3, 0.75))
-    poor_twin, good_twin = (row("spectrum_control", mean, "first", best=False) for mean in (0.3, 0.8))
-    told = judge([own, poor, good_twin, *lora], "lora")  # the first layers are better for both
-    assert told.headline.startswith("Better than lora, but not shown to be the teacher's doing")
-    assert told.chosen["spectrum_control"].startswith("layers first")
-    told = judge([own, good, poor_twin, *lora], "lora")  # it has found its own
-    assert told.chosen["spectrum_control"].startswith("layers last")
-    assert judge([own, poor, poor_twin, *lora], "lora").headline.startswith("The teacher helped")
+    both_are_better = told(0.3, 0.8)  # at the first layers
+    assert both_are_better.headline.startswith("Better than lora, but not shown to be the teacher's doing")
+    assert both_are_better.chosen[control].startswith("layers first")
+    found_its_own = told(0.75, 0.3)
+    assert found_its_own.chosen[control].startswith("layers last")
+    assert told(0.3, 0.3).headline.startswith("The teacher helped")
+    for best, twin in ((0.95, 0.3), (0.3, 0.95)):  # worse than one of them, and better than the other
+        (one,) = (one for one in told(best, twin).comparisons if one.against == control)
+        assert (one.outcome, one.p_holm) == ("can't tell", 1.0)
+    (one,) = (one for one in told(0.3, 0.3, seeds=5).comparisons if one.against == control)
+    assert one.outcome == "described" and "5 random seeds" in one.why  # the twin's six don't speak for them
 
 
 @pytest.mark.slow
