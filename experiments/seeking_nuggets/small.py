@@ -19,7 +19,7 @@ PKT = Path(sys.executable).with_name("pkt")
 SMALL = ["--repeats", "2", "--set", "tuning_seeds=1", "--yes"]
 DEMO = ["--teacher", "demo-teacher", "--student", "demo-student", "--task", "demo", "--lr", "8e-3", "--tasks", ""]
 DEMO += ["--set", "evaluate.examples=50"]
-REAL = ["--task", "mmlu", "--lr", "1e-3", "--tasks", "super_ni", "--set", "finetune.examples=16"]
+REAL = ["--task", "mmlu", "--lr", "3e-4", "--tasks", "super_ni", "--set", "finetune.examples=16"]
 REAL += ["--set", "finetune.batch_size=8", "--set", "finetune.epochs=1", "--set", "evaluate.examples=8"]
 REAL += ["--set", "measure.examples=8"]
 OTHER_SEEDS = ["--seed-tasks", "gsm8k,mmlu,super_ni"]
