@@ -149,7 +149,7 @@ def _around(model: str, data: str) -> list[list[Any]]:
                 told, losses = put(engine, asks, stops(TEMPLATE, tokenizer), folder / "said")
                 judged(asks.items, told, losses, asks.metric)
 
-            scored()
+            ended = peak_bytes(scored)
             taken = time.perf_counter() - began
         with loaded(model, folder / "other", dtype=DTYPE) as engine:  # the plan knows of no answer's end
             endless = asks._replace(metric=replace(asks.metric, until=()))
@@ -159,6 +159,7 @@ def _around(model: str, data: str) -> list[list[Any]]:
         ["a second adapter on the same base starts in", f"{starts[1]:.2f} s", "1 s"],
         [f"scoring {ROWS // 2} rows beyond the model's own time", f"{taken / own[0] - 1:.1%}", "5 %"],
         ["memory for answers that never end, by the plan", f"{planned / whole:.2f} x", f"{whole / 1e9:.2f} GB found"],
+        ["memory for answers as they end, by the plan", f"{planned / ended:.2f} x", f"{ended / 1e9:.2f} GB found"],
         _continuous(model, data),
     ]  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -70,15 +70,18 @@ def test_answers_are_those_of_generate_a_row_at_a_time(family: str, common: int,
 
 
 def test_what_has_ended_lets_go_of_its_room_before_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, rows = model_of("llama"), []
-    begun, layers = generation._begun, network.config.num_hidden_layers
+    network, rows, held = model_of("llama"), [], weakref.WeakSet[caches.Held]()
+    begun, begin, layers = generation._begun, caches.Held.begin, network.config.num_hidden_layers
+
+    def noted(layer: caches.Held, *words: Any) -> None:
+        held.add(layer)
+        begin(layer, *words)
 
     def watched(model: Any, shared: Any, asked: Any, device: Any) -> Any:
-        gc.collect()
-        held = [one for one in gc.get_objects() if type(one) is caches.Held and one.is_initialized]
         rows.append(sum(one.buffers[0].shape[0] for one in held) // layers + len(asked))
         return begun(model, shared, asked, device)
 
+    monkeypatch.setattr(caches.Held, "begin", noted)
     monkeypatch.setattr(generation, "_begun", watched)
     list(answered(network, Letters(), prompts(0, 40), new=NEW, stops=STOPS, at_once=8, device=network.device))
     assert len(rows) > 4 and max(rows) == 8  # those that go on, and those that begin
