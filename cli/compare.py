@@ -88,7 +88,7 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
 
 def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store: str) -> list[str]:
     """What the verdict rests on, and where to look further."""
-    from orchestrator.verdict.asked import CONTROLS
+    from orchestrator.verdict.words import how_chosen
 
     where = "" if store == str(Path(o.STORE).absolute()) else f" --store {shlex.quote(store)}"
     name = record["name"]
@@ -98,10 +98,8 @@ def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store:
         f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried){_other_row(arm, told.scores[arm], rows)}"
         for arm, settings in told.chosen.items()
     ]
-    several = any([row["arm"] for row in rows].count(arm) > 1 for arm in told.chosen if arm in CONTROLS)
-    twin = " (a control at transfer's, where that is the harder test)" if several else ""
     return [
-        *([f"Each arm was taken at its settings of best validation score{twin}:", *chosen] if chosen else []),
+        *([f"Each arm was taken at its {how_chosen(told.twins)}:", *chosen] if chosen else []),
         "One task and one pair of models: no evidence for others.",
         f"Look further: {'   |   '.join(f'pkt {verb}{where}' for verb in verbs)}",
     ]

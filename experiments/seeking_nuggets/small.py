@@ -33,13 +33,14 @@ def main() -> int:
     asked.add_argument("--only", default=",".join(recipe.stem for recipe in RECIPES))
     asked.add_argument("more", nargs="*")
     said = asked.parse_args()
-    if unknown := {*said.only.split(",")} - {recipe.stem for recipe in RECIPES}:
+    only = said.only.split(",")
+    if unknown := {*only} - {recipe.stem for recipe in RECIPES}:
         asked.error(f"--only: there is no recipe {' or '.join(sorted(unknown))}")
     real = said.teacher is not None
     pair = (
         ["--teacher", said.teacher, "--student", said.student, "--data", f"{said.data}/mmlu", *REAL] if real else DEMO
     )
-    for recipe in (one for one in RECIPES if one.stem in said.only.split(",")):
+    for recipe in (one for one in RECIPES if one.stem in only):
         cross = recipe.stem == "cross_task"
         if cross and not real:
             continue  # the demo has one task

@@ -18,11 +18,10 @@ from orchestrator.report.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.report.evidence import Evidence, collect
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
-from orchestrator.verdict.asked import CONTROLS
 from orchestrator.verdict.estimates import Result, told_apart_by
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.verdict import Verdict, verdict_of
-from orchestrator.verdict.words import about_rows, also_line, clipped_line, gate_line, reach, room_lines
+from orchestrator.verdict.words import about_rows, also_line, clipped_line, gate_line, how_chosen, reach, room_lines
 
 
 def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
@@ -219,10 +218,9 @@ def _rests(told: Verdict) -> str:
         ]
         for one in told.comparisons
     ]
-    twin = ", a control at transfer's where that is the harder test" if {*told.chosen} & {*CONTROLS} else ""
     how = (
-        f"Each arm stands at its settings of best validation score{twin}; differences are paired by random seed and"
-        " example, their intervals are over both, each by itself, and p-values are corrected for all comparisons by"
+        f"Each arm stands at its {how_chosen(told.twins)}; differences are paired by random seed and example,"
+        " their intervals are over both, each by itself, and p-values are corrected for all comparisons by"
         " Holm's method: the outcome goes by the corrected one."
     )
     return f"<p>{how}</p>" + _table(head, rows, "rests")

@@ -5,6 +5,7 @@ forecast(sweep, Hardware(gpus=8, memory=80e9)).steps["measure"].fits
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -106,11 +107,14 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     def scored(ranks: int, held: Hardware) -> Cost:
         return teacher_score_cost(teacher, lengths, lengths.test, ranks, held)
 
+    @functools.cache  # a judge's config is read once
+    def judge(name: str) -> Anatomy:
+        return Anatomy.of(name, "judge-model", native=hardware.native)
+
     def judged(cost: Cost, rows: Sequence[Row], task: TaskChoice = recipe.task, of: Lengths = lengths) -> Cost:
         if task.own_judge is None:
             return cost
-        judge = Anatomy.of(task.own_judge, "judge-model", native=hardware.native)
-        return cost.then(judge_cost(judge, of, rows, hardware, cost.memory))
+        return cost.then(judge_cost(judge(task.own_judge), of, rows, hardware, cost.memory))
 
     held = _holding(hardware, measured, scored)
     measure = _sized(lambda ranks: measured(ranks, held), hardware.gpus)
@@ -186,8 +190,9 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
             if cell.who == "student":
                 check_shapes(cell.recipe, plan.teacher.family, plan.teacher.geometry, plan.student.geometry)
         whole = plan.steps["sweep"]
-        own = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": whole.gpu_hours, "seconds": whole.seconds}
-        told["cost"] = own | {"not_counted": lengths.not_counted}
+        hours, seconds = whole.gpu_hours, whole.seconds
+        told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
+        told["cost"]["not_counted"] = lengths.not_counted
     return told
 
 
@@ -254,9 +259,8 @@ def here(run: Run, memory: float | None) -> Hardware | None:
         if count and not memory:
             memory = gpus.memory_of_nodes() if remote else gpus.memory(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if memory:
-        return replace(
-            found, gpus=ranks or count or None, memory=memory, trial=memory * min(1, run.gpus_per_trial or 1)
-        )
+        share = min(1.0, run.gpus_per_trial or 1.0)  # of a GPU
+        return replace(found, gpus=ranks or count or None, memory=memory, trial=memory * share)
     if count:
         logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
     if count or remote:

@@ -240,7 +240,7 @@ def _row(identity: str, task: Any, doc: dict[str, Any], solved: int, as_chat: bo
         right, choices = task.doc_to_text(doc), [target] * len(contexts)
     elif choices and isinstance(target, int):
         target = choices[target]
-    offered = [f"{before}{one}" for one in choices if chosen] or [f"{before}{target}"] * likely
+    offered = choices if chosen else [target] if likely else []
     asked = [json.loads(one) if as_chat else [{"role": "user", "content": one}] for one in contexts]
     if not all(turns[-1]["content"].strip() for turns in asked):
         raise UserError(f"task: lm-eval's {task.task_name} asks nothing before an answer; give its text to --tasks")
@@ -248,7 +248,7 @@ def _row(identity: str, task: Any, doc: dict[str, Any], solved: int, as_chat: bo
         "id": identity,
         "messages": [*asked[right], {"role": "assistant", "content": f"{before}{target}"}],
         "answer": str(target),
-        "choices": offered,
+        "choices": [f"{before}{one}" for one in offered],
         "contexts": [turns[-1]["content"] for turns in asked] if task.multiple_input else [],
         "doc": json.dumps(doc, ensure_ascii=False, default=str),
     }

@@ -43,6 +43,7 @@ class Verdict:
     headline: str
     warnings: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()  # on tasks that were not trained on
+    twins: tuple[str, ...] = ()  # controls that answered for two rows
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
@@ -134,7 +135,8 @@ def judge(
     lost = [arm for arm in (question.arm, *question.against) if arm not in chosen]
     answer = headline(question, baseline, comparisons, gate, lost)
     paid = costs(results, chosen, margin=margin, enough=max(repeats, ENOUGH_SEEDS))
-    return Verdict(question, settings, scores, comparisons, answer, warnings(gate, shown, lost), tuple(paid))
+    twins = tuple(arm for arm, found in pairs.items() if len(found) > 1)
+    return Verdict(question, settings, scores, comparisons, answer, warnings(gate, shown, lost), tuple(paid), twins)
 
 
 def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: str | None = None) -> Verdict:

@@ -120,6 +120,12 @@ def _within(gate: Mapping[str, Any], sign: str) -> str:
     return f" ({'difference, ' if sign else ''}95 %: {low:{sign}.3f} to {high:{sign}.3f})"
 
 
+def how_chosen(twins: Collection[str]) -> str:
+    """By what an arm's row was taken; `twins`: controls that answered for transfer's settings, too."""
+    more = ", a control at transfer's where that is the harder test" if twins else ""
+    return f"settings of best validation score{more}"
+
+
 def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
     """What a leaderboard's columns and arms are."""
     kinds = [arm for arm in ABOUT if arm in arms]

@@ -233,6 +233,7 @@ def test_a_control_answers_for_its_best_row_and_for_transfers_settings(control: 
     both_are_better = told(0.3, 0.8)  # at the first layers
     assert both_are_better.headline.startswith("Better than lora, but not shown to be the teacher's doing")
     assert both_are_better.chosen[control].startswith("layers first")
+    assert both_are_better.twins == (control,)
     found_its_own = told(0.75, 0.3)
     assert found_its_own.chosen[control].startswith("layers last")
     assert told(0.3, 0.3).headline.startswith("The teacher helped")
