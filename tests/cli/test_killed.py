@@ -61,7 +61,7 @@ def finished(folder: Path, *words: str) -> str:
 
 def scores(folder: Path) -> dict[str, Any]:
     """Every evaluation's figures, by its fingerprint."""
-    paths = (folder / "pkt-store/evaluate").glob("*/metrics.json")
+    paths = (folder / "pkt-store/evaluate").glob("[!.]*/metrics.json")  # what a killed process left aside is hidden
     return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
 
