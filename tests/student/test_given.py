@@ -22,13 +22,13 @@ from orchestrator.student.finetune import adapted
 from orchestrator.student.given import read
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import encode
-from orchestrator.transfer.arms import ARMS, Need, Transfer, _Arm
+from orchestrator.transfer.arms import ARMS, BaseArm, Need, Transfer
 from orchestrator.verdict.asked import OF_TEACHER
 
 
 @pytest.fixture
-def shared_directions() -> Iterator[type[_Arm]]:
-    class SharedDirections(_Arm):
+def shared_directions() -> Iterator[type[BaseArm]]:
+    class SharedDirections(BaseArm):
         """Directions of the student's states in which the teacher's vary with them: one class, and nothing else."""
 
         kind: Literal["shared_directions"] = "shared_directions"
@@ -72,7 +72,7 @@ def _states(folder: str, examples: list[Any]) -> Tensor:
 
 
 def test_an_arm_that_needs_both_models_states_is_one_class(
-    shared_directions: type[_Arm], demo_models: dict[str, Path], tmp_path: Path
+    shared_directions: type[BaseArm], demo_models: dict[str, Path], tmp_path: Path
 ) -> None:
     store, arm = Store(tmp_path), shared_directions()
     assert arm.of_teacher()
@@ -97,7 +97,7 @@ def test_an_arm_that_needs_both_models_states_is_one_class(
 def test_what_plain_lora_changes_of_the_teacher_is_given(demo_models: dict[str, Path], tmp_path: Path) -> None:
     """By PEFT's own merged model; made before a trial, once for all its random seeds."""
 
-    class OfUpdate(_Arm):
+    class OfUpdate(BaseArm):
         kind: Literal["of_update"] = "of_update"
         needs: ClassVar[tuple[Need, ...]] = ("teacher_update",)
         starts_at: ClassVar[str] = "plain LoRA"

@@ -1,0 +1,68 @@
+"""What an arm is: what it is given, and what it makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:  # an arm's name and what it starts at are read without torch
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
+
+    Start = tuple[Float[Tensor, "n r"], Float[Tensor, "r m"]]
+
+
+# What a step gives an arm: the teacher's blocks by module; its predictions by training row; where a model is after each
+# layer when it begins to answer the seed examples; what plain LoRA changes of the teacher, B and A by module.
+Need = Literal["factors", "labels", "teacher_states", "student_states", "teacher_update"]
+ARMS: dict[str, type[BaseArm]] = {}  # by kind; a class is in it once it is defined
+
+
+class BaseArm(BaseModel):
+    """Plain LoRA with nothing of its own: what an arm leaves unsaid is as here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    needs: ClassVar[tuple[Need, ...]] = ()
+    one_vocabulary: ClassVar[bool] = False  # what it is given of the teacher is in tokens
+    has_content: ClassVar[bool] = True  # what it is given of the teacher goes into it, and not its size alone
+    starts_at: ClassVar[str]  # for whoever sees a leaderboard for the first time
+    is_control: ClassVar[bool] = False  # differs from transfer in that alone
+    changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
+    initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        if not cls.model_fields["kind"].is_required():
+            ARMS[cls.model_fields["kind"].default] = cls
+
+    @classmethod
+    def of_teacher(cls) -> bool:
+        """Whether it takes over what the teacher knows, so that a claim of it asks whether the teacher does."""
+        return cls.has_content and bool({*cls.needs} - {"student_states"})
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it starts from a teacher's block."""
+        return "factors" in self.needs
+
+    def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Fields of a recipe's sections that make the arm what it is, whatever was asked for."""
+        return {}
+
+    def starts(self, given: Mapping[Need, Any], rank: int, generator: torch.Generator) -> dict[str, Start]:
+        """B0 and A0 by module, from what the steps gave that it needs; a module without starts as PEFT has it."""
+        return {}
+
+    def loss(self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any) -> Float[Tensor, ""]:
+        """The loss of a training row's t answer tokens, of which `own` are the cross-entropies.
+
+        Asked for rows of which a step that it needs has `given` something; others have the sum of `own`.
+        """
+        return own.sum()
+
+    def check(self, rank: int, side: int) -> None:
+        """ValueError for a rank that the arm can't have, where the smallest matrix has that many rows or columns."""
