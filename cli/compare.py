@@ -55,12 +55,13 @@ def show(record: dict[str, Any], store: Any, *, as_json: bool, baseline: str | N
     table = Table(title=f"{record['name']}: {record['task']}, {record['metric']}", title_justify="left", box=None)
     modules, further = told_apart_by(rows)
     names = ("arm", "layers", "structure", *modules)
-    for column in (*names, "rank", "lr", *further, "mean", "95 %", f"vs {baseline}", "95 %", "seeds"):
+    before = ["before"] if any("before" in row for row in rows) else []
+    for column in (*names, "rank", "lr", *further, *before, "mean", "95 %", f"vs {baseline}", "95 %", "seeds"):
         table.add_column(column, justify="left" if column in names else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             *(row[name] or "-" for name in names), str(row["rank"] or "-"), _lr(row),
-            *(str(row.get("other", {}).get(key, "-")) for key in further),
+            *(str(row.get("other", {}).get(key, "-")) for key in further), *(_figure(row[key]) for key in before),
             f"{row['mean']:.3f}", _span(row["ci95"]), "-" if row["delta"] is None else f"{row['delta']:+.3f}",
             _span(row["delta_ci95"], "+"), str(row["seeds"]),
         )  # fmt: skip
@@ -75,7 +76,7 @@ def remarks(record: dict[str, Any], rows: list[dict[str, Any]], baseline: str) -
     from orchestrator.verdict.words import about_rows, also_line, clipped_line, cut_line, gate_line, room_lines
 
     task = [f"{record['task']}: {TASKS[record['task']].about}."] if record["task"] in TASKS else []
-    about = about_rows([row["arm"] for row in rows], baseline)
+    about = about_rows(rows, baseline)
     lines = [*task, *about, *also_line(rows), *clipped_line(rows), f"Gate: {gate_line(record['gate'])}."]
     lines += [*room_lines(record), *filter(None, [cut_line(rows)])]
     if failed := record["failed"]:
@@ -109,6 +110,10 @@ def _other_row(arm: str, score: float, rows: list[dict[str, Any]]) -> str:
     """That another row of the arm did better on the test split, which must not choose, but should be seen."""
     best = max(row["mean"] for row in rows if row["arm"] == arm)
     return f"; test {score:.3f}, another row of it {best:.3f}, which wasn't chosen" if best > score else ""
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _lr(row: dict[str, Any]) -> str:

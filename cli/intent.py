@@ -15,7 +15,7 @@ from orchestrator.store import Store
 from orchestrator.sweep.cells import cells_of
 from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try
 from orchestrator.sweep.hardware import Hardware
-from orchestrator.sweep.lengths import lengths_of
+from orchestrator.sweep.lengths import lengths_for
 from orchestrator.sweep.plan import counts, forecast
 from orchestrator.verdict.power import EXPECTED, Spread, smallest_effect
 from orchestrator.verdict.verdict import ENOUGH_SEEDS, beforehand
@@ -50,7 +50,7 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     if not found or float(found[1]) <= 0:
         raise UserError(f"budget: {budget!r} is no amount; write it as 8gpu-hours")
     one = Hardware(gpus=1, memory=amount(DEFAULT_MEMORY, "gpu-memory"))
-    told, own = forecast(sweep, one, lengths_of(sweep.recipe, beside=sweep.tasks)), counts(sweep, None)
+    told, own = forecast(sweep, one, lengths_for(sweep)), counts(sweep, None)
     finetune, score = (told.steps[name].gpu_hours for name in ("finetune", "score"))
     final, attempt = finetune + score, max(share_of_a_try(sweep) * finetune + told.choosing.gpu_hours, 1e-9)
     compared, tries = own["compared"], own["fine_tunings"] - own["compared"]
@@ -190,6 +190,7 @@ def _shared(told: dict[str, Any]) -> str:
         "teacher_passes": "teacher pass",
         "extractions": "extraction",
         "passes_for_distillation": "distillation pass",
+        "updates_carried": "carried update",
     }
     return ", ".join(_many(told[key], what) for key, what in kinds.items() if told[key]) or "nothing"
 

@@ -49,7 +49,13 @@ Seeds = Annotated[str | None, typer.Option(help="FILE.jsonl of seed examples, in
 SeedTasks = Annotated[
     str | None, typer.Option(help="Tasks by whose seed examples the teacher is measured, each: gsm8k,mmlu")
 ]
-Arms = Annotated[str | None, typer.Option(help="lora,pissa,transfer,spectrum_control")]
+Arms = Annotated[str | None, typer.Option(help="lora,pissa,transfer,spectrum_control,ridge ...: see `pkt strategies`")]
+TeacherAdapter = Annotated[
+    str | None, typer.Option(help="A LoRA of the teacher, for arms that carry its update over: a folder or hub id.")
+]
+TeacherBase = Annotated[
+    str | None, typer.Option(help="What the teacher was trained from: the difference is the update.")
+]
 Rank = Annotated[str | None, typer.Option(help="LoRA ranks: 8,16")]
 Layers = Annotated[str | None, typer.Option(help="sensitivity,random,first,last,uniform, or teacher layers: 0,2,5")]
 Structure = Annotated[str | None, typer.Option(help="window,head_aligned,consistent ...: see `pkt strategies`")]
@@ -137,7 +143,7 @@ def check_memory(
     """
     from orchestrator.recipe import Recipe, Sweep
     from orchestrator.sweep.hardware import refuse_unless_fits
-    from orchestrator.sweep.lengths import lengths_of
+    from orchestrator.sweep.lengths import lengths_for
     from orchestrator.sweep.plan import forecast, here, within
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
@@ -145,7 +151,7 @@ def check_memory(
     hardware = None if force else here(run, memory)
     if hardware is None:
         return run
-    lengths = lengths_of(sweep.recipe, fetch=True, seeds_alone="finetune" not in steps, beside=sweep.tasks)
+    lengths = lengths_for(sweep, fetch=True, seeds_alone="finetune" not in steps)
     told, assumed = forecast(sweep, hardware, lengths), f"{lengths}: {lengths.unknown}" if lengths.unknown else ""
     for step in steps:
         if cost := told.steps.get(step):

@@ -70,13 +70,13 @@ def plan(
     from cli.screen import Terminal
     from orchestrator.cluster.ranks import Placement
     from orchestrator.sweep.hardware import Hardware
-    from orchestrator.sweep.lengths import lengths_of
+    from orchestrator.sweep.lengths import lengths_for
     from orchestrator.sweep.plan import forecast
 
     amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
     hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None)
     with Terminal().lasting("reading the rows and what cuts them into tokens ..."):
-        told = forecast(sweep, hardware, lengths_of(sweep.recipe, beside=sweep.tasks))
+        told = forecast(sweep, hardware, lengths_for(sweep))
     typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware, sweep.tasks))
     return 0
 

@@ -28,6 +28,8 @@ def sweep(
     judge_model: o.JudgeModel = None,
     seeds: o.Seeds = None,
     arms: o.Arms = None,
+    teacher_adapter: o.TeacherAdapter = None,
+    teacher_base: o.TeacherBase = None,
     rank: o.Rank = None,
     layers: o.Layers = None,
     structure: o.Structure = None,
@@ -85,6 +87,7 @@ def sweep(
         teacher, student, task, data, template, seeds, skip_bad, metric, run_code, judge, judge_model
     ) | {
         "name": name, "repeats": repeats, "baseline": baseline, "lr": saying.listed(lr), "search": search,
+        "recipe.update.adapter": teacher_adapter, "recipe.update.base": teacher_base,
         "tasks": saying.listed(tasks), "trials": trials, "tuning_seeds": tuning_seeds, "effect": effect,
     }  # fmt: skip
     axes = saying.axes_of(arms, rank, layers, structure, modules, seed_tasks)

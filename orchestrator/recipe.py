@@ -86,6 +86,28 @@ class Measure(Section):
     skip_bad_examples: bool = False  # leave out a seed example whose loss is not finite
 
 
+class Update(Section):
+    """What training changed of the teacher, for arms that carry it over: plain LoRA on the task, of these settings."""
+
+    adapter: str | None = None  # in its place: a LoRA of the teacher, a folder or a hub id
+    base: str | None = None  # or what the teacher was trained from: the difference is factorised at the rank
+    rank: int = Field(16, ge=1)
+    lr: float = Field(3e-4, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Update:
+        if self.adapter and self.base:
+            raise ValueError("an adapter and a base are two updates; name one of them")
+        return self
+
+
+class Carry(Section):
+    """The texts from which the maps between the two models' channels are made."""
+
+    examples: int = Field(512, ge=1)  # training rows, both question and answer
+    tokens: int = Field(2048, ge=1)  # drawn from them; a quarter as many more are held out
+
+
 class Finetune(Section):
     """The student's training: the published hyperparameters (Seeking Neural Nuggets) unless said otherwise."""
 
@@ -122,6 +144,8 @@ class Recipe(Section):
     student: str
     task: TaskChoice = TaskChoice()
     measure: Measure = Measure()
+    update: Update = Update()
+    carry: Carry = Carry()
     arm: Arm = Transfer()
     layers: LayerSelection | None = Sensitivity()
     structure: BlockSelection | None = Window()
@@ -142,12 +166,14 @@ class Recipe(Section):
 
     def settled(self) -> Recipe:
         """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
+        carries = {*self.arm.needs} & {"teacher_update", "carried"}
+        unused: dict[str, Any] = {} if carries else {"update": Update(), "carry": Carry()}
         if not self.arm.extracts:
-            unused: dict[str, Any] = dict.fromkeys(("layers", "structure", "modules"))
-            asks = self.arm.needs  # for as long as sensitivities would take, or about the same examples
+            unused |= dict.fromkeys(("layers", "structure", "modules"))
+            asks = {*self.arm.needs} - carries  # for as long as sensitivities would take, or about the same examples
             unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure()}
             return self.model_copy(update=unused)
-        fields = self.model_dump(mode="json", exclude_none=True)
+        fields = self.model_copy(update=unused).model_dump(mode="json", exclude_none=True)
         for section, fixed in self.arm.fixes(self.seed).items():
             fields[section] = {**({} if "kind" in fixed else fields[section]), **fixed}
         return Recipe.model_validate(fields)

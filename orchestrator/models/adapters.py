@@ -223,6 +223,34 @@ def read_start(folder: Path) -> dict[str, Start]:
     return starts
 
 
+def read_update(folder: Path) -> dict[str, Start]:
+    """B and A by module, of which W is changed by B·A: LoRA's factor alpha / r is in B, or alpha / √r (rsLoRA).
+
+    A module may have a rank and an alpha of its own, as PEFT's `rank_pattern` and `alpha_pattern` have it.
+    """
+    from peft import LoraConfig
+    from peft.utils.other import get_pattern_key
+
+    config = LoraConfig.from_pretrained(str(folder))
+    changed = {}
+    for name, (b, a) in read_start(folder).items():
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, name), config.lora_alpha)
+        changed[name] = (alpha / (len(a) ** 0.5 if config.use_rslora else len(a)) * b, a)
+    return changed
+
+
+def of_one_rank(starts: Mapping[str, Start]) -> dict[str, Start]:
+    """The same with directions that do nothing where a module has fewer than another: an adapter has one rank."""
+    rank = max(len(a) for _, a in starts.values())
+    return {
+        name: (
+            torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], 1),
+            torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])]),
+        )
+        for name, (b, a) in starts.items()
+    }
+
+
 def embeddings_of(folder: Path) -> frozenset[str]:
     """The modules of such a folder that are embeddings."""
     from safetensors import safe_open

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.carry.pairs import find_pairs
+from orchestrator.carry.update import find_adapter
 from orchestrator.errors import UserError
 from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
@@ -25,9 +27,10 @@ from orchestrator.scoring.judge import check as check_items
 from orchestrator.scoring.judge import room
 from orchestrator.scoring.local_judge import check as check_judge
 from orchestrator.tasks import Task
-from orchestrator.tasks.base import Example, Split
+from orchestrator.tasks.base import Example, Split, draw
 from orchestrator.tasks.template import TemplateName, fitted
 from orchestrator.tasks.text import windows
+from orchestrator.transfer.arms.carried import Carried
 
 Who = Literal["teacher", "student"]
 
@@ -46,6 +49,8 @@ class Ready:
     seeds: Mapping[str, list[Example]] = field(default_factory=dict)  # of other tasks, by their names
     recompute: bool = False  # what "auto" means for gradient checkpointing: what the plan found
     judges: Mapping[str, tuple[Checkpoint, str]] = field(default_factory=dict)  # here; and their dtypes
+    paired: set[Any] = field(default_factory=set)  # texts of which it is known that maps can be made
+    update: tuple[str, str] | None = None  # of the teacher, where it was made elsewhere: a folder, and what is in it
 
     def dtype(self, who: Who, asked: str = "auto") -> str:
         """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
@@ -105,7 +110,20 @@ def prepare(
     asked = {name: seeds_of(name, recipe) for name in seeds}
     for rows in asked.values():  # some of each have room, or it says why not
         fitted(rows, template_of(recipe, task), load_tokenizer(teacher.folder), recipe.measure.max_tokens)
-    return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute, judges)
+    update = _update(recipe, teacher, say)
+    return Ready(teacher, student, task, splits, fit, dtypes, others, asked, recompute, judges, update=update)
+
+
+def _update(recipe: Recipe, teacher: Checkpoint, say: Callable[[str], None]) -> tuple[str, str] | None:
+    """A LoRA, or the checkpoint that the teacher was trained from; None where the sweep trains the teacher itself."""
+    if recipe.update.adapter:
+        return find_adapter(recipe.update.adapter, teacher, say)
+    if not recipe.update.base:
+        return None
+    base = resolve(recipe.update.base, "teacher-base", say)
+    if (base.config.model_type, base.geometry) != (teacher.config.model_type, teacher.geometry):
+        raise UserError(f"teacher-base: {base.name} has other sizes than {teacher.name}; name what it was trained from")
+    return base.folder, base.sha256
 
 
 def _others(recipe: Recipe, task: Task, beside: Sequence[TaskChoice]) -> dict[str, tuple[Task, list[Example]]]:
@@ -158,6 +176,12 @@ def check(recipe: Recipe, ready: Ready) -> None:
             f"finetune.examples: {learnt} of {edits} edits would be learnt, and all are scored; --set"
             f" finetune.examples={edits}"
         )
+    if isinstance(recipe.arm, Carried) and recipe.arm.reads == "texts" and recipe.carry not in ready.paired:
+        texts = draw(ready.splits["train"], recipe.carry.examples)
+        readers = load_tokenizer(ready.teacher.folder), load_tokenizer(ready.student.folder)
+        asked = template_of(recipe, ready.task), recipe.finetune.max_tokens, recipe.carry.tokens
+        find_pairs(texts, readers, *asked)
+        ready.paired.add(recipe.carry)
     check_shapes(recipe, FAMILIES[ready.teacher.config.model_type], ready.teacher.geometry, ready.student.geometry)
     if recipe.measure.shuffled and min(recipe.measure.examples, len(ready.splits["seed"])) < 2:
         raise UserError("arm: shuffled_seeds needs two seed examples to exchange answers; give more, or leave it out")

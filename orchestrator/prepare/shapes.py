@@ -6,6 +6,7 @@ from orchestrator.errors import UserError
 from orchestrator.models.families import ORIGINS, Geometry, ModelFamily, pairs
 from orchestrator.recipe import Recipe
 from orchestrator.teacher.scale import check_given, check_structure, scale_of, tiled_sizes
+from orchestrator.transfer.arms.carried import Carried
 from orchestrator.transfer.given import Given
 
 
@@ -27,6 +28,8 @@ def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student
         raise UserError(
             f"finetune.micro_batch_size: {part.micro_batch_size} doesn't divide the batch size {part.batch_size}"
         )
+    if isinstance(recipe.arm, Carried):
+        _check_layers(recipe.arm, teacher, student)
     if recipe.layers is None:
         return
     list(pairs(teacher, student, recipe.modules or ()))
@@ -42,3 +45,19 @@ def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student
         check_structure(recipe.structure.kind, scale, family, teacher, student, recipe.modules or ())
     if isinstance(recipe.structure, Given):
         check_given(recipe.structure, teacher, student, recipe.modules or ())
+
+
+def _check_layers(arm: Carried, teacher: Geometry, student: Geometry) -> None:
+    """A carried update's: one of the teacher's layers may serve several of the student's."""
+    kind = arm.layers.kind
+    try:
+        chosen = arm.layers.select([0.0] * teacher.layers, student.layers)
+    except ValueError as error:
+        if kind == "explicit":
+            raise UserError(f"arm.{error}") from error
+        chosen = (-1,)
+    if not all(0 <= layer < teacher.layers for layer in chosen):
+        raise UserError(
+            f"arm.layers: {kind} wants {student.layers} layers, and the teacher has {teacher.layers}; uniform takes"
+            " some twice"
+        )

@@ -192,6 +192,8 @@ def _trained(
         evidence.models.setdefault(who, scored["lineage"]["identity"]["model"])
         if (adapter := scored["lineage"]["inputs"].get("adapter")) is None:
             continue
+        if store.find("update", adapter):
+            continue  # made elsewhere
         try:
             folder = found_in(store, "finetune", adapter)
             trained = manifest(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -110,6 +110,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
     """The evidence of every row that has any: scores of the finished trials, seed by seed."""
     found = []
     further = [path for path in record["sweep"]["axes"] if path not in COLUMNS]
+    options = _options([row["recipe"]["arm"] for row in record["rows"] if row["adapted"]])
     for row in record["rows"]:
         folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
         if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
@@ -133,10 +134,35 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     grad_norm=grad_norm,
                     beside={name: _scores(store, keys) for name, keys in row.get("beside", {}).items()},
                     also=_also(lines),
-                    other={path: _field(recipe, path) for path in further if _means(row, path)},
+                    before=_before(store, row.get("before", ())),
+                    other={path: _field(recipe, path) for path in further if _means(row, path)}
+                    | {
+                        name: _plain(recipe["arm"][name])
+                        for name in options
+                        if row["adapted"] and name in recipe["arm"]
+                    },
                 )
             )
     return found
+
+
+def _options(arms: Sequence[dict[str, Any]]) -> list[str]:
+    """Fields by which arms of one kind differ in a sweep: as further axes."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for arm in arms:
+        for name, value in arm.items():
+            values.setdefault((arm["kind"], name), set()).add(json.dumps(value))
+    return list(dict.fromkeys(name for (_, name), found in values.items() if len(found) > 1))
+
+
+def _plain(value: Any) -> Any:
+    return label(value) if isinstance(value, dict) and "kind" in value else value
+
+
+def _before(store: Store, keys: Sequence[str]) -> float | None:
+    """The mean score of a row's adapters before any step, where they do something then."""
+    folders = [folder for key in keys if (folder := store.find("evaluate", key))]
+    return float(np.mean([read_scores(folder) for folder in folders])) if folders else None
 
 
 def _scores(store: Store, keys: list[str]) -> Beside:
@@ -170,7 +196,10 @@ def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float
 
 def _means(row: dict[str, Any], path: str) -> bool:
     """Whether a further axis is one of this row's: how a teacher is measured is none of plain LoRA's."""
-    return row["adapted"] and (not path.startswith("measure.") or bool(ARMS[row["recipe"]["arm"]["kind"]].needs))
+    needs = {*ARMS[row["recipe"]["arm"]["kind"]].needs}
+    carries = needs & {"carried", "teacher_update"}
+    asks = {"measure": needs - carries, "update": carries, "carry": carries}
+    return row["adapted"] and bool(asks.get(path.split(".")[0], True))
 
 
 def _field(recipe: dict[str, Any], path: str) -> Any:

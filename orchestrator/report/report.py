@@ -177,7 +177,8 @@ def _paid(told: Verdict) -> str:
 
 def _rows(evidence: Evidence, baseline: str) -> str:
     modules, further = told_apart_by(evidence.rows)
-    head = ["arm", "layers", "structure", *modules, "rank", "lr", *further, "mean", "95 %"]
+    before = ["before"] if any("before" in row for row in evidence.rows) else []
+    head = ["arm", "layers", "structure", *modules, "rank", "lr", *further, *before, "mean", "95 %"]
     head += [f"vs {baseline}", "95 %", "seeds", "clipped"]
     rows = [
         [
@@ -185,6 +186,7 @@ def _rows(evidence: Evidence, baseline: str) -> str:
             *(row[key] or "-" for key in ("layers", "structure", *modules, "rank")),
             "-" if row["lr"] is None else f"{row['lr']:g}" + ("*" if row["lr_at_edge"] else ""),
             *(row.get("other", {}).get(key, "-") for key in further),
+            *("-" if row[key] is None else f"{row[key]:.3f}" for key in before),
             f"{row['mean']:.3f}",
             _span(row["ci95"]),
             "-" if row["delta"] is None else f"{row['delta']:+.3f}",
@@ -195,7 +197,7 @@ def _rows(evidence: Evidence, baseline: str) -> str:
         for row in evidence.rows
     ]
     edge = ["* on the edge of its grid."] if any(row["lr_at_edge"] for row in evidence.rows) else []
-    about = about_rows([row["arm"] for row in evidence.rows], baseline)
+    about = about_rows(evidence.rows, baseline)
     return _table(head, rows, "rows") + _list([*about, *also_line(evidence.rows), *clipped_line(evidence.rows), *edge])
 
 
@@ -203,11 +205,10 @@ def _rests(told: Verdict) -> str:
     """Each comparison with its two sides, its figures and how they were corrected."""
     if not told.comparisons:
         return "<p>No comparison could be made.</p>"
-    arm = told.question.arm
     head = ["compared", "difference", "95 %, by itself", "p", "p, Holm", "seeds", "found 4 times of 5", "outcome"]
     rows = [
         [
-            f"{arm} ({told.chosen[arm]}) against {one.against} ({told.chosen[one.against]})",
+            f"{one.arm} ({told.chosen[one.arm]}) against {one.against} ({told.chosen[one.against]})",
             f"{one.delta:+.3f}",
             _span(list(one.ci95), "+"),
             f"{one.p:.3g}",

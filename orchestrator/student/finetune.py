@@ -159,8 +159,10 @@ def adapted(
             starts = initialised(model, row.targets, arm.initialiser, rank=rank, alpha=alpha, batches=batches)
         else:
             starts = arm.starts(given, rank, generator)
+            if not arm.cancels:  # what a start does counts, and an adapter is multiplied by its scale
+                starts = {name: (b0 * (rank / alpha), a0) for name, (b0, a0) in starts.items()}
     return adapters.attach(
-        model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=arm.changes_base, starts=starts
+        model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=arm.cancels, starts=starts
     )
 
 

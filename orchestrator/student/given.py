@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,13 @@ def _blocks(folder: Path) -> dict[str, Factors]:
     return found
 
 
-def _update(folder: Path) -> dict[str, adapters.Start]:
-    """B and A by module, of which W is changed by B·A: LoRA's factor alpha / r is in B."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    scale = config["lora_alpha"] / config["r"]
-    return {name: (scale * b, a) for name, (b, a) in adapters.read_start(folder).items()}
-
-
 READERS: dict[Need, Callable[[Path], Any]] = {
     "factors": _blocks,
     "labels": read_labels,
     "teacher_states": read_states,
     "student_states": read_states,
-    "teacher_update": _update,
+    "teacher_update": adapters.read_update,
+    "carried": adapters.read_update,
 }
 
 

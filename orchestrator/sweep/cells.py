@@ -47,6 +47,7 @@ class Cell:
     recipe: Recipe
     who: Who = "student"
     adapted: bool = True  # False: the model as it is
+    rate: float | None = None  # of a teacher with the update that arms carry over: not the sweep's to choose
 
     @property
     def label(self) -> str:
@@ -72,8 +73,13 @@ class Cell:
         from orchestrator import pipeline
         from orchestrator.sweep.runner import Trial
 
-        recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed}).settled()
+        recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed})
+        recipe = (
+            recipe if self.rate else recipe.settled()
+        )  # plain LoRA carries nothing over, and this is what others do
         adapter = pipeline.finetune_step(recipe, ready, self.who, shares) if self.adapted else None
+        if self.rate:
+            adapter = pipeline.update_step(recipe, ready)
         step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter)
         said = recipe.arm.model_dump(mode="json", exclude_defaults=True) if self.label == recipe.arm.kind else {}
         params = {
@@ -100,6 +106,10 @@ class Cell:
             )
             for task in ready.beside
         ]
+        if (given := pipeline.given_step(recipe, ready)) and self.adapted:
+            own = {**params, "stage": "before", "task.name": "before any step", "run": name}
+            at_start = pipeline.evaluate_step(recipe, ready, split, adapter=given)
+            after.append(Trial(f"{name}, before any step", at_start, own, of=step.fingerprint))
         return Trial(name, step, params, tuple(after))
 
 
@@ -110,7 +120,12 @@ def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
     if sweep.baseline not in arms:
         raise UserError(f"baseline: {sweep.baseline!r} is not among the arms {', '.join(arms)}; add it to --arms")
     cells = [Cell(recipe) for recipe in recipes]
-    if sweep.tuned_teacher:
+    carried = {recipe.update: recipe for recipe in recipes if "carried" in recipe.arm.needs}
+    for update, recipe in carried.items():
+        if not update.base:  # else the teacher is the one that was trained
+            tuned = recipe.model_copy(update={"arm": Lora(), "rank": update.rank, "lr": update.lr})
+            cells.append(Cell(tuned, "teacher", rate=tuned.lr))
+    if sweep.tuned_teacher and not carried:
         largest = max(recipes, key=lambda recipe: recipe.rank)
         cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
     return tuple(cells)

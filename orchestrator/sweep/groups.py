@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from orchestrator.errors import UserError
 from orchestrator.recipe import RATES, Asha, Grid, Sweep
 from orchestrator.sweep.cells import Cell, cells_of, seeds_of, tuning_of
+from orchestrator.transfer.arms.carried import Carried
 
 
 def trained(sweep: Sweep, cells: Iterable[Cell]) -> Iterator[tuple[Cell, int]]:
@@ -62,7 +63,11 @@ class Group:
 
 def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
     """What competes with what, and how often each may try. UserError for trials that don't suffice."""
-    cells = tuple(cells)
+    given, cells = tuple(cell for cell in cells if cell.rate), tuple(cell for cell in cells if not cell.rate)
+    return *_searched(sweep, cells), *(Group((cell,), (cell.rate or 0.0,), 0) for cell in given)
+
+
+def _searched(sweep: Sweep, cells: tuple[Cell, ...]) -> tuple[Group, ...]:
     arms = {name: tuple(cell for cell in cells if cell.label == name) for name in dict.fromkeys(c.label for c in cells)}
     if isinstance(sweep.search, Grid):
         if sweep.trials is not None:
@@ -136,8 +141,10 @@ def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     """How often the teacher is gone through and cut for all of the sweep's trials together, by what it is for."""
     recipes = [cell.recipe.model_copy(update={"seed": seed}).settled() for cell, seed in trained(sweep, cells)]
     cut = [recipe for recipe in recipes if recipe.arm.extracts]
+    carried = [(recipe, recipe.arm) for recipe in recipes if isinstance(recipe.arm, Carried)]
     return {
         "teacher passes": len({recipe.measure for recipe in cut}),
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
         "passes for distillation": len({recipe.arm for recipe in recipes if "labels" in recipe.arm.needs}),
+        "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
     }

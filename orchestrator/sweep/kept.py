@@ -192,8 +192,9 @@ def _needed(store: Store) -> dict[str, set[str]]:
 
 
 def _whole(store: Store) -> set[str]:
-    """Names of trainings whose weights somebody needs: for an evaluation that is still to come, too."""
-    found: set[str] = set()
+    """Names of trainings whose weights somebody needs: for a score that is still to come, too, or to be carried."""
+    found = {f"finetune/{key}" for one in ("carry", "twin") for folder in store.root.glob(f"{one}/[!.]*")
+             for key in _inputs(folder)}  # fmt: skip
     for folder, recorded in _sweeps(store):
         done = {line["step"]: line for line in _lines(folder)}  # the last of a trial counts
         for name, line in done.items():

@@ -83,7 +83,8 @@ def trial_record(
     artifacts, curves, steps = [(str(folder), "evaluation")], {}, 0
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     examples = {"columns": list(COLUMNS), "data": [[line.get(name) for name in COLUMNS] for line in lines]}
-    if adapter := step.inputs.get("adapter"):
+    adapter = step.inputs.get("adapter")
+    if adapter and adapter.name == "finetune":  # else it was made elsewhere
         trained = store.find(adapter.name, adapter.fingerprint, bare=True)
         assert trained is not None
         history = json.loads((trained / "history.json").read_text())

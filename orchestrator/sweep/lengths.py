@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from orchestrator.prepare.rows import at_hand, find_rows, scored_beside, template_of, used_rows
-from orchestrator.recipe import Recipe, TaskChoice
+from orchestrator.prepare.rows import at_hand, find_rows, find_task, scored_beside, seeds_of, template_of, used_rows
+from orchestrator.recipe import SEEDS, Recipe, Sweep, TaskChoice
 from orchestrator.tasks import TASKS, Task
 from orchestrator.tasks.base import Example
 from orchestrator.tasks.template import TemplateName, fitted
@@ -81,12 +81,23 @@ class Beside(NamedTuple):
     lengths: Lengths | None
 
 
+def lengths_for(sweep: Sweep, **options: bool) -> Lengths:
+    """Those of all that a sweep does: with the tasks that it scores beside, and whose seeds it measures by."""
+    return lengths_of(sweep.recipe, beside=sweep.tasks, seeds=sweep.axes.get(SEEDS, ()), **options)
+
+
 def lengths_of(
-    recipe: Recipe, fetch: bool = False, *, seeds_alone: bool = False, beside: Sequence[TaskChoice] = ()
+    recipe: Recipe,
+    fetch: bool = False,
+    *,
+    seeds_alone: bool = False,
+    beside: Sequence[TaskChoice] = (),
+    seeds: Sequence[str] = (),
 ) -> Lengths:
     """Those of the rows that a recipe takes. With `fetch` a hub may be asked for rows, though never for a model.
     `seeds_alone`: where only the teacher is asked, the others are taken to be as long as they may be. `beside`: the
-    tasks that are scored, too.
+    tasks that are scored, too. `seeds`: tasks by whose seed examples the teacher is measured, of which those with most
+    tokens count: a pass is as large as the largest of them.
 
     UserError for rows and templates that can't be.
     """
@@ -94,6 +105,9 @@ def lengths_of(
         own = _counted_rows(recipe, seeds_alone)
     else:
         own = Lengths.longest(recipe, f"the rows of {recipe.task.name} aren't here; --data says where they are")
+    if seeds:
+        each = [_counted_seeds(recipe, name, fetch or at_hand(TaskChoice(name=name), recipe.task)) for name in seeds]
+        own = replace(own, seed=max(each, key=lambda rows: sum(row.tokens for row in rows)))
     if seeds_alone:
         return own
     others = (Beside(one, _counted_beside(recipe, one, fetch or at_hand(one, recipe.task))) for one in beside)
@@ -114,6 +128,18 @@ def _counted_beside(recipe: Recipe, choice: TaskChoice, here: bool) -> Lengths |
         rows = windows(rows, tokenizer, config_of(recipe.student, "student").max_position_embeddings)
     asked = _rows(rows, template, tokenizer, NO_LIMIT)
     return replace(as_long_as_may_be, test=asked, new=new, choices=choices, unknown="")
+
+
+@functools.cache
+def _counted_seeds(recipe: Recipe, name: str, here: bool) -> tuple[Row, ...]:
+    from orchestrator.models.loading import tokenizer_here
+
+    tokenizer = tokenizer_here(recipe.teacher, "teacher") if here else None
+    if tokenizer is None:
+        return Lengths.longest(recipe).seed
+    named = recipe.model_copy(update={"measure": recipe.measure.model_copy(update={"seeds": name})})
+    rows = used_rows(named, {"seed": seeds_of(name, recipe)}, "seed")
+    return _rows(rows, template_of(recipe, find_task(recipe.task)[0]), tokenizer, recipe.measure.max_tokens)
 
 
 @functools.cache  # a command asks for its cost, its budget and its memory

@@ -35,9 +35,9 @@ from orchestrator.sweep.costs import (
 )
 from orchestrator.sweep.groups import fine_tunings, groups_of, rates_of, shared_by, tries_of, whole_trainings
 from orchestrator.sweep.hardware import Cost, Hardware
-from orchestrator.sweep.lengths import Lengths, Row, lengths_of
+from orchestrator.sweep.lengths import Lengths, Row, lengths_for
 from orchestrator.teacher.scale import Scale, scale_of
-from orchestrator.verdict.asked import BOUNDS
+from orchestrator.verdict.asked import questions
 
 LARGEST_CLUSTER = 1024
 STEPS = ("measure", "teacher_score", "extract", "finetune", "score", "sweep")
@@ -181,10 +181,12 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
         "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),
         **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
-        "comparisons": len({cell.label for cell in cells} - {*BOUNDS}) - 1,
+        "comparisons": sum(
+            len(one.against) for one in questions(list(dict.fromkeys(cell.label for cell in cells)), sweep.baseline)
+        ),
     }
     if memory:
-        lengths = lengths_of(sweep.recipe, beside=sweep.tasks)
+        lengths = lengths_for(sweep)
         plan = forecast(sweep, Hardware(memory=memory), lengths)
         for cell in cells:
             if cell.who == "student":
@@ -192,7 +194,7 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         whole = plan.steps["sweep"]
         hours, seconds = whole.gpu_hours, whole.seconds
         told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
-        told["cost"]["not_counted"] = lengths.not_counted
+        told["cost"]["not_counted"] = lengths.not_counted + (["carried updates"] if told["updates_carried"] else [])
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from orchestrator.errors import UserError
 from orchestrator.models.aliases import ALIASES
+from orchestrator.verdict.asked import CARRIED, CONTROLLED, NEEDED
 
 ARMS = ("lora", "pissa", "transfer", "spectrum_control")
 
@@ -46,7 +48,24 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     base["axes"] = {axis: values for axis, values in base["axes"].items() if axis not in recipe}  # said, so fixed
     if "lr" in recipe:
         base["lr"] = [recipe["lr"]]
-    return _merged(base, document)
+    whole = _merged(base, document)
+    if isinstance(arms := whole["axes"].get("arm"), list | tuple):
+        whole["axes"]["arm"] = _with_twins(arms)
+    return whole
+
+
+def _with_twins(arms: Sequence[Any]) -> list[Any]:
+    """Each way of carrying an update followed by its random map, where none of its controls was asked for.
+
+    Without one nobody could say whose doing it was.
+    """
+    kinds = [str(arm.get("kind") if isinstance(arm, dict) else arm) for arm in arms]
+    found: list[Any] = []
+    for arm, kind in zip(arms, kinds, strict=True):
+        found.append(arm)
+        if kind in CARRIED and not any(CONTROLLED.get(other) == kind for other in kinds):
+            found.append({**arm, "kind": NEEDED[kind]} if isinstance(arm, dict) else NEEDED[kind])
+    return found
 
 
 def _said(recipe: dict[str, Any], path: str) -> Any:

@@ -110,16 +110,16 @@ class Runner:
         A failed one is noted with its reason, unless it only tried a setting that can't be trained.
         """
         queue: list[Trial] = []
-        asked: set[str] = set()
+        asked: set[tuple[str, str | None]] = set()
 
         def missing(trials: Sequence[Trial]) -> list[Rungs[Trial]]:
             """What the store lacks of them, and of those that the others make possible."""
             before, looked = len(queue), deque(trials)
             while looked:
                 trial = looked.popleft()
-                if trial.step.fingerprint in asked:
+                if (one := (trial.step.fingerprint, trial.of)) in asked:
                     continue
-                asked.add(trial.step.fingerprint)
+                asked.add(one)
                 self._note(trial)
                 if self._folder(trial):
                     self._weights.let_go(trial.step)

@@ -116,19 +116,24 @@ def choose(
         if group.searched:
             first += [trial for _, trials in tried[place] for trial in trials]
         else:
-            choices[place] = sole = Choice(Setting(group.cells[0], sweep.lr[0]), None, at_edge=False, tried=1)
+            choices[place] = sole = _sole(group)
             first += finals(sole)
     total = fine_tunings(sweep, [cell for group in groups for cell in group.cells])
     own = (group.cells[0] for group in groups if group.cells[0].who == "student")
-    total += len(ready.beside) * sum(len(seeds_of(sweep, cell)) for cell in own)
+    total += sum((len(ready.beside) + cell.recipe.arm.injects) * len(seeds_of(sweep, cell)) for cell in own)
     runner.go("trials", first, total, then)
     return choices
 
 
+def _sole(group: Group) -> Choice:
+    """Where there is nothing to choose."""
+    return Choice(Setting(group.cells[0], group.rates[0]), None, at_edge=False, tried=1)
+
+
 def _searched(sweep: Sweep, ready: Ready, groups: Sequence[Group], runner: Runner) -> list[Choice | None]:
     """By Tune's ASHA or Optuna, for all groups side by side."""
-    found = [_Search.of(sweep, ready, group, runner) for group in groups]
-    left = [one for one in found if one.left]
+    found = {place: _Search.of(sweep, ready, group, runner) for place, group in enumerate(groups) if group.searched}
+    left = [one for one in found.values() if one.left]
     owners = [(one, place) for one in left for place in range(len(one.items))]
 
     def told(index: int, rung: int, score: float | None) -> None:
@@ -139,7 +144,7 @@ def _searched(sweep: Sweep, ready: Ready, groups: Sequence[Group], runner: Runne
         ends = itertools.pairwise(itertools.accumulate((len(one.items) for one in left), initial=0))
         searches = [one.begun(range(*own)) for one, own in zip(left, ends, strict=True)]
         runner.search([one.items[place] for one, place in owners], searches, told)
-    return [one.choice(runner) for one in found]
+    return [found[place].choice(runner) if place in found else _sole(group) for place, group in enumerate(groups)]
 
 
 @dataclass(frozen=True)

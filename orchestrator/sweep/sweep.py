@@ -215,6 +215,7 @@ def _row(cell: Cell, choice: Choice | None, trials: list[Trial]) -> dict[str, An
         "recipe": recipe,
         "trials": [trial.step.fingerprint for trial in trials],
         "beside": _beside(trials),
+        "before": [one.step.fingerprint for trial in trials for one in trial.after if one.params["stage"] == "before"],
     }
 
 
@@ -222,7 +223,7 @@ def _beside(trials: list[Trial]) -> dict[str, list[str]]:
     """By task, what its trials' adapters were scored by there, in the trials' order."""
     found: dict[str, list[str]] = {}
     for trial in trials:
-        for one in trial.after:
+        for one in (one for one in trial.after if one.params["stage"] == "beside"):
             found.setdefault(one.params["task.name"], []).append(one.step.fingerprint)
     return found
 
@@ -232,6 +233,8 @@ def _gate(plan: Plan, rows: list[dict[str, Any]], store: Store) -> dict[str, Any
     found = {row["label"]: read_scores(folder) for row in rows if row["label"] in BOUNDS
              for key in row["trials"] if (folder := store.find("evaluate", key))}  # fmt: skip
     student = found.pop("student", None)
+    if any(cell.rate for cell in plan.cells) and "teacher_tuned" in found:
+        del found["teacher"]  # the update is of the one that was trained, which may know less
     return gate_of(found, student, plan.sweep.gate)
 
 
@@ -241,7 +244,7 @@ def _ask(plan: Plan, rows: list[dict[str, Any]], store: Store, screen: Screen, f
     Where the sweep tunes the teacher, too, it is asked once that one is scored.
     """
     tuned = any(row["label"] == "teacher_tuned" for row in rows)
-    if plan.sweep.tuned_teacher and not tuned:
+    if any(cell.who == "teacher" for cell in plan.cells) and not tuned:
         return
     gate = _gate(plan, rows, store)
     if not (unsure := doubt(gate, {cell.label for cell in plan.cells})):

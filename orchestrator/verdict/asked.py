@@ -11,6 +11,9 @@ from orchestrator.transfer.arms import ARMS
 BOUNDS = ("student", "teacher", "teacher_tuned")  # rows that bound the scale: nothing is claimed of them
 ABOUT = {kind: arm.starts_at for kind, arm in ARMS.items()}
 CONTROLS = {kind: ABOUT[kind] for kind, arm in ARMS.items() if arm.is_control}
+CONTROLLED = {kind: ARMS[kind].control_of for kind in CONTROLS}
+CARRIED = frozenset(kind for kind, arm in ARMS.items() if "carried" in arm.needs and not arm.is_control)
+NEEDED = {"transfer": "spectrum_control"} | {kind: f"{kind}_random_map" for kind in CARRIED}  # for whose doing it was
 OF_TEACHER = frozenset(kind for kind, arm in ARMS.items() if arm.of_teacher())  # that take over what a teacher knows
 Outcome = Literal["better", "worse", "can't tell", "described"]
 
@@ -22,27 +25,49 @@ class Question:
     arm: str
     against: tuple[str, ...]
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is compared."""
+        return [(self.arm, other) for other in self.against]
+
     @classmethod
     def of(cls, arms: Sequence[str], baseline: str) -> Question:
         """Transfer against every other arm of the sweep; without transfer, each other arm against the baseline."""
         baseline = judged_by(arms, baseline)
         trained = [arm for arm in dict.fromkeys(arms) if arm not in BOUNDS]
         arm = "transfer" if "transfer" in trained else baseline
-        others = [other for other in trained if other != arm]
-        return cls(arm, tuple(sorted(others, key=lambda other: (other != baseline, other not in CONTROLS))))
+        return cls(arm, _in_order([other for other in trained if other != arm], baseline))
+
+
+def questions(arms: Sequence[str], baseline: str) -> tuple[Question, ...]:
+    """What a sweep asks. Where the teacher's update is carried over, each way of it, and transfer, is asked about by
+    itself: against the arms that owe the teacher nothing or its predictions alone, and against its own controls.
+    """
+    baseline = judged_by(arms, baseline)
+    trained = [arm for arm in dict.fromkeys(arms) if arm not in BOUNDS]
+    ways = [arm for arm in trained if arm in CARRIED or arm == "transfer"]
+    if not {*ways} & CARRIED:
+        return (Question.of(arms, baseline),)
+    rivals = [arm for arm in trained if arm not in ways and arm not in CONTROLS]
+    own = {way: [arm for arm in trained if CONTROLLED.get(arm) == way] for way in ways}
+    return tuple(Question(way, _in_order([*rivals, *own[way]], baseline)) for way in ways)
+
+
+def _in_order(arms: Sequence[str], baseline: str) -> tuple[str, ...]:
+    return tuple(sorted(arms, key=lambda arm: (arm != baseline, arm not in CONTROLS)))
 
 
 def judged_by(arms: Sequence[str], baseline: str) -> str:
     """The baseline; in place of what is judged, or of a model that bounds the scale, plain LoRA or the first arm."""
-    if baseline != "transfer" and baseline not in BOUNDS:
+    if baseline not in NEEDED and baseline not in BOUNDS:
         return baseline
-    return next((arm for arm in ("lora", *arms) if arm in arms and arm not in ("transfer", *BOUNDS)), baseline)
+    return next((arm for arm in ("lora", *arms) if arm in arms and arm not in (*NEEDED, *BOUNDS)), baseline)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One arm against another, each at the settings that were chosen for it."""
 
+    arm: str
     against: str
     delta: float
     ci95: tuple[float, float]

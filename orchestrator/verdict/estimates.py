@@ -57,6 +57,7 @@ class Result:
     other: dict[str, Any] = field(default_factory=dict)
     also: dict[str, float] = field(default_factory=dict)  # means of the figures beside its score, over what has them
     beside: dict[str, Beside] = field(default_factory=dict)  # by task
+    before: float | None = None  # mean score before any step, where it isn't the untouched student's
 
     def on(self, task: str) -> Result | None:
         """The row as if a further task were its own; None where it has no scores there."""
@@ -177,9 +178,11 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
 
     The partner is the baseline's row of the same rank and the same further axes. Transfer rows have a second one: their
     spectrum control of the same layers, structure and modules. Where there is none, or for the models that only bound
-    the scale, the difference is null.
+    the scale, the difference is null. Where some arm does something before any step, every row says what it scored
+    then: others, as the untouched student.
     """
-    rows = []
+    rows, untouched = [], next((float(one.scores.mean()) for one in results if one.arm == "student"), None)
+    injected = any(one.before is not None for one in results)
     for result in results:
         mean, low, high = share_interval(result.scores)
         trained = result.arm not in BOUNDS
@@ -205,11 +208,18 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "cut": result.cut,
                 "clipped": result.clipped,
                 "grad_norm": result.grad_norm,
+                **({"before": _before(result, untouched)} if injected else {}),
                 **({"other": result.other} if result.other else {}),
                 **({"also": result.also} if result.also else {}),
             }
         )
     return sorted(rows, key=lambda row: -row["mean"])
+
+
+def _before(result: Result, untouched: float | None) -> float | None:
+    if result.arm in BOUNDS:
+        return None
+    return untouched if result.before is None else result.before
 
 
 def told_apart_by(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

@@ -20,7 +20,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.transfer.arms import ARMS
-from orchestrator.verdict.asked import BOUNDS, CONTROLS, OF_TEACHER, Comparison, Outcome, Question, judged_by
+from orchestrator.verdict.asked import (
+    BOUNDS,
+    CARRIED,
+    CONTROLS,
+    NEEDED,
+    OF_TEACHER,
+    Comparison,
+    Outcome,
+    Question,
+    judged_by,
+    questions,
+)
 from orchestrator.verdict.cost import MARGIN, Cost, costs
 from orchestrator.verdict.cost import sentence as told_of
 from orchestrator.verdict.estimates import PLACE, Estimate, Result, difference, holm
@@ -36,7 +47,7 @@ DOUBTS: tuple[Outcome, ...] = ("worse", "better", "can't tell", "described")  # 
 class Verdict:
     """The answer, and what it rests on."""
 
-    question: Question
+    questions: tuple[Question, ...]
     chosen: dict[str, str]  # arm → its settings
     scores: dict[str, float]  # arm → their mean on the test split
     comparisons: tuple[Comparison, ...]
@@ -51,8 +62,8 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """For people."""
-        own, count = self.question.arm, len(self.question.against)
-        compared = [f"  {own} {sentence(one, count)}" for one in self.comparisons]
+        count = sum(len(question.against) for question in self.questions)
+        compared = [f"  {one.arm} {sentence(one, count)}" for one in self.comparisons]
         return [self.headline, *self.warnings, *compared, *(f"  {told_of(one)}" for one in self.costs)]
 
 
@@ -75,7 +86,7 @@ class Terms:
             if self.gate["set"]:
                 return "the teacher did not pass its gate"
             better, worse = (own, other) if above else (other, own)
-            if better == "transfer" or (better in OF_TEACHER and worse not in OF_TEACHER):
+            if better in NEEDED or (better in OF_TEACHER and worse not in OF_TEACHER):
                 return "the teacher was not seen to be better at the task than the untouched student"
         if seeds < self.repeats:
             return f"{seeds} of {self.repeats} random seeds ended in both, and they may be the lucky ones"
@@ -93,12 +104,11 @@ def beforehand(tried: Mapping[str, int], baseline: str, repeats: int) -> dict[tu
     the objection that its verdict would have whatever the scores; empty where it has none.
     """
     arms = [arm for arm in tried if arm not in BOUNDS]
-    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats)
-    above, own = question.arm == "transfer", question.arm
-    return {
-        (own, other) if above else (other, own): terms.objection(own, other, repeats, above)
-        for other in question.against
-    }  # fmt: skip
+    terms, found = Terms(arms, tried, repeats), {}
+    for own, other in (pair for question in questions(arms, baseline) for pair in question.pairs()):
+        above = own == "transfer" or own in CARRIED
+        found[(own, other) if above else (other, own)] = terms.objection(own, other, repeats, above)
+    return found
 
 
 def judge(
@@ -114,29 +124,28 @@ def judge(
     """The verdict of a sweep's results. `tried` names every arm that was asked for, with its number of settings."""
     arms = list(tried or dict.fromkeys(one.arm for one in results))
     baseline = judged_by(arms, baseline)
-    question, terms = Question.of(arms, baseline), Terms(arms, tried, repeats, gate, failed)
-    chosen = {arm: best for arm in (question.arm, *question.against) if (best := choose(results, arm))}
-    own = chosen.get(question.arm)
+    asked, terms = questions(arms, baseline), Terms(arms, tried, repeats, gate, failed)
+    every = list(dict.fromkeys(arm for question in asked for arm in (question.arm, *question.against)))
+    chosen = {arm: best for arm in every if (best := choose(results, arm))}
+    compared = [pair for question in asked for pair in question.pairs()]
     pairs = {
-        arm: found for arm in question.against if own and arm in chosen and (found := _pairs(results, own, chosen[arm]))
-    }
-    missing = len(question.against) - len(pairs)
-    corrected = holm([*map(_p, pairs.values()), *[1.0] * missing])
-    told: dict[str, tuple[Result, Comparison]] = {}
-    for (arm, found), p in zip(pairs.items(), corrected, strict=False):
-        each = [
-            (other, _compared(chosen[question.arm], other, both, p, terms, len(question.against)))
-            for other, both in found
-        ]
-        told[arm] = max(each, key=lambda one: (DOUBTS.index(one[1].outcome), one[1].p))
-    comparisons, shown = tuple(one for _, one in told.values()), chosen | {arm: row for arm, (row, _) in told.items()}
+        pair: found for pair in compared
+        if chosen.keys() >= {*pair} and (found := _pairs(results, *(chosen[arm] for arm in pair)))
+    }  # fmt: skip
+    corrected = holm([*map(_p, pairs.values()), *[1.0] * (len(compared) - len(pairs))])
+    told: dict[tuple[str, str], tuple[Result, Comparison]] = {}
+    for (pair, found), p in zip(pairs.items(), corrected, strict=False):
+        each = [(other, _compared(chosen[pair[0]], other, both, p, terms, len(compared))) for other, both in found]
+        told[pair] = max(each, key=lambda one: (DOUBTS.index(one[1].outcome), one[1].p))
+    comparisons = tuple(one for _, one in told.values())
+    shown = chosen | {arm: row for (_, arm), (row, _) in told.items() if arm in CONTROLS}
     settings = {arm: _settings(result) for arm, result in shown.items()}
     scores = {arm: float(result.scores.mean()) for arm, result in shown.items()}
-    lost = [arm for arm in (question.arm, *question.against) if arm not in chosen]
-    answer = headline(question, baseline, comparisons, gate, lost)
+    lost = [arm for arm in every if arm not in chosen]
+    answer = headline(asked, baseline, comparisons, gate, lost)
     paid = costs(results, chosen, margin=margin, enough=max(repeats, ENOUGH_SEEDS))
-    twins = tuple(arm for arm, found in pairs.items() if len(found) > 1)
-    return Verdict(question, settings, scores, comparisons, answer, warnings(gate, shown, lost), tuple(paid), twins)
+    twins = tuple(arm for (_, arm), found in pairs.items() if len(found) > 1)
+    return Verdict(asked, settings, scores, comparisons, answer, warnings(gate, shown, lost), tuple(paid), twins)
 
 
 def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: str | None = None) -> Verdict:
@@ -187,7 +196,7 @@ def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: 
     elif p_holm <= LEVEL:
         outcome = "better" if both.mean > 0 else "worse"
     least = smallest_effect(both, asked) if seeds > 1 else None
-    return Comparison(other.arm, both.mean, both.limits(), both.p, p_holm, seeds, outcome, least, why)
+    return Comparison(own.arm, other.arm, both.mean, both.limits(), both.p, p_holm, seeds, outcome, least, why)
 
 
 def _settings(result: Result) -> str:

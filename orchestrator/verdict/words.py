@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.verdict.asked import ABOUT, BOUNDS, CONTROLS, OF_TEACHER
+from orchestrator.verdict.asked import ABOUT, BOUNDS, CONTROLS, NEEDED, OF_TEACHER
 from orchestrator.verdict.estimates import PLACE
 from orchestrator.verdict.gate import answer_of
 
@@ -25,14 +25,13 @@ REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told a
 
 
 def headline(
-    question: Question,
+    questions: Sequence[Question],
     baseline: str,
     comparisons: Sequence[Comparison],
     gate: Mapping[str, Any] | None,
     lost: Sequence[str],
 ) -> str:
-    """The answer in a sentence or two. `lost`: arms that were asked for, and of which no trial ended."""
-    arm, by = question.arm, {one.against: one for one in comparisons}
+    """The answer to each question in a sentence or two. `lost`: arms that were asked for, of which no trial ended."""
     if gate and gate["set"] and gate["score"] is None:
         return "No verdict: the teacher could not be scored on the task, so whether it passes its gate isn't known."
     if gate and gate["set"] and answer_of(gate) == "doesn't":
@@ -40,41 +39,50 @@ def headline(
             f"No verdict: the teacher scores {gate['score']:.2f} on the task, below the gate of {gate['least']:.2f}."
             " It has nothing to hand over here, so nothing speaks for or against it."
         )
+    answers = [
+        _answer(one.arm, baseline, [pair for pair in comparisons if pair.arm == one.arm], lost) for one in questions
+    ]
+    return " ".join(dict.fromkeys(answers))  # what is said of several is said once
+
+
+def _answer(arm: str, baseline: str, comparisons: Sequence[Comparison], lost: Sequence[str]) -> str:
+    by = {one.against: one for one in comparisons}
     if arm in lost:
         return f"No verdict: no trial of {arm} ended."
     if not comparisons:
         return f"No verdict: {arm} has no other arm to be compared with."
-    if arm != "transfer":
+    if arm not in NEEDED:
         told = [f"{one.against} {REVERSED[one.outcome]}" for one in comparisons]
         return f"Against {arm}: {', '.join(told)}."
     if baseline not in by:
         reason = f"no trial of {baseline} ended" if baseline in lost else f"{baseline} was not run"
-        return f"Whether transfer helped isn't known: {reason}."
+        return f"Whether {arm} helped isn't known: {reason}."
     losers = [one.against for one in comparisons if one.outcome == "worse" and one.against != baseline]
-    more = f" {' and '.join(losers)} did better than transfer." if losers else ""
-    return _of_transfer(baseline, by, lost) + more
+    more = f" {' and '.join(losers)} did better than {arm}." if losers else ""
+    return _of_teacher(arm, baseline, by, lost) + more
 
 
-def _of_transfer(baseline: str, by: Mapping[str, Comparison], lost: Sequence[str]) -> str:
+def _of_teacher(arm: str, baseline: str, by: Mapping[str, Comparison], lost: Sequence[str]) -> str:
     """Whether it helped, and then whether that was the teacher."""
-    first, controls = by[baseline], [one for one in by.values() if one.against in CONTROLS]
+    first, controls, needed = by[baseline], [one for one in by.values() if one.against in CONTROLS], NEEDED[arm]
     if first.outcome == "described":
         return f"No claim: {first.why}. What follows is what was seen."
     if first.outcome == "worse":
-        return f"Transfer hurt: the student learns the task better from plain {baseline}."
+        return f"{arm.capitalize()} hurt: the student learns the task better from plain {baseline}."
     if first.outcome == "can't tell":
         return (
-            f"Undecided: transfer may or may not be better than {baseline} ({reach(first.smallest)} would reliably have"
+            f"Undecided: {arm} may or may not be better than {baseline} ({reach(first.smallest)} would reliably have"
             " been found here)."
         )
     if missed := [one for one in controls if one.outcome != "better"]:
         what = " or ".join(f"{one.against} ({one.why or CONTROLS[one.against]})" for one in missed)
-        return f"Better than {baseline}, but not shown to be the teacher's doing: transfer is not better than {what}."
-    if "spectrum_control" not in by:
-        reason = "no trial of spectrum_control ended" if "spectrum_control" in lost else "spectrum_control wasn't run"
-        return f"Better than {baseline}; whether by what the teacher knows can't be said: {reason}."
+        return f"Better than {baseline}, but not shown to be the teacher's doing: {arm} is not better than {what}."
+    if needed not in by:
+        reason = f"no trial of {needed} ended" if needed in lost else f"{needed} wasn't run"
+        of = "" if arm == "transfer" else f" of {arm}"
+        return f"Better than {baseline}; whether by what the teacher knows can't be said{of}: {reason}."
     names = " and than ".join([baseline, *(one.against for one in controls)])
-    return f"The teacher helped: transfer is better than {names}."
+    return f"The teacher helped: {arm} is better than {names}."
 
 
 def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost: Sequence[str]) -> tuple[str, ...]:
@@ -122,18 +130,21 @@ def _within(gate: Mapping[str, Any], sign: str) -> str:
 
 def how_chosen(twins: Collection[str]) -> str:
     """By what an arm's row was taken; `twins`: controls that answered for transfer's settings, too."""
-    more = ", a control at transfer's where that is the harder test" if twins else ""
+    more = ", a control at its arm's where that is the harder test" if twins else ""
     return f"settings of best validation score{more}"
 
 
-def about_rows(arms: Sequence[str], baseline: str) -> list[str]:
+def about_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     """What a leaderboard's columns and arms are."""
+    arms = [row["arm"] for row in rows]
     kinds = [arm for arm in ABOUT if arm in arms]
     lines = [
         "mean: of the score on the test split, over random seeds; 95 %: over seeds and examples, uncorrected: rely on"
         " the verdict.",
         f"vs {baseline}: against the {baseline} row of the same rank.",
     ]
+    if any("before" in row for row in rows):
+        lines.append("before: the score before any training step, with what of the teacher's update was carried over.")
     if kinds:
         starts = ", ".join(f"{one} ({ABOUT[one]})" for one in kinds)
         lines.append(f"Every arm trains a LoRA on the student and starts at: {starts}.")

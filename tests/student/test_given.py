@@ -129,8 +129,18 @@ def test_what_plain_lora_changes_of_the_teacher_is_given(demo_models: dict[str, 
 
 
 def test_arms_know_what_they_build_on() -> None:
-    assert {"transfer", "random_window", "shuffled_seeds", "distil"} == OF_TEACHER  # the control has its size alone
+    ways = {"ridge", "theseus", "cross_lora"}  # of carrying an update over
+    assert {
+        "transfer",
+        "random_window",
+        "shuffled_seeds",
+        "distil",
+    } | ways == OF_TEACHER  # a control has its size
     assert Transfer().extracts and Transfer().needs == ("factors",)
-    assert {kind for kind, arm in ARMS.items() if arm.needs} == {
+    assert {kind for kind, arm in ARMS.items() if {*arm.needs} - {"carried"}} == {
         "transfer", "spectrum_control", "random_window", "shuffled_seeds", "distil",
     }  # fmt: skip
+    twins = {f"{way}_{twin}": way for way in ways for twin in ("random_map", "spectrum", "shuffled_texts")}
+    del twins["cross_lora_shuffled_texts"]  # which reads none
+    assert {kind for kind, arm in ARMS.items() if arm.needs == ("carried",)} == ways | twins.keys()
+    assert {kind: arm.control_of for kind, arm in ARMS.items() if kind in twins} == twins

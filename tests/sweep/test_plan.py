@@ -31,10 +31,12 @@ from orchestrator.sweep.costs import (
     teacher_score_cost,
 )
 from orchestrator.sweep.hardware import Cost, Hardware, refuse_unless_fits
-from orchestrator.sweep.lengths import Beside, Lengths, Row, lengths_of
+from orchestrator.sweep.lengths import Beside, Lengths, Row, lengths_for, lengths_of
 from orchestrator.sweep.plan import forecast, within
 from orchestrator.sweep.presets import complete
-from orchestrator.tasks.template import Encoded
+from orchestrator.tasks import TASKS
+from orchestrator.tasks.base import draw
+from orchestrator.tasks.template import Encoded, encode
 from orchestrator.teacher.measure import Measuring, measuring
 from orchestrator.teacher.scale import Scale
 from orchestrator.teacher.scores import FILE
@@ -279,6 +281,21 @@ def test_a_judge_that_is_loaded_here_is_planned(tmp_path: Path) -> None:
     assert plain.steps["score"].per_rank == cost.per_rank  # as one that judges a task beside is
     small = forecast(sweep(recipe={**of, "task": task}), replace(here, memory=weights), lengths)
     assert not small.steps["score"].fits and small.steps["score"].smallest_cluster is None
+
+
+def test_a_teachers_pass_is_as_large_as_the_longest_seeds_make_it(demo_models: dict[str, Path], shared: Path) -> None:
+    """Where tasks' seed examples are an axis: of another task than the trained one, as its own tokenizer cuts them."""
+    models = {"teacher": str(demo_models["demo-teacher"]), "student": str(demo_models["demo-student"])}
+    rows = {"task": {"name": "mmlu", "data": str(shared / "mmlu")}, "measure": {"examples": 4, "max_tokens": 9000}}
+    of = {
+        names: lengths_for(sweep(recipe=models | rows, axes={"measure.seeds": list(names)} if names else {})).seed
+        for names in ((), ("mmlu",), ("super_ni",), ("mmlu", "super_ni"))
+    }
+    assert of[()] == of["mmlu",] and len(of["super_ni",]) == 4
+    tokenizer = AutoTokenizer.from_pretrained(demo_models["demo-teacher"])
+    seeds = draw(TASKS["super_ni"].splits(str(shared / "super_ni"))["seed"], 4)
+    assert [row.tokens for row in of["super_ni",]] == [len(encode(one, "plain", tokenizer, 9000).ids) for one in seeds]
+    assert of["mmlu", "super_ni"] == of["super_ni",] != of["mmlu",]
 
 
 def test_tasks_that_are_scored_beside_are_planned(demo_models: dict[str, Path], tmp_path: Path) -> None:

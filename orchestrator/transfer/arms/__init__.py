@@ -11,31 +11,25 @@ W - s·B0·A0 + s·B·A with s = alpha / rank, so that B0·A0 gives the subspace
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field
 
 from orchestrator.transfer.arms.base import ARMS, BaseArm, Need
-from orchestrator.transfer.arms.blocks import RandomWindow, ShuffledSeeds, SpectrumControl, Transfer
-from orchestrator.transfer.arms.distil import Distil
-from orchestrator.transfer.arms.plain import Eva, Lora, LoraGa, Olora, Orthogonal, Pissa
 
-__all__ = ["ARMS", "Arm", "BaseArm", "Distil", "Lora", "Need", "Transfer"]
+from orchestrator.transfer.arms.plain import Lora  # isort: skip  (in this order `pkt strategies` lists them)
+from orchestrator.transfer.arms.blocks import Transfer  # isort: skip
+from orchestrator.transfer.arms.distil import Distil  # isort: skip
+from orchestrator.transfer.arms import cross_lora, ridge, theseus  # isort: skip
 
-Arm = Annotated[
-    Annotated[
-        Lora
-        | Pissa
-        | Olora
-        | Orthogonal
-        | Eva
-        | LoraGa
-        | Transfer
-        | SpectrumControl
-        | RandomWindow
-        | ShuffledSeeds
-        | Distil,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
-]
+__all__ = ["ARMS", "Arm", "BaseArm", "Distil", "Lora", "Need", "Transfer", "cross_lora", "ridge", "theseus"]
+
+if TYPE_CHECKING:
+    Arm = BaseArm
+else:
+    Arm = Annotated[
+        Annotated[reduce(or_, ARMS.values()), Field(discriminator="kind")],
+        BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+    ]

@@ -16,8 +16,9 @@ if TYPE_CHECKING:  # an arm's name and what it starts at are read without torch
 
 
 # What a step gives an arm: the teacher's blocks by module; its predictions by training row; where a model is after each
-# layer when it begins to answer the seed examples; what plain LoRA changes of the teacher, B and A by module.
-Need = Literal["factors", "labels", "teacher_states", "student_states", "teacher_update"]
+# layer when it begins to answer the seed examples; what plain LoRA changes of the teacher, B and A by module; the same
+# in the student's channels.
+Need = Literal["factors", "labels", "teacher_states", "student_states", "teacher_update", "carried"]
 ARMS: dict[str, type[BaseArm]] = {}  # by kind; a class is in it once it is defined
 
 
@@ -30,7 +31,8 @@ class BaseArm(BaseModel):
     one_vocabulary: ClassVar[bool] = False  # what it is given of the teacher is in tokens
     has_content: ClassVar[bool] = True  # what it is given of the teacher goes into it, and not its size alone
     starts_at: ClassVar[str]  # for whoever sees a leaderboard for the first time
-    is_control: ClassVar[bool] = False  # differs from transfer in that alone
+    is_control: ClassVar[bool] = False  # differs from another arm in that alone
+    control_of: ClassVar[str] = "transfer"  # which
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
     initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
 
@@ -43,6 +45,16 @@ class BaseArm(BaseModel):
     def of_teacher(cls) -> bool:
         """Whether it takes over what the teacher knows, so that a claim of it asks whether the teacher does."""
         return cls.has_content and bool({*cls.needs} - {"student_states"})
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the base loses what the arm starts at, so that its function is the untouched student's."""
+        return self.changes_base
+
+    @property
+    def injects(self) -> bool:
+        """Whether the adapter does something before any step."""
+        return False
 
     @property
     def extracts(self) -> bool:

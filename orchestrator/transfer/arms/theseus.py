@@ -1,0 +1,39 @@
+"""Rotations between the models' channels (Procrustes)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from orchestrator.transfer.arms.carried import Carried, twins
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from orchestrator.transfer.sides import Side
+
+
+class Theseus(Carried):
+    """The teacher's update rotated into the student's channels: C = H_TᵀH_S = UΣVᵀ, T = UVᵀ, ΔW_S = T_outᵀ·ΔW_T·T_in.
+
+    Theseus (arXiv 2602.12952) as far as it is known here; its language models' figures couldn't be confirmed. Where
+    fewer tokens than channels were read, T is a rotation of what they span and nothing elsewhere.
+    """
+
+    kind: Literal["theseus"] = "theseus"
+    starts_at: ClassVar[str] = "the teacher's update rotated by what texts have in common"
+    centre: bool = False  # take the mean off each channel first
+
+    def read(self, z: Float[Tensor, "r mt"], side: Side) -> Float[Tensor, "r ms"]:
+        """z·T."""
+        from orchestrator.transfer.rotation import rotated
+
+        fitted = side.fitted
+        return rotated(z, fitted.teacher, fitted.student, centre=self.centre)
+
+    def written(self, z: Float[Tensor, "r nt"], side: Side) -> Float[Tensor, "r ns"]:
+        """z·T, as what is read."""
+        return self.read(z, side)
+
+
+twins(Theseus, "random_map", "spectrum", "shuffled_texts")

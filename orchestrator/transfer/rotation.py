@@ -1,0 +1,28 @@
+"""The rotation that takes one model's channels nearest to another's, without a matrix as wide as both."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def rotated(
+    z: Float[Tensor, "r mt"], teacher: Float[Tensor, "k mt"], student: Float[Tensor, "k ms"], *, centre: bool = False
+) -> Float[Tensor, "r ms"]:
+    """z·T with T = UVᵀ of C = H_TᵀH_S = UΣVᵀ (orthogonal Procrustes, Schönemann 1966), in z's number type.
+
+    C is formed where k tokens are more than the channels, and from both sides' QR (k x k) where they are fewer.
+    Directions in which C is zero to rounding are left out: there any rotation would be as good.
+    """
+    teacher, student = teacher.double(), student.double()
+    if centre:
+        teacher, student = teacher - teacher.mean(0), student - student.mean(0)
+    if len(teacher) >= min(teacher.shape[1], student.shape[1]):
+        u, s, vh = torch.linalg.svd(teacher.t() @ student, full_matrices=False)
+    else:
+        (q_t, r_t), (q_s, r_s) = torch.linalg.qr(teacher.t()), torch.linalg.qr(student.t())
+        u, s, vh = torch.linalg.svd(r_t @ r_s.t(), full_matrices=False)
+        u, vh = q_t @ u, vh @ q_s.t()
+    kept = s > torch.finfo(s.dtype).eps * max(teacher.shape[1], student.shape[1]) * s.max()
+    return ((z.double() @ u[:, kept]) @ vh[kept]).to(z.dtype)

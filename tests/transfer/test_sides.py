@@ -1,0 +1,161 @@
+"""Maps between channels: what they must give back where it is known, and what they must agree with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.transfer.arms import ARMS
+from orchestrator.transfer.arms.carried import Carried
+from orchestrator.transfer.random_map import RandomMap
+from orchestrator.transfer.regression import PENALTIES, fitted, through
+from orchestrator.transfer.rotation import rotated
+from orchestrator.transfer.sides import Matrix, Side, Tokens, explained, norm_of
+
+GENERATOR = torch.Generator()
+METHODS = [
+    kind for kind, arm in ARMS.items() if issubclass(arm, Carried) and not arm.is_control and arm.reads == "texts"
+]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    GENERATOR.manual_seed(0)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def orthogonal(size: int) -> Tensor:
+    return torch.linalg.qr(drawn(size, size)).Q
+
+
+def carried(kind: str, x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], held: int = 40) -> tuple[Tensor, ...]:
+    """B and A of the teacher, B' and A' of the student, and how good the maps are."""
+    b, a = drawn(y[0].shape[1], 4), drawn(4, x[0].shape[1])
+    arm = ARMS[kind]()
+    assert isinstance(arm, Carried)
+    (b_s, a_s), good = arm.carry(Matrix(b, a, Side(*x, held), Side(*y, held)))
+    return b, a, b_s, a_s, torch.tensor([good["read"], good["written"]])
+
+
+@pytest.mark.parametrize("tokens", [200, 60])  # more than channels, and fewer: then inside what they span
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_teacher_that_is_the_student_gives_the_update_itself(kind: str, tokens: int) -> None:
+    basis = drawn(12, 48), drawn(10, 40)  # directions that both the tokens and the update have
+    x, y = drawn(tokens, 12) @ basis[0], drawn(tokens, 10) @ basis[1]
+    b, a = (drawn(4, 10) @ basis[1]).t(), drawn(4, 12) @ basis[0]
+    (b_s, a_s), good = ARMS[kind]().carry(Matrix(b, a, Side(x, x, 20), Side(y, y, 20)))  # type: ignore[attr-defined]
+    torch.testing.assert_close(b_s @ a_s, b @ a, rtol=1e-4, atol=1e-4)
+    assert min(good.values()) > 0.999
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_rotated_and_permuted_channels_give_the_rotated_update(kind: str) -> None:
+    x, y, turn, shuffle = drawn(300, 32), drawn(300, 24), orthogonal(32), torch.randperm(24, generator=GENERATOR)
+    b, a, b_s, a_s, good = carried(kind, (x, x @ turn), (y, y[:, shuffle]))
+    torch.testing.assert_close(b_s @ a_s, (b @ a @ turn)[shuffle], rtol=1e-4, atol=1e-4)
+    assert good.min() > 0.999
+
+
+def test_ridge_undoes_any_invertible_map_and_a_wider_student() -> None:
+    """What the update does to the student's inputs is what it did to the teacher's, seen in the student's outputs."""
+    x, y, mix, wide = drawn(400, 32), drawn(400, 24), drawn(32, 32), drawn(24, 36)
+    b, a, b_s, a_s, good = carried("ridge", (x, x @ mix), (y, y @ wide))
+    torch.testing.assert_close(x @ mix @ (b_s @ a_s).t(), x @ (b @ a).t() @ wide, rtol=1e-4, atol=1e-3)
+    assert good.min() > 0.999
+
+
+def test_shuffled_texts_explain_nothing() -> None:
+    x, y = drawn(300, 16), drawn(300, 16)
+    shuffle = torch.randperm(300, generator=GENERATOR)
+    *_, good = carried("ridge", (x, x[shuffle]), (y, y[shuffle]))
+    assert good.max() < 0.05
+
+
+@pytest.mark.parametrize("tokens", [60, 30])
+def test_the_regression_is_numpys_and_needs_no_whole_map(tokens: int) -> None:
+    """Least squares where tokens are more than channels; the interpolation of least norm where they are fewer."""
+    x, y, z = drawn(tokens, 40), drawn(tokens, 7), drawn(3, 40)
+    whole = torch.from_numpy(np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0])
+    torch.testing.assert_close(fitted(x, y, 0), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(through(z, x, y, 0), z @ whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [90, 50])
+def test_the_penalty_is_the_best_of_the_grid_on_what_is_held_out(tokens: int) -> None:
+    x = drawn(tokens, 40)
+    y = x @ drawn(40, 5) + 4 * drawn(tokens, 5)
+    seen, held = x[:-20], 20
+    gram = seen.t() @ seen
+    mean = (gram if len(seen) >= 40 else seen @ seen.t()).diagonal().mean()
+    each = [torch.linalg.solve(gram + one * mean * torch.eye(40), seen.t() @ y[:-20]) for one in PENALTIES]
+    best = max(each, key=lambda found: explained(y[-20:], x[-20:] @ found))
+    torch.testing.assert_close(fitted(x, y, held), best, rtol=1e-6, atol=1e-6)
+    z = drawn(3, 40)
+    torch.testing.assert_close(through(z, x, y, held), z @ best, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [200, 20])
+@pytest.mark.parametrize("centre", [False, True])
+def test_the_rotation_is_procrustes_own(tokens: int, centre: bool) -> None:
+    """Of the whole cross-covariance's SVD, by NumPy; from fewer tokens within what they span."""
+    teacher, student, z = drawn(tokens, 48), drawn(tokens, 30), drawn(3, 48)
+    one, other = (part - part.mean(0) if centre else part for part in (teacher, student))
+    u, s, vh = np.linalg.svd((one.t() @ other).numpy(), full_matrices=False)
+    kept = s > 1e-10 * s.max()
+    whole = torch.from_numpy(u[:, kept] @ vh[kept])
+    torch.testing.assert_close(rotated(z, teacher, student, centre=centre), z @ whole, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("widths", [(48, 48), (48, 64), (64, 48)])
+def test_a_random_map_is_orthogonal_and_one_for_all_that_share_channels(widths: tuple[int, int]) -> None:
+    theirs, own = widths
+    side = Side(torch.empty(0, theirs), torch.empty(0, own), 0, "residual", 3)
+    whole = RandomMap(1).read(torch.eye(theirs, dtype=torch.float64), side)
+    square = whole @ whole.t() if own >= theirs else whole.t() @ whole
+    torch.testing.assert_close(square, torch.eye(min(widths), dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    z = drawn(3, theirs)
+    elsewhere = Side(side.teacher, side.student, 0, "residual", 0)
+    torch.testing.assert_close(RandomMap(1).written(z, elsewhere), z @ whole, rtol=1e-9, atol=1e-9)
+    for other in (RandomMap(2).read(z, side), RandomMap(1).read(z, Side(side.teacher, side.student, 0, "ffn", 3))):
+        assert float((other - z @ whole).norm()) > 0.5 * float(z.norm())
+
+
+def test_tokens_are_matched_by_name_and_what_the_teacher_lacks_is_zero() -> None:
+    z = drawn(2, 5)
+    found = Tokens(torch.tensor([4, -1, 0])).pick(z)
+    assert torch.equal(found[:, 0], z[:, 4]) and torch.equal(found[:, 2], z[:, 0]) and not found[:, 1].any()
+
+
+def test_norms_and_explained_shares_are_those_of_whole_matrices() -> None:
+    b, a, y = drawn(20, 3), drawn(3, 30), drawn(50, 4)
+    assert norm_of(b, a) == pytest.approx(float((b @ a).norm()))
+    assert explained(y, y) == 1.0 and explained(y, y.mean(0).expand_as(y)) == pytest.approx(0.0)
+
+
+def test_cross_lora_is_the_identity_between_equal_bases_within_their_main_directions() -> None:
+    w = drawn(20, 30)
+    u, _, vh = np.linalg.svd(w.numpy(), full_matrices=False)
+    b, a = torch.from_numpy(u[:, :9]) @ drawn(9, 3), drawn(3, 9) @ torch.from_numpy(vh[:9])
+    nothing = Side(torch.empty(0, 30), torch.empty(0, 30)), Side(torch.empty(0, 20), torch.empty(0, 20))
+    arm = ARMS["cross_lora"](directions=9)  # type: ignore[call-arg]
+    assert isinstance(arm, Carried)
+    (b_s, a_s), _ = arm.carry(Matrix(b, a, *nothing, weights=(w.float(), w.float())))
+    torch.testing.assert_close(b_s @ a_s, (b @ a).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_cross_lora_takes_each_of_the_teachers_main_directions_to_the_students_of_the_same_rank() -> None:
+    theirs, own, k = drawn(20, 30), drawn(12, 16), 5
+    (u_t, _, v_t), (u_s, _, v_s) = (np.linalg.svd(w.numpy(), full_matrices=False) for w in (theirs, own))
+    b, a = torch.from_numpy(u_t[:, 2:3].copy()), torch.from_numpy(v_t[4:5].copy())
+    nothing = Side(torch.empty(0, 30), torch.empty(0, 16)), Side(torch.empty(0, 20), torch.empty(0, 12))
+    (b_s, a_s), _ = ARMS["cross_lora"](directions=k).carry(  # type: ignore[attr-defined, call-arg]
+        Matrix(b, a, *nothing, weights=(theirs.float(), own.float()))
+    )
+    whole = (b_s @ a_s).double().numpy()
+    assert abs(float(u_s[:, 2] @ whole @ v_s[4])) == pytest.approx(1, abs=1e-4)
+    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-4)
