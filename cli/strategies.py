@@ -34,7 +34,7 @@ def strategies(as_json: o.Json = False) -> int:
     for axis, kinds in listed.items():
         typer.echo(f"--{axis}")
         for kind, about in kinds.items():
-            typer.echo(f"    {kind:<18} {about}")
+            typer.echo(f"    {kind:<24} {about}")
     typer.echo(f"--modules\n    any of {', '.join(ORIGINS)}")
     typer.echo("A strategy with fields of its own, in {}, is written in YAML: arm: [lora, {kind: distil, rows: all}]")
     typer.echo("--set PATH=VALUE (and recipe, axes and the rest of a YAML file)")

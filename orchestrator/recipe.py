@@ -25,6 +25,7 @@ from pydantic import (
 
 from orchestrator.errors import UserError
 from orchestrator.transfer.arms import Arm, Transfer
+from orchestrator.transfer.arms.carried import Carried
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
 from orchestrator.transfer.metrics import SensitivityMetric, Taylor
@@ -170,7 +171,8 @@ class Recipe(Section):
         unused: dict[str, Any] = {} if carries else {"update": Update(), "carry": Carry()}
         if not self.arm.extracts:
             unused |= dict.fromkeys(("layers", "structure", "modules"))
-            asks = {*self.arm.needs} - carries  # for as long as sensitivities would take, or about the same examples
+            alike = isinstance(self.arm, Carried) and self.arm.layers.kind == "cka"
+            asks = {*self.arm.needs} - carries or alike  # for as long as sensitivities would take, or the same examples
             unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure()}
             return self.model_copy(update=unused)
         fields = self.model_copy(update=unused).model_dump(mode="json", exclude_none=True)

@@ -20,10 +20,12 @@ from orchestrator.models import adapters
 from orchestrator.models.families import AXES, FAMILIES, ORIGINS, Geometry, ModelFamily
 from orchestrator.models.loading import Weights, read_config, tokens_of
 from orchestrator.step import Track, silent
+from orchestrator.teacher.states import read_states
 from orchestrator.teacher.teacher_pass import device
 from orchestrator.transfer.arms import ARMS
-from orchestrator.transfer.arms.carried import Carried
+from orchestrator.transfer.arms.carried import Carried, Cka
 from orchestrator.transfer.arms.twosided import TwoSided
+from orchestrator.transfer.matching import monotone, similarity
 from orchestrator.transfer.sides import Matrix, Side, Tokens, norm_of
 
 CARRIED = "carried.json"
@@ -45,6 +47,8 @@ def carry(
     pairs: Path | None = None,
     of_teacher: Path | None = None,
     of_student: Path | None = None,
+    teacher_states: Path | None = None,
+    student_states: Path | None = None,
     shuffled: bool = False,
     placement: Placement = HERE,
     partial: Path | None = None,
@@ -57,8 +61,13 @@ def carry(
     changed = adapters.read_update(update)
     method = ARMS[arm["kind"]].model_validate(arm)
     assert isinstance(method, Carried)
-    depths = [Geometry.of(read_config(Path(name), "model")).layers for name in (teacher, student)]
-    layers = method.layers.select([0.0] * depths[0], depths[1])
+    if isinstance(method.layers, Cka):
+        assert teacher_states and student_states
+        after = [read_states(one)[1:] for one in (teacher_states, student_states)]  # the first are the embeddings
+        layers = monotone(similarity(*after))
+    else:
+        depths = [Geometry.of(read_config(Path(name), "model")).layers for name in (teacher, student)]
+        layers = method.layers.select([0.0] * depths[0], depths[1])
     site = Site.open(teacher, student, changed, method, layers, (pairs, of_teacher, of_student), shuffled)
     names = site.modules()
     with placement.settled() as settled:

@@ -10,7 +10,7 @@ from orchestrator.carry.pairs import pairs
 from orchestrator.carry.scale import SCALES, scale
 from orchestrator.carry.twin import twin
 from orchestrator.carry.update import adapter, difference
-from orchestrator.pipeline.asked import dtype_of
+from orchestrator.pipeline.asked import dtype_of, states_step
 from orchestrator.prepare.ready import Ready, Who
 from orchestrator.prepare.rows import template_of, used_rows
 from orchestrator.recipe import Recipe
@@ -38,6 +38,8 @@ def carry_step(recipe: Recipe, ready: Ready, update: Step) -> Step:
     folders = {"teacher": ready.teacher.folder, "student": ready.student.folder}
     where = folders | {"student_name": ready.student.name}
     seen = _read(recipe, ready) if arm.reads == "texts" else {}
+    if arm.layers.kind == "cka":
+        seen |= {f"{who}_states": states_step(recipe, ready, who) for who in get_args(Who)}
 
     def carried(*, shuffled: bool) -> Step:
         config = {"arm": arm.carrying(), "shuffled": shuffled}

@@ -12,6 +12,7 @@ from peft import PeftModel
 from trainings import recipe
 
 from orchestrator import pipeline
+from orchestrator.carry.carry import CARRIED
 from orchestrator.carry.scale import SCALE, scale
 from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer, source_of
@@ -24,7 +25,9 @@ from orchestrator.student.finetune import adapted
 from orchestrator.student.given import read
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import fitted
+from orchestrator.teacher.states import read_states
 from orchestrator.transfer.lowrank import product_svd
+from orchestrator.transfer.matching import monotone, similarity
 from orchestrator.transfer.sides import norm_of
 
 IDS = torch.arange(5, 60).view(1, -1)
@@ -178,6 +181,18 @@ def test_the_scale_is_chosen_at_the_trials_rank(store: Store, demo_models: dict[
     worn = adapted(load(ready.student.folder), two.arm, 2, 2.0, 0.0, 0, found).eval()
     with torch.no_grad():
         torch.testing.assert_close(worn(IDS).logits, logits(folder), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_are_matched_by_what_both_make_of_the_seed_examples(store: Store, demo_models: dict[str, Path]) -> None:
+    """By states that a plain model's hooks would see (test_given), and never back and forth."""
+    one = asked({"kind": "theseus", "layers": "cka"}, measure={"examples": 12})
+    ready = prepare(one)
+    step = pipeline.carry_step(one, ready)
+    layers = json.loads((materialise(step, store) / CARRIED).read_text())["layers"]
+    states = [read_states(materialise(step.inputs[f"{who}_states"], store))[1:] for who in ("teacher", "student")]
+    assert tuple(layers) == monotone(similarity(*states)) and list(layers) == sorted(layers)
+    assert step.inputs["student_states"].inputs["seeds"].where["rows"][11:12]
+    assert asked({"kind": "theseus"}, measure={"examples": 12}).measure.examples == 32  # which asks nobody
 
 
 def test_trials_share_what_they_can(demo_models: dict[str, Path]) -> None:

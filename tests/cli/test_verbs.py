@@ -35,7 +35,10 @@ def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # no
     assert list(listed["structure"]) == ours
     baselines = ["lora", "pissa", "olora", "orthogonal", "eva", "lora_ga"]
     controls = ["spectrum_control", "random_window", "shuffled_seeds"]
-    assert list(listed["arms"]) == [*baselines, "transfer", *controls, "distil"]
+    twins = ("", "_random_map", "_spectrum", "_shuffled_texts")
+    carried = [f"cross_lora{twin}" for twin in twins[:3]]  # it reads no texts
+    carried += [f"{way}{twin}" for way in ("ridge", "theseus") for twin in twins]
+    assert list(listed["arms"]) == [*baselines, "transfer", *controls, "distil", *carried]
     assert list(listed["search"]) == ["grid", "random", "optuna", "asha"]
     assert listed["fields"]["finetune.epochs"] == "3"
     shown = pkt("strategies")[1]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from orchestrator.transfer.arms.base import BaseArm, Need
 from orchestrator.transfer.arms.twosided import TwoSided
@@ -32,8 +32,17 @@ TWINS: dict[Twin, str] = {
     "spectrum": "random directions with the carried update's singular values",
     "shuffled_texts": "the same with maps between texts that don't belong together",
 }
+
+
+class Cka(BaseModel):
+    """The monotone map under which both models' layers are most alike in what they make of the seed examples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["cka"] = "cka"
+
+
 LayerMap = Annotated[
-    Annotated[Uniform | Random | First | Last | Explicit, Field(discriminator="kind")], BeforeValidator(from_text)
+    Annotated[Uniform | Random | First | Last | Explicit | Cka, Field(discriminator="kind")], BeforeValidator(from_text)
 ]
 
 
