@@ -98,6 +98,7 @@ def test_an_update_does_in_other_channels_what_it_did(kind: str, tmp_path: Path)
     assert len(said["modules"]) == 7 * 3 + 2 and said["layers"] == [0, 1, 2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["gemma2", "phi3", "gpt_neox", "qwen3-tied", "llama-tied"])
 def test_a_copy_of_any_family_gets_the_update_itself(family: str, tmp_path: Path) -> None:
     """Scaled embeddings, shared matrices, tied heads: between a model and itself nothing is lost that it computes."""
