@@ -77,7 +77,8 @@ READ = {
     " frame is the window that was taken; ticks along the margins are rows and columns that were taken one by one (of a"
     " large matrix several a tick, which is as long as the share that was taken).",
     "cost": "To the left is cheaper, higher is better; seconds are a mean over a row's trials on the machines that ran"
-    " them, and hold neither the search of a learning rate nor the teacher's pass.",
+    " them, with all that it was made from, the teacher's part too, as if it were alone; the search of a learning rate"
+    " isn't in them.",
 }
 LEFT_OUT = {
     "leaderboard": "No row has scores.",

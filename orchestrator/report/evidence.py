@@ -47,7 +47,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row's training took, a trial, and what it scored."""
+    """What one of a row's trainings took with all that it was made from, and what it scored."""
 
     name: str
     arm: str
@@ -181,7 +181,7 @@ def _trained(
     row: Mapping[str, Any], result: Result, name: str, store: Store, evidence: Evidence
 ) -> Iterator[str]:  # of its trials, the fingerprints of their extractions
     """Put a row's curve and its cost into the evidence."""
-    histories, seconds, lost = [], [], 0
+    histories, lost = [], 0
     starts: dict[str | None, None] = {}
     for key in row["trials"]:
         if (folder := store.find("evaluate", key)) is None:
@@ -199,15 +199,14 @@ def _trained(
             trained = manifest(folder)
             before = trained["lineage"]["inputs"]
             starts |= {before.get("factors", before.get("start")): None}  # as older stores call them
-            seconds.append(trained["facts"]["training_seconds"])
             history = json.loads((folder / "history.json").read_text())
             histories.append({point["step"]: point["loss"] for point in history if "loss" in point})
         except BROKEN:
             lost += 1
     if lost:
         evidence.missing["curves"].append(f"{name}: the training of {lost} trials is no longer in the store.")
-    if seconds:
-        evidence.costs.append(Cost(name, result.arm, float(np.mean(seconds)), float(result.scores.mean())))
+    if result.seconds:
+        evidence.costs.append(Cost(name, result.arm, sum(result.seconds), float(result.scores.mean())))
     if steps := sorted(set.intersection(*map(set, histories))) if histories else []:
         losses = np.array([[history[step] for step in steps] for history in histories])
         low, high = losses.min(0), losses.max(0)

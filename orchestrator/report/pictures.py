@@ -154,7 +154,7 @@ def cost_picture(costs: Sequence[Cost]) -> Any:
         look = arms[cost.arm]  # again beside the name: lines to marks that lie close together can't be told apart
         axes.plot([most * 1.09], [place], linestyle="none", markersize=5, clip_on=False, **look)
         axes.text(most * 1.11, place, cost.name, va="center", fontsize=9)
-    axes.set_xlabel("seconds of training, a trial")
+    axes.set_xlabel("seconds of a training and of all that it was made from, as if it were alone")
     axes.set_ylabel("mean score")
     axes.grid(axis="y")
     return figure

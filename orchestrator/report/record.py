@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.errors import UserError
 from orchestrator.report.evidence import manifest
-from orchestrator.store import Store
+from orchestrator.store import MANIFEST, Store
 from orchestrator.store.directory import held
 from orchestrator.store.files import appearing
 from orchestrator.transfer.arms import ARMS
@@ -110,6 +110,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
     """The evidence of every row that has any: scores of the finished trials, seed by seed."""
     found = []
     further = [path for path in record["sweep"]["axes"] if path not in COLUMNS]
+    places = {folder.parent.name: folder.parent for folder in store.root.glob(f"*/[!.]*/{MANIFEST}")}
     options = _options([row["recipe"]["arm"] for row in record["rows"] if row["adapted"]])
     for row in record["rows"]:
         folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
@@ -135,6 +136,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     beside={name: _scores(store, keys) for name, keys in row.get("beside", {}).items()},
                     also=_also(lines),
                     before=_before(store, row.get("before", ())),
+                    seconds=_seconds(places, list(finished.values())),
                     other={path: _field(recipe, path) for path in further if _means(row, path)}
                     | {
                         name: _plain(recipe["arm"][name])
@@ -180,6 +182,27 @@ def _also(trials: list[list[dict[str, Any]]]) -> dict[str, float]:
         for name, value in line.get("also", {}).items():
             found.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _seconds(places: Mapping[str, Path], evaluated: list[Path]) -> tuple[float, float] | None:
+    """Of a row's trainings, a mean: the seconds of one, and those of all that it was made from, as if it were alone.
+
+    What rows share is counted for each of them: the teacher's passes and training, maps and scales. None where no
+    training is known.
+    """
+    found = []
+    for folder in evaluated:
+        trained = places.get(str(manifest(folder)["lineage"]["inputs"].get("adapter")))
+        if trained is None or trained.parent.name != "finetune":
+            continue
+        told, before, left = manifest(trained), dict[str, float](), [trained.name]
+        while left:
+            for key in manifest(places[left.pop()])["lineage"]["inputs"].values():
+                if key in places and key not in before:
+                    before[key] = manifest(places[key])["seconds"]
+                    left.append(key)
+        found.append((told["facts"]["training_seconds"], sum(before.values())))
+    return (float(np.mean([own for own, _ in found])), float(np.mean([rest for _, rest in found]))) if found else None
 
 
 def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:

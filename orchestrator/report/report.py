@@ -23,6 +23,11 @@ from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.verdict import Verdict, verdict_of
 from orchestrator.verdict.words import about_rows, also_line, clipped_line, gate_line, how_chosen, reach, room_lines
 
+SECONDS = (
+    "seconds: of one training; before them: of all that it was made from (the teacher's passes and training, maps,"
+    " scales), as if no other trial shared it."
+)
+
 
 def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
     """The whole report as HTML."""
@@ -179,7 +184,7 @@ def _rows(evidence: Evidence, baseline: str) -> str:
     modules, further = told_apart_by(evidence.rows)
     before = ["before"] if any("before" in row for row in evidence.rows) else []
     head = ["arm", "layers", "structure", *modules, "rank", "lr", *further, *before, "mean", "95 %"]
-    head += [f"vs {baseline}", "95 %", "seeds", "clipped"]
+    head += [f"vs {baseline}", "95 %", "seeds", "clipped", "seconds", "before them"]
     rows = [
         [
             row["arm"],
@@ -193,11 +198,13 @@ def _rows(evidence: Evidence, baseline: str) -> str:
             _span(row["delta_ci95"], "+"),
             row["seeds"],
             "-" if row["clipped"] is None else f"{row['clipped']:.0%}",
+            *(f"{one:.0f}" for one in row["seconds"] or ()),
+            *([] if row["seconds"] else ["-", "-"]),
         ]
         for row in evidence.rows
     ]
     edge = ["* on the edge of its grid."] if any(row["lr_at_edge"] for row in evidence.rows) else []
-    about = about_rows(evidence.rows, baseline)
+    about = [*about_rows(evidence.rows, baseline), SECONDS]
     return _table(head, rows, "rows") + _list([*about, *also_line(evidence.rows), *clipped_line(evidence.rows), *edge])
 
 

@@ -58,6 +58,7 @@ class Result:
     also: dict[str, float] = field(default_factory=dict)  # means of the figures beside its score, over what has them
     beside: dict[str, Beside] = field(default_factory=dict)  # by task
     before: float | None = None  # mean score before any step, where it isn't the untouched student's
+    seconds: tuple[float, float] | None = None  # of a trial: its own training, and all that it was made from
 
     def on(self, task: str) -> Result | None:
         """The row as if a further task were its own; None where it has no scores there."""
@@ -208,6 +209,7 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
                 "cut": result.cut,
                 "clipped": result.clipped,
                 "grad_norm": result.grad_norm,
+                "seconds": list(result.seconds) if result.seconds else None,
                 **({"before": _before(result, untouched)} if injected else {}),
                 **({"other": result.other} if result.other else {}),
                 **({"also": result.also} if result.also else {}),

@@ -29,10 +29,10 @@ def test_from_smollm2_into_itself_an_update_stays_what_it_is(
     train = TASKS["gsm8k"].splits(str(shared / "gsm8k"))["train"]
     model = load(str(smollm), dtype="float32")
     names = ["o_proj", "down_proj", "up_proj"]
-    folder = lora_of(model, tmp_path / "update", target_modules=names, init_lora_weights=True)
+    folder = lora_of(model, tmp_path / "update", target_modules=names, layers_to_transform=[0, 14, 29])
     found = carried(tmp_path, smollm, smollm, {"kind": kind}, train[:60], "float32")
     said = json.loads((found / CARRIED).read_text())["modules"]
-    assert len(said) == 3 * 30
+    assert len(said) == 3 * 3
     tokenizer = load_tokenizer(str(smollm))
     rows = [encode(row, "plain", tokenizer, 200).ids for row in train[100:104]]
 

@@ -229,17 +229,29 @@ def test_a_cell_of_the_heat_map_is_the_mean_of_its_scores(store: Store) -> None:
 def test_curves_costs_and_layers_are_those_of_the_steps(store: Store) -> None:
     found = evidence_of(store)
     row = next(row for row in read_record(store, "small")["rows"] if row["label"] == "transfer")
-    losses, seconds = [], []
+    losses, seconds, before = [], [], []
+
+    def manifest(step: str, key: str) -> Any:
+        return json.loads((store.root / step / key / "manifest.json").read_text())
+
     for key in row["trials"]:
-        scored = json.loads((store.root / "evaluate" / key / "manifest.json").read_text())
-        folder = store.root / "finetune" / scored["lineage"]["inputs"]["adapter"]
-        losses.append([point["loss"] for point in json.loads((folder / "history.json").read_text())])
-        seconds.append(json.loads((folder / "manifest.json").read_text())["facts"]["training_seconds"])
+        adapter = manifest("evaluate", key)["lineage"]["inputs"]["adapter"]
+        told = manifest("finetune", adapter)
+        history = json.loads((store.root / "finetune" / adapter / "history.json").read_text())
+        losses.append([point["loss"] for point in history])
+        seconds.append(told["facts"]["training_seconds"])
+        cut = manifest("extract", told["lineage"]["inputs"]["factors"])
+        measured = manifest("measure", cut["lineage"]["inputs"]["measured"])
+        rows = [manifest("data", one["lineage"]["inputs"][name]) for one, name in ((told, "rows"), (measured, "seeds"))]
+        before.append(sum(one["seconds"] for one in (cut, measured, *rows)))
     curve = next(one for one in found.curves if one.arm == "transfer")
     assert curve.mean == pytest.approx(np.mean(losses, 0))
     assert curve.low == pytest.approx(np.min(losses, 0))
     assert curve.high == pytest.approx(np.max(losses, 0))
-    assert next(one for one in found.costs if one.arm == "transfer").seconds == pytest.approx(np.mean(seconds))
+    cost = next(one for one in found.costs if one.arm == "transfer")
+    assert cost.seconds == pytest.approx(np.mean(seconds) + np.mean(before))
+    shown = next(one for one in found.rows if one["arm"] == "transfer")["seconds"]
+    assert shown == pytest.approx([np.mean(seconds), np.mean(before)]) and shown[1] > 0
     (one,) = found.passes
     assert one.scores == json.loads(next((store.root / "measure").glob("*/layers.json")).read_text())
     assert one.chosen == {"sensitivity": sorted(sorted(range(6), key=lambda layer: -one.scores[layer])[:4])}
