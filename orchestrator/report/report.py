@@ -198,8 +198,7 @@ def _rows(evidence: Evidence, baseline: str) -> str:
             _span(row["delta_ci95"], "+"),
             row["seeds"],
             "-" if row["clipped"] is None else f"{row['clipped']:.0%}",
-            *(f"{one:.0f}" for one in row["seconds"] or ()),
-            *([] if row["seconds"] else ["-", "-"]),
+            *("-" if row[key] is None else f"{row[key]:.0f}" for key in ("seconds", "seconds_before")),
         ]
         for row in evidence.rows
     ]

@@ -250,8 +250,8 @@ def test_curves_costs_and_layers_are_those_of_the_steps(store: Store) -> None:
     assert curve.high == pytest.approx(np.max(losses, 0))
     cost = next(one for one in found.costs if one.arm == "transfer")
     assert cost.seconds == pytest.approx(np.mean(seconds) + np.mean(before))
-    told = [one["seconds"] for one in found.rows if one["arm"] == "transfer"]
-    assert any(one == pytest.approx([np.mean(seconds), np.mean(before)]) and one[1] > 0 for one in told)
+    told = [(one["seconds"], one["seconds_before"]) for one in found.rows if one["arm"] == "transfer"]
+    assert any(one == pytest.approx((np.mean(seconds), np.mean(before))) and one[1] > 0 for one in told)
     (one,) = found.passes
     assert one.scores == json.loads(next((store.root / "measure").glob("*/layers.json")).read_text())
     assert one.chosen == {"sensitivity": sorted(sorted(range(6), key=lambda layer: -one.scores[layer])[:4])}
