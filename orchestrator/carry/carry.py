@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from orchestrator.carry.inputs import OUTER, SITES, file_for
 from orchestrator.carry.pairs import USES, read_pairs
 from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.models import adapters
-from orchestrator.models.families import AXES, FAMILIES, ORIGINS, Geometry, ModelFamily
+from orchestrator.models.families import AXES, FAMILIES, Geometry, ModelFamily
 from orchestrator.models.loading import Weights, read_config, tokens_of
 from orchestrator.step import Track, silent
 from orchestrator.teacher.states import read_states
@@ -29,6 +29,7 @@ from orchestrator.transfer.matching import monotone, similarity
 from orchestrator.transfer.sides import Matrix, Side, Tokens, norm_of
 
 CARRIED = "carried.json"
+Part = tuple[str, int | None]  # a role and the student's layer
 CARD = """# A carried update
 
 The teacher's update in the student's channels, in the form of a LoRA adapter for the student: loaded by itself it adds
@@ -69,10 +70,10 @@ def carry(
         depths = [Geometry.of(read_config(Path(name), "model")).layers for name in (teacher, student)]
         layers = method.layers.select([0.0] * depths[0], depths[1])
     site = Site.open(teacher, student, changed, method, layers, (pairs, of_teacher, of_student), shuffled)
-    names = site.modules()
+    parts = site.parts()
     with placement.settled() as settled:
-        found = spread(settled, site.carried, names, partial or folder)
-        made = dict(zip(names, track(found, "carrying the update over", len(names)), strict=True))
+        found = spread(settled, site.carried, list(parts.values()), partial or folder)
+        made = dict(zip(parts, track(found, "carrying the update over", len(parts)), strict=True))
     starts = {name: start for name, (start, _) in made.items()}
     embeddings = frozenset({site.own.family.module("embed", None)}) & starts.keys()
     adapters.write_start(folder, adapters.of_one_rank(starts), base_name=student_name, embeddings=embeddings)
@@ -109,7 +110,8 @@ class Model:
         if self.seen is None:
             return torch.empty(0, self.geometry.size(AXES[role][1]))
         name, key = (OUTER, role) if layer is None else (file_for(layer), SITES[role])
-        found = load_file(self.seen / name)[key]
+        with safe_open(self.seen / name, framework="pt") as tensors:
+            found = tensors.get_tensor(key)
         return found if found.dtype == torch.float64 else found.float()
 
     def weight(self, role: str, layer: int | None) -> Tensor:
@@ -154,30 +156,21 @@ class Site:
         tokens = tokens_of(Path(teacher), Path(student))
         return cls(theirs, own, changed, maps, layers, tokens, counts[1], order)
 
-    def modules(self) -> list[str]:
-        """The student's, of which some role is changed in the teacher."""
-        return list(dict.fromkeys(self.own.family.module(role, layer) for role, layer in self._roles()))
-
-    def _roles(self) -> Iterator[tuple[str, int | None]]:
-        for origin in ORIGINS:
-            for role in self.own.geometry.roles(origin):
-                for layer in [None] if origin == "embedding" else range(self.own.geometry.layers):
-                    if self._source(role, layer) in self.changed:
-                        yield role, layer
-
-    @property
-    def reads(self) -> str:
-        """What the maps are made of: texts, weights, or nothing."""
-        return getattr(self.maps, "reads", "")
+    def parts(self) -> dict[str, list[Part]]:
+        """By the student's module its roles and layers that are changed in the teacher."""
+        found: dict[str, list[Part]] = {}
+        for role, layer in self.own.geometry.matrices():
+            if self._source(role, layer) in self.changed:
+                found.setdefault(self.own.family.module(role, layer), []).append((role, layer))
+        return found
 
     def _source(self, role: str, layer: int | None) -> str:
         if role not in self.theirs.family.roles | self.theirs.family.outer:
             return ""  # a gate that the teacher lacks
         return self.theirs.family.module(role, None if layer is None else self.layers[layer])
 
-    def carried(self, module: str) -> tuple[adapters.Start, dict[str, float]]:
+    def carried(self, parts: list[Part]) -> tuple[adapters.Start, dict[str, float]]:
         """One module's update: of roles that share it each one's, one below the other."""
-        parts = [(role, layer) for role, layer in self._roles() if self.own.family.module(role, layer) == module]
         made = [self.maps.carry(self._matrix(role, layer)) for role, layer in parts]
         (b, a), facts = made[0]
         if parts[0][0] == "embed":
@@ -194,7 +187,7 @@ class Site:
         b, a = self.changed[self._source(role, layer)]
         return (b if layer is None else b[self.theirs.family.rows(role, self.theirs.geometry)]), a
 
-    def _stacked(self, parts: list[tuple[str, int | None]], made: list[adapters.Start]) -> adapters.Start:
+    def _stacked(self, parts: list[Part], made: list[adapters.Start]) -> adapters.Start:
         family, geometry = self.own.family, self.own.geometry
         rows = sum(geometry.shape(role)[0] for role in family.sharers(parts[0][0]))
         b = torch.zeros(rows, sum(start[0].shape[1] for start in made))
@@ -208,16 +201,14 @@ class Site:
         rows, columns = AXES[role]
         channels = self._side(role, layer, columns)
         b, a = (factor.to(channels.teacher) for factor in self._changed(role, layer))
-        weights = self._weights(role, layer) if self.reads == "weights" else None
+        weights = self._weights(role, layer) if self.maps.reads == "weights" else None
         if layer is not None:
             return Matrix(b, a, channels, self._side(role, layer, rows, outputs=True), weights)
         vocabulary = Tokens(self.tokens.to(b.device))
         if role == "head":
             return Matrix(b, a, channels, vocabulary, weights)
-        looked_up = weights and (weights[0].t(), weights[1].t())
-        return Matrix(
-            a.t(), b.t(), vocabulary, channels, looked_up
-        )  # an embedding is read by row: it writes what A has
+        looked_up = weights and (weights[0].t(), weights[1].t())  # an embedding is read by row: it writes what A has
+        return Matrix(a.t(), b.t(), vocabulary, channels, looked_up)
 
     def _weights(self, role: str, layer: int | None) -> tuple[Tensor, Tensor]:
         at = None if layer is None else self.layers[layer]

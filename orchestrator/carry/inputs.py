@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orchestrator.carry.pairs import USES, read_pairs
@@ -69,9 +70,14 @@ def inputs(
     order = [partial / file_of(id) for use in USES for id in chosen[use]]
     config = read_config(Path(model), "model")
     for name, keys in _files(Geometry.of(config).layers):
-        parts = [load_file(path) for path in order]
-        save_file({key.split(".")[-1]: torch.cat([part[key] for part in parts]) for key in keys}, folder / name)
+        save_file({key.split(".")[-1]: torch.cat([_one(path, key) for path in order]) for key in keys}, folder / name)
     return {"tokens": sum(map(len, drawn.values())), **settled.facts}
+
+
+def _one(path: Path, key: str) -> Tensor:
+    """Of a text's file this layer's alone: all of them at every layer would be read as often as there are layers."""
+    with safe_open(path, framework="pt") as tensors:
+        return tensors.get_tensor(key)
 
 
 def _files(layers: int) -> Iterator[tuple[str, list[str]]]:

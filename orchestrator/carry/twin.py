@@ -44,7 +44,7 @@ def twin(
     else:
         layers = tuple(json.loads((carried / CARRIED).read_text())["layers"])
         site = Site.open(teacher, student, adapters.read_update(source), RandomMap(seed), layers)
-        made = {name: site.carried(name)[0] for name in own}
+        made = {name: site.carried(parts)[0] for name, parts in site.parts().items()}
     alike = {name: (b * (norm_of(*own[name]) / max(norm_of(b, a), TINY)), a) for name, (b, a) in made.items()}
     embeddings = adapters.embeddings_of(carried)
     adapters.write_start(folder, adapters.of_one_rank(alike), base_name=student_name, embeddings=embeddings)

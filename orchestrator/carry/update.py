@@ -14,8 +14,8 @@ import torch
 from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.errors import UserError
 from orchestrator.models import adapters, hub
-from orchestrator.models.families import ORIGINS, Geometry, family
-from orchestrator.models.loading import Checkpoint, Weights, read_config
+from orchestrator.models.families import Geometry, family
+from orchestrator.models.loading import Checkpoint, Weights, place_of, read_config
 from orchestrator.step import Track, silent
 from orchestrator.teacher.teacher_pass import device
 from orchestrator.transfer.lowrank import truncated_svd
@@ -34,11 +34,10 @@ def find_adapter(name: str, teacher: Checkpoint, say: Callable[[str], None] = la
     UserError for a name that stands for none, for what is no plain LoRA, and for modules that the teacher hasn't, or
     has in other shapes; for values that aren't finite, or an update of nothing.
     """
-    folder = Path(name).expanduser().absolute()
-    if not folder.is_dir():
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise UserError(f"teacher-adapter: {name!r} is no folder and no hub id of the form ORG/NAME")
-        folder = hub.fetch(name, "teacher-adapter", FILES, say)
+    place = place_of(name)
+    if place is None:
+        raise UserError(f"teacher-adapter: {name!r} is no folder and no hub id of the form ORG/NAME")
+    folder = Path(place) if Path(place).is_absolute() else hub.fetch(place, "teacher-adapter", FILES, say)
     if missing := next((file for file in FILES if not (folder / file).is_file()), None):
         raise UserError(f"teacher-adapter: {folder} has no {missing}; give a folder that PEFT's save_pretrained made")
     config = json.loads((folder / FILES[0]).read_text())
@@ -82,11 +81,9 @@ def _matrices(config: Any) -> Iterator[tuple[str, tuple[int, int]]]:
     """Every module that an update may change, with its shape."""
     row, geometry = family(config.model_type), Geometry.of(config)
     shapes: dict[str, tuple[int, int]] = {}
-    for origin in ORIGINS:
-        for role in geometry.roles(origin):
-            for layer in [None] if origin == "embedding" else range(geometry.layers):
-                name, (n, m) = row.module(role, layer), geometry.shape(role)
-                shapes[name] = shapes.get(name, (0, m))[0] + n, m
+    for role, layer in geometry.matrices():
+        name, (n, m) = row.module(role, layer), geometry.shape(role)
+        shapes[name] = shapes.get(name, (0, m))[0] + n, m
     yield from shapes.items()
 
 

@@ -8,7 +8,7 @@ written here: they come from the checkpoint's own config. A family with new name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,6 +216,13 @@ class Geometry:
         rows, columns = AXES[role]
         return self.size(rows), self.size(columns)
 
+    def matrices(self, origins: Iterable[str] = tuple(ORIGINS)) -> Iterator[tuple[str, int | None]]:
+        """Role and layer of each matrix, role by role; embedding and head have no layer."""
+        for origin in origins:
+            for role in self.roles(origin):
+                for layer in [None] if origin == "embedding" else range(self.layers):
+                    yield role, layer
+
     def roles(self, origin: str) -> tuple[str, ...]:
         """An origin's matrices, as far as the model has them."""
         return tuple(role for role in ORIGINS[origin] if role != "gate" or self.gated)
@@ -241,11 +248,9 @@ def pairs(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> Ite
     """
     if faults := too_small(teacher, student, origins):
         raise UserError(f"{faults[0]}; take another --teacher, or leave such matrices out with --modules")
-    for origin in origins:
-        for role in student.roles(origin):
-            have, repeats = _source(teacher, student, role)
-            for layer in [None] if origin == "embedding" else range(student.layers):
-                yield Pair(role, layer, student.shape(role), have, repeats)
+    for role, layer in student.matrices(origins):
+        have, repeats = _source(teacher, student, role)
+        yield Pair(role, layer, student.shape(role), have, repeats)
 
 
 def too_small(teacher: Geometry, student: Geometry, origins: tuple[str, ...]) -> list[str]:

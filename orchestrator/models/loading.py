@@ -87,13 +87,16 @@ def source_of(name: str, field: str) -> str:
     if name in ALIASES:
         source = ALIASES[name].source
         return str(SHIPPED / source.removeprefix("demo:")) if source.startswith("demo:") else source
+    if found := place_of(name):
+        return found
+    raise UserError(f"{field}: {name!r} is no alias (see `pkt models`), no folder and no hub id of the form ORG/NAME")
+
+
+def place_of(name: str) -> str | None:
+    """A folder's path, or the hub id that a name is; None where it can be neither."""
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser().absolute())
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(
-            f"{field}: {name!r} is no alias (see `pkt models`), no folder and no hub id of the form ORG/NAME"
-        )
-    return name
+    return None if name.count("/") != 1 or name.startswith((".", "/", "~")) else name
 
 
 def resolve(name: str, field: str, say: Callable[[str], None] = lambda line: None) -> Checkpoint:

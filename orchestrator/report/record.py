@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,15 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
     """The evidence of every row that has any: scores of the finished trials, seed by seed."""
     found = []
     further = [path for path in record["sweep"]["axes"] if path not in COLUMNS]
-    places = {folder.parent.name: folder.parent for folder in store.root.glob(f"*/[!.]*/{MANIFEST}")}
+    told = cache(partial(_made, store))
     options = _options([row["recipe"]["arm"] for row in record["rows"] if row["adapted"]])
     for row in record["rows"]:
         folders = {seed: store.find("evaluate", key) for seed, key in enumerate(row["trials"])}
         if finished := {seed: folder for seed, folder in folders.items() if folder is not None}:
             recipe = row["recipe"]
             lines = [read_examples(folder) for folder in finished.values()]
-            clipped, grad_norm = _gradients(store, list(finished.values()))
+            trainings = _trainings(store, list(finished.values()))
+            clipped, grad_norm = _gradients(trainings)
             found.append(
                 Result(
                     arm=row["label"],
@@ -136,7 +138,7 @@ def results(record: dict[str, Any], store: Store) -> list[Result]:
                     beside={name: _scores(store, keys) for name, keys in row.get("beside", {}).items()},
                     also=_also(lines),
                     before=_before(store, row.get("before", ())),
-                    seconds=_seconds(places, list(finished.values())),
+                    seconds=_seconds(trainings, told),
                     other={path: _field(recipe, path) for path in further if _means(row, path)}
                     | {
                         name: _plain(recipe["arm"][name])
@@ -184,34 +186,43 @@ def _also(trials: list[list[dict[str, Any]]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _seconds(places: Mapping[str, Path], evaluated: list[Path]) -> tuple[float, float] | None:
+def _trainings(store: Store, evaluated: list[Path]) -> list[dict[str, Any]]:
+    """What is told of the trainings behind some scores, as far as they are in the store."""
+    keys = [manifest(folder)["lineage"]["inputs"].get("adapter") for folder in evaluated]
+    return [manifest(folder) for key in keys if key and (folder := store.find("finetune", key, bare=True))]
+
+
+def _made(store: Store, key: str) -> dict[str, Any] | None:
+    """What is told of a step of which the fingerprint alone is known, where it is here."""
+    place = next(store.root.glob(f"*/{key}/{MANIFEST}"), None)
+    return manifest(place.parent) if place else None
+
+
+def _seconds(
+    trainings: list[dict[str, Any]], told: Callable[[str], dict[str, Any] | None]
+) -> tuple[float, float] | None:
     """Of a row's trainings, a mean: the seconds of one, and those of all that it was made from, as if it were alone.
 
     What rows share is counted for each of them: the teacher's passes and training, maps and scales. None where no
-    training is known.
+    training is known, or something that one was made from isn't here.
     """
     found = []
-    for folder in evaluated:
-        trained = places.get(str(manifest(folder)["lineage"]["inputs"].get("adapter")))
-        if trained is None or trained.parent.name != "finetune":
-            continue
-        told, before, left = manifest(trained), dict[str, float](), [trained.name]
+    for training in trainings:
+        before, left = dict[str, float](), [training]
         while left:
-            for key in manifest(places[left.pop()])["lineage"]["inputs"].values():
-                if key in places and key not in before:
-                    before[key] = manifest(places[key])["seconds"]
-                    left.append(key)
-        found.append((told["facts"]["training_seconds"], sum(before.values())))
+            for key in left.pop()["lineage"]["inputs"].values():
+                if key not in before:
+                    if (made := told(key)) is None:
+                        return None
+                    before[key] = made["seconds"]
+                    left.append(made)
+        found.append((training["facts"]["training_seconds"], sum(before.values())))
     return (float(np.mean([own for own, _ in found])), float(np.mean([rest for _, rest in found]))) if found else None
 
 
-def _gradients(store: Store, evaluated: list[Path]) -> tuple[float | None, float | None]:
-    """Of the trainings behind some scores: share of clipped steps, and median norm. None where none is known."""
-    facts = []
-    for folder in evaluated:
-        key = manifest(folder)["lineage"]["inputs"].get("adapter")
-        if trained := key and store.find("finetune", key, bare=True):
-            facts.append(manifest(trained)["facts"])
+def _gradients(trainings: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Share of their clipped steps, and median norm. None where none is known."""
+    facts = [training["facts"] for training in trainings]
     if not facts or any("clipped" not in one for one in facts):
         return None, None
     return float(np.mean([one["clipped"] for one in facts])), float(np.mean([one["grad_norm"] for one in facts]))

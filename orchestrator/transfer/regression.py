@@ -62,8 +62,9 @@ def _best(solved: Callable[[float], Tensor], good: Callable[[Tensor], float], he
     """The solution that explains most of what is held out."""
     if not held:
         return solved(WITHOUT)
-    best, most = solved(PENALTIES[0]), -math.inf
-    for penalty in PENALTIES:
+    best = solved(PENALTIES[0])
+    most = good(best)
+    for penalty in PENALTIES[1:]:
         found = solved(penalty)
         if (explains := good(found)) > most + BETTER:
             best, most = found, explains

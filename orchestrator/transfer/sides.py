@@ -9,15 +9,9 @@ Tokens are rows. A side that counts tokens of the vocabulary is no side of chann
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    Rows = Float[Tensor, "r m"]
-
-HELD_OUT = 5  # one token in so many is for choosing between maps, and for saying how good they are
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Tokens:
 
     rows: Int[Tensor, " v"]
 
-    def pick(self, z: Rows) -> Rows:
+    def pick(self, z: Float[Tensor, "r vt"]) -> Float[Tensor, "r vs"]:
         """What the teacher has (r, v_T) in the student's order (r, v_S); nothing where it lacks the token."""
         found = z[:, self.rows.clamp(min=0)]
         found[:, self.rows < 0] = 0

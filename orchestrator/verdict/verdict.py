@@ -22,7 +22,6 @@ from typing import Any
 from orchestrator.transfer.arms import ARMS
 from orchestrator.verdict.asked import (
     BOUNDS,
-    CARRIED,
     CONTROLS,
     NEEDED,
     OF_TEACHER,
@@ -106,7 +105,7 @@ def beforehand(tried: Mapping[str, int], baseline: str, repeats: int) -> dict[tu
     arms = [arm for arm in tried if arm not in BOUNDS]
     terms, found = Terms(arms, tried, repeats), {}
     for own, other in (pair for question in questions(arms, baseline) for pair in question.pairs()):
-        above = own == "transfer" or own in CARRIED
+        above = own in NEEDED
         found[(own, other) if above else (other, own)] = terms.objection(own, other, repeats, above)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class TwoSided:
     """ΔW_S = (what `written` makes of B)·(what `read` makes of A): rank and content of the update stay."""
 
+    reads: ClassVar[str] = "nothing"  # what the maps are made of
     neurons: str  # where feed-forward neurons are compared: after their activation, or before it
 
     def carry(self, matrix: Matrix) -> tuple[Start, dict[str, float]]:
