@@ -44,9 +44,10 @@ def _register() -> None:
         sweep,
         tasks,
         ui,
+        widen,
     )
 
-    for module in (sweep, run, extract, plan, compare, report, export, ui, models, tasks, strategies, doctor):
+    for module in (sweep, run, extract, plan, compare, report, export, widen, ui, models, tasks, strategies, doctor):
         name = module.__name__.rsplit(".", 1)[-1]
         app.command(name)(_stoppable(getattr(module, name)))
     app.add_typer(jobs.app, name="jobs")

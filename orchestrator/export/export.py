@@ -71,7 +71,9 @@ def check_target(target: Path, option: str) -> None:
         raise UserError(f"{option}: {target} exists and is not empty; name a folder that doesn't")
 
 
-def check_source(source: Source, student: Checkpoint | None, rank: int | None, *, asks: bool) -> None:
+def check_source(
+    source: Source, student: Checkpoint | None, rank: int | None, *, asks: bool, packs: bool = False
+) -> None:
     """UserError where what is asked for can't be made of this adapter: before anything is loaded."""
     config = source.config
     if config.get("peft_type") != "LORA":
@@ -86,8 +88,12 @@ def check_source(source: Source, student: Checkpoint | None, rank: int | None, *
         raise UserError(f"student: {source.student!r} isn't the model that was trained; name that one with --student")
     if rank and rank > source.rank:
         raise UserError(f"rank: {rank} is larger than the adapter's, {source.rank}; take at most {source.rank}")
-    if rank and (other := next((key for key, value in PLAIN.items() if (config.get(key) or value) != value), None)):
-        raise UserError(f"rank: the adapter has {other} = {config[other]}; only plain LoRA is compressed, leave it out")
+    other = next((key for key, value in PLAIN.items() if (config.get(key) or value) != value), None)
+    if other and (rank or packs):
+        field = "rank" if rank else "pack"
+        raise UserError(
+            f"{field}: the adapter has {other} = {config[other]}; only plain LoRA is compressed, leave it out"
+        )
     if asks and (source.evaluation is None or protocol_of(source.evaluation)[1] is None):
         raise UserError(f"lm-eval: no store has the rows that {source.folder} was scored on; give a sweep's name")
     if asks and source.evaluation and (kind := protocol_of(source.evaluation)[0]["metric"]["kind"]) in NOT_TOLD:
