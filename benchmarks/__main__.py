@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from benchmarks import blocks, commands, gpu_sensitivity, orchestration, plan, scoring, sensitivity, sharding
+from benchmarks import blocks, carrying, commands, gpu_sensitivity, orchestration, plan, scoring, sensitivity, sharding
 
 ALL = {"sensitivity": sensitivity.main, "blocks": blocks.main, "commands": commands.main}
 ALL |= {
@@ -13,6 +13,7 @@ ALL |= {
     "sharding": sharding.main,
     "orchestration": orchestration.main,
     "scoring": scoring.main,
+    "carrying": carrying.main,
     "gpu_sensitivity": gpu_sensitivity.main,
 }
 

@@ -27,7 +27,9 @@ Address = Annotated[
     str, typer.Option(help="http://HOST:8265 of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")
 ]
 Id = Annotated[str, typer.Argument(help="As `pkt jobs list` shows it.", metavar="ID")]
-MODELS = ("teacher", "student", "judge-model", "judge_model")  # as options and as fields
+MODELS = (  # as options and as fields
+    "teacher", "student", "judge-model", "judge_model", "teacher-adapter", "teacher-base", "adapter", "base",
+)  # fmt: skip
 LIMIT = 99 * 2**20  # a Ray dashboard takes 100 MiB, the archive's own bytes among them
 # A job's folder goes with the job. Where the cluster doesn't say (ray_cluster.yaml does), results stay at home.
 STORE = 'PKT_STORE="${PKT_STORE:-$HOME/pkt-store}"'
@@ -175,7 +177,7 @@ def _packed(word: str, option: str, folder: Path) -> str:
         return word
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return _yaml(path, folder)
-    if path.is_file() and (path.suffix == ".jsonl" or field in ("seeds", "task")):
+    if path.is_file() and (path.suffix == ".jsonl" or field in ("seeds", "task", "texts")):
         return _place([path], "", folder)
     if field == "data" and (rows := sorted(path.glob("*.jsonl"))):
         return _place(rows, path.resolve().name, folder)

@@ -49,7 +49,9 @@ Seeds = Annotated[str | None, typer.Option(help="FILE.jsonl of seed examples, in
 SeedTasks = Annotated[
     str | None, typer.Option(help="Tasks by whose seed examples the teacher is measured, each: gsm8k,mmlu")
 ]
-Arms = Annotated[str | None, typer.Option(help="lora,pissa,transfer,spectrum_control,ridge ...: see `pkt strategies`")]
+Arms = Annotated[
+    str | None, typer.Option(help="lora,pissa,transfer,spectrum_control,ridge ..., or all: see `pkt strategies`")
+]
 TeacherAdapter = Annotated[
     str | None, typer.Option(help="A LoRA of the teacher, for arms that carry its update over: a folder or hub id.")
 ]

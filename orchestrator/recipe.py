@@ -25,7 +25,7 @@ from pydantic import (
 
 from orchestrator.errors import UserError
 from orchestrator.transfer.arms import Arm, Transfer
-from orchestrator.transfer.arms.carried import Carried
+from orchestrator.transfer.arms.carried import ALIKE, Carried
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
 from orchestrator.transfer.metrics import SensitivityMetric, Taylor
@@ -105,7 +105,8 @@ class Update(Section):
 class Carry(Section):
     """The texts from which the maps between the two models' channels are made."""
 
-    examples: int = Field(512, ge=1)  # training rows, both question and answer
+    texts: str | None = None  # FILE.jsonl of chats or FILE.txt, in place of training rows
+    examples: int = Field(512, ge=1)  # of them, or of training rows, both question and answer
     tokens: int = Field(2048, ge=1)  # drawn from them; a quarter as many more are held out
 
 
@@ -167,11 +168,12 @@ class Recipe(Section):
 
     def settled(self) -> Recipe:
         """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
-        carries = {*self.arm.needs} & {"teacher_update", "carried"}
-        unused: dict[str, Any] = {} if carries else {"update": Update(), "carry": Carry()}
+        carries = {*self.arm.needs} & {"teacher_update", "carried", "excess"}  # of no seed example
+        unused: dict[str, Any] = {} if "carried" in carries else {"carry": Carry()}
+        unused |= {} if self.arm.takes_update else {"update": Update()}
         if not self.arm.extracts:
             unused |= dict.fromkeys(("layers", "structure", "modules"))
-            alike = isinstance(self.arm, Carried) and self.arm.layers.kind == "cka"
+            alike = isinstance(self.arm, Carried) and isinstance(self.arm.layers, ALIKE)
             asks = {*self.arm.needs} - carries or alike  # for as long as sensitivities would take, or the same examples
             unused |= {"stored_rank": 64, "measure": self.measure if asks else Measure()}
             return self.model_copy(update=unused)

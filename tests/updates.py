@@ -54,12 +54,13 @@ def carried(
     dtype: str = "float64",
     **options: Any,
 ) -> Path:
-    """What becomes in the student of the update in `tmp_path`."""
+    """What becomes in the student of the update in `tmp_path`, or without one of the teacher's weights."""
     places = {name: tmp_path / f"{arm['kind']}-{name}" for name in ("texts", "pairs", "theirs", "own", "carried")}
     for place in places.values():
         place.mkdir()
     data.write(places["texts"], rows=[row.model_dump() for row in rows or texts()])
     both: dict[str, Any] = {"teacher": str(teacher), "student": str(student)}
+    update = tmp_path / "update"
     pairs(places["pairs"], texts=places["texts"], tokens=2000, **both, **READ)
     for side, (name, model) in enumerate((("theirs", teacher), ("own", student))):
         partial = tmp_path / f"{arm['kind']}-{name}-partial"
@@ -69,7 +70,7 @@ def carried(
             partial=partial, **READ,
         )  # fmt: skip
     carry(
-        places["carried"], update=tmp_path / "update", pairs=places["pairs"], of_teacher=places["theirs"],
-        of_student=places["own"], student_name="student", arm=arm, **both, **options,
+        places["carried"], update=update if update.is_dir() else None, pairs=places["pairs"],
+        of_teacher=places["theirs"], of_student=places["own"], student_name="student", arm=arm, **both, **options,
     )  # fmt: skip
     return places["carried"]

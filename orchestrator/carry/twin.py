@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
-from orchestrator.carry.carry import CARRIED, Site
+from orchestrator.carry.carry import CARRIED
+from orchestrator.carry.site import Site
 from orchestrator.models import adapters
+from orchestrator.transfer.arms import ARMS
+from orchestrator.transfer.arms.carried import Carried
 from orchestrator.transfer.lowrank import product_svd
 from orchestrator.transfer.random_map import RandomMap
 from orchestrator.transfer.sides import norm_of
@@ -21,7 +24,8 @@ def twin(
     folder: Path,
     *,
     carried: Path,
-    source: Path,
+    arm: dict[str, Any],
+    source: Path | None = None,
     teacher: str,
     student: str,
     student_name: str,
@@ -30,9 +34,9 @@ def twin(
 ) -> dict[str, Any]:
     """Write the adapter of one random seed's twin.
 
-    "random_map": the teacher's update (`source`) through random orthogonal maps; "shuffled_texts": what was carried by
-    maps between texts that don't belong together (`source`); each matrix at the carried one's norm. "spectrum": the
-    carried update's singular values on random directions.
+    "random_map": the teacher's update (`source`), or with none its weights, through random orthogonal maps;
+    "shuffled_texts": what was carried by maps between texts that don't belong together (`source`); each matrix at the
+    carried one's norm. "spectrum": the carried update's singular values on random directions.
     """
     own = adapters.read_update(carried)
     if which == "spectrum":
@@ -40,10 +44,13 @@ def twin(
         drawn = {name: product_svd(b, a).random_directions(generator) for name, (b, a) in sorted(own.items())}
         made = {name: (factors.u * factors.s, factors.vh) for name, factors in drawn.items()}
     elif which == "shuffled_texts":
+        assert source
         made = adapters.read_update(source)
     else:
-        layers = tuple(json.loads((carried / CARRIED).read_text())["layers"])
-        site = Site.open(teacher, student, adapters.read_update(source), RandomMap(seed), layers)
+        layers, method = json.loads((carried / CARRIED).read_text())["layers"], ARMS[arm["kind"]].model_validate(arm)
+        assert isinstance(method, Carried)
+        changed = adapters.read_update(source) if source else {}
+        site = Site.open(teacher, student, changed, method, layers, maps=RandomMap(seed))
         made = {name: site.carried(parts)[0] for name, parts in site.parts().items()}
     alike = {name: (b * (norm_of(*own[name]) / max(norm_of(b, a), TINY)), a) for name, (b, a) in made.items()}
     embeddings = adapters.embeddings_of(carried)

@@ -28,7 +28,9 @@ UNREADABLE = (  # more than B·A of modules
 PLAIN = (True, False, "gaussian", "eva", "orthogonal")  # ways to begin that leave the base as it was
 
 
-def find_adapter(name: str, teacher: Checkpoint, say: Callable[[str], None] = lambda line: None) -> tuple[str, str]:
+def find_adapter(
+    name: str, teacher: Checkpoint, say: Callable[[str], None] = lambda line: None, field: str = "teacher-adapter"
+) -> tuple[str, str]:
     """A LoRA's folder and the hash of its contents, once it is known to be one of this teacher's.
 
     UserError for a name that stands for none, for what is no plain LoRA, and for modules that the teacher hasn't, or
@@ -36,14 +38,14 @@ def find_adapter(name: str, teacher: Checkpoint, say: Callable[[str], None] = la
     """
     place = place_of(name)
     if place is None:
-        raise UserError(f"teacher-adapter: {name!r} is no folder and no hub id of the form ORG/NAME")
-    folder = Path(place) if Path(place).is_absolute() else hub.fetch(place, "teacher-adapter", FILES, say)
+        raise UserError(f"{field}: {name!r} is no folder and no hub id of the form ORG/NAME")
+    folder = Path(place) if Path(place).is_absolute() else hub.fetch(place, field, FILES, say)
     if missing := next((file for file in FILES if not (folder / file).is_file()), None):
-        raise UserError(f"teacher-adapter: {folder} has no {missing}; give a folder that PEFT's save_pretrained made")
+        raise UserError(f"{field}: {folder} has no {missing}; give a folder that PEFT's save_pretrained made")
     config = json.loads((folder / FILES[0]).read_text())
     if what := _more_than_lora(config):
-        raise UserError(f"teacher-adapter: {folder} is {what}, and only a plain LoRA is known here; convert it")
-    _check(adapters.read_update(folder), teacher, config)
+        raise UserError(f"{field}: {folder} is {what}, and only a plain LoRA is known here; convert it")
+    _check(adapters.read_update(folder), teacher, config, field)
     return str(folder), hashlib.sha256(b"".join((folder / file).read_bytes() for file in FILES)).hexdigest()
 
 
@@ -60,21 +62,21 @@ def _more_than_lora(config: dict[str, Any]) -> str:
     return ""
 
 
-def _check(changed: dict[str, adapters.Start], teacher: Checkpoint, config: dict[str, Any]) -> None:
+def _check(changed: dict[str, adapters.Start], teacher: Checkpoint, config: dict[str, Any], field: str) -> None:
     known = dict(_matrices(teacher.config))
     of = config.get("base_model_name_or_path") or "another model"
     for name, (b, a) in sorted(changed.items()):
         if name not in known:
-            raise UserError(f"teacher-adapter: it changes {name}, which {teacher.name} hasn't; it was made for {of}")
+            raise UserError(f"{field}: it changes {name}, which {teacher.name} hasn't; it was made for {of}")
         if (own := (b.shape[0], a.shape[1])) != known[name]:
             raise UserError(
-                f"teacher-adapter: its {name} is {own[0]} x {own[1]} and {teacher.name}'s {known[name][0]} x"
+                f"{field}: its {name} is {own[0]} x {own[1]} and {teacher.name}'s {known[name][0]} x"
                 f" {known[name][1]}; it was made for {of}"
             )
         if not bool(b.isfinite().all() and a.isfinite().all()):
-            raise UserError(f"teacher-adapter: {name} has NaN or infinite values; take another adapter")
+            raise UserError(f"{field}: {name} has NaN or infinite values; take another adapter")
     if all(norm_of(b, a) == 0 for b, a in changed.values()):
-        raise UserError("teacher-adapter: it changes nothing of the teacher; train it, or take another one")
+        raise UserError(f"{field}: it changes nothing of the teacher; train it, or take another one")
 
 
 def _matrices(config: Any) -> Iterator[tuple[str, tuple[int, int]]]:

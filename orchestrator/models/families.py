@@ -8,6 +8,7 @@ written here: they come from the checkpoint's own config. A family with new name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,6 +216,11 @@ class Geometry:
         """Rows (outputs) and columns (inputs) of a role's matrix."""
         rows, columns = AXES[role]
         return self.size(rows), self.size(columns)
+
+    @property
+    def weights(self) -> int:
+        """Of all matrices but the embedding, in which a row is looked up: what a token is multiplied with."""
+        return sum(math.prod(self.shape(role)) for role, _ in self.matrices() if role != "embed")
 
     def matrices(self, origins: Iterable[str] = tuple(ORIGINS)) -> Iterator[tuple[str, int | None]]:
         """Role and layer of each matrix, role by role; embedding and head have no layer."""

@@ -180,6 +180,10 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self._stored.get(name, name) in self._files
 
+    def names(self) -> list[str]:
+        """Of all parameters, as the files have them."""
+        return sorted(self._files)
+
     def get(self, name: str) -> Tensor:
         """One parameter, in the checkpoint's dtype. KeyError for a name that the checkpoint lacks."""
         name = self._stored.get(name, name)

@@ -11,7 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from orchestrator.pipeline import carried
-from orchestrator.pipeline.asked import activations_step, dtype_of, extract_step, labels_step, measure_step, states_step
+from orchestrator.pipeline.asked import (
+    activations_step,
+    aligned_step,
+    dtype_of,
+    excess_step,
+    extract_step,
+    labels_step,
+    measure_step,
+    states_step,
+)
 from orchestrator.prepare.ready import Ready, Who
 from orchestrator.prepare.rows import template_of, used_rows
 from orchestrator.recipe import Recipe
@@ -37,17 +46,25 @@ def update_step(recipe: Recipe, ready: Ready) -> Step:
 
 def carry_step(recipe: Recipe, ready: Ready) -> Step:
     """The teacher's update in the student's channels."""
-    return carried.carry_step(recipe, ready, update_step(recipe, ready))
+    return carried.carry_step(recipe, ready, _taken(recipe, ready))
 
 
 def carried_step(recipe: Recipe, ready: Ready) -> Step:
     """The same as a student is given it."""
-    return carried.carried_step(recipe, ready, update_step(recipe, ready))
+    return carried.carried_step(recipe, ready, _taken(recipe, ready))
+
+
+def _taken(recipe: Recipe, ready: Ready) -> Step | None:
+    return update_step(recipe, ready) if recipe.arm.takes_update else None
 
 
 def given_step(recipe: Recipe, ready: Ready) -> Step | None:
     """The adapter that a student has before any step, where that does anything."""
     return carried_step(recipe, ready) if recipe.arm.injects else None
+
+
+def _excess_step(recipe: Recipe, ready: Ready) -> Step:
+    return excess_step(recipe, ready, update_step(recipe, ready))
 
 
 GIVEN: dict[Need, Callable[[Recipe, Ready], Step]] = {
@@ -57,6 +74,8 @@ GIVEN: dict[Need, Callable[[Recipe, Ready], Step]] = {
     "student_states": partial(states_step, who="student"),
     "teacher_update": update_step,
     "carried": carried_step,
+    "excess": _excess_step,
+    "aligned_states": aligned_step,
 }
 
 
@@ -87,6 +106,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
             "until": shares[-1],
             "template": template_of(recipe, ready.task),
             **part.model_dump(exclude={"examples", "alpha", "dtype", "gradient_checkpointing"}),
+            "epochs": part.epochs * recipe.arm.longer(ready.teacher.geometry.weights, ready.student.geometry.weights),
             "dtype": dtype_of(recipe, ready, who),
         },
         inputs=inputs,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.carry.excess import excess
+from orchestrator.carry.semantics import aligned_states
 from orchestrator.models.families import FAMILIES, pairs
 from orchestrator.prepare.ready import Ready, Who
 from orchestrator.prepare.rows import template_of, used_rows
@@ -16,6 +18,7 @@ from orchestrator.teacher.labels import FORWARDS_OF_A_PASS, labels
 from orchestrator.teacher.measure import measure
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.teacher.states import states
+from orchestrator.transfer.arms import Distil
 from orchestrator.transfer.metrics import Magnitude, Wanda
 
 
@@ -129,6 +132,33 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
         identity=measured.identity,
         where=measured.where,
     )
+
+
+def excess_step(recipe: Recipe, ready: Ready, update: Step) -> Step:
+    """How much surer the teacher's update makes it of each answer token of the training rows."""
+    return Step(
+        "excess", excess, needs="model",
+        config={
+            "template": template_of(recipe, ready.task), "max_tokens": recipe.finetune.max_tokens,
+            "dtype": dtype_of(recipe, ready, "teacher"),
+        },
+        inputs={"update": update, "rows": data_step(used_rows(recipe, ready.splits, "train"))},
+        identity={"teacher": ready.teacher.sha256}, where={"teacher": ready.teacher.folder},
+    )  # fmt: skip
+
+
+def aligned_step(recipe: Recipe, ready: Ready) -> Step:
+    """Where the teacher is at the answer tokens of training rows, in the student's channels."""
+    arm: Any = recipe.arm
+    asked = labels_step(recipe.model_copy(update={"arm": Distil(rows=arm.rows)}), ready)
+    config = {name: value for name, value in asked.config.items() if name != "temperature"}
+    config["layer"] = arm.source(ready.teacher.geometry.layers, ready.student.geometry.layers)
+    config["shuffled"] = recipe.seed if arm.random_map else None
+    return Step(
+        "aligned_states", aligned_states, config, asked.inputs,
+        {"teacher": ready.teacher.sha256, "student": ready.student.sha256},
+        {"teacher": ready.teacher.folder, "student": ready.student.folder}, needs="ranks",
+    )  # fmt: skip
 
 
 def states_step(recipe: Recipe, ready: Ready, who: Who) -> Step:

@@ -19,7 +19,7 @@ from orchestrator.models.dtypes import dtype_name
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import Checkpoint, load_tokenizer, resolve, source_of, tokens_of
 from orchestrator.prepare.native import workers_have_bfloat16
-from orchestrator.prepare.rows import find_rows, scored_beside, seeds_of, template_of, used_rows
+from orchestrator.prepare.rows import find_rows, scored_beside, seeds_of, template_of, texts_of, used_rows
 from orchestrator.prepare.shapes import check_shapes
 from orchestrator.recipe import Recipe, TaskChoice
 from orchestrator.scoring.asking import questions
@@ -27,7 +27,7 @@ from orchestrator.scoring.judge import check as check_items
 from orchestrator.scoring.judge import room
 from orchestrator.scoring.local_judge import check as check_judge
 from orchestrator.tasks import Task
-from orchestrator.tasks.base import Example, Split, draw
+from orchestrator.tasks.base import Example, Split
 from orchestrator.tasks.template import TemplateName, fitted
 from orchestrator.tasks.text import windows
 from orchestrator.transfer.arms.carried import Carried
@@ -177,7 +177,7 @@ def check(recipe: Recipe, ready: Ready) -> None:
             f" finetune.examples={edits}"
         )
     if isinstance(recipe.arm, Carried) and recipe.arm.reads == "texts" and recipe.carry not in ready.paired:
-        texts = draw(ready.splits["train"], recipe.carry.examples)
+        texts = texts_of(recipe, ready.splits)
         readers = load_tokenizer(ready.teacher.folder), load_tokenizer(ready.student.folder)
         asked = template_of(recipe, ready.task), recipe.finetune.max_tokens, recipe.carry.tokens
         find_pairs(texts, readers, *asked)

@@ -50,6 +50,27 @@ def find_rows(recipe: Recipe, *, seeds_alone: bool = False) -> tuple[Task, dict[
     return task, {"seed": splits["seed"]} if seeds_alone else splits
 
 
+def texts_of(recipe: Recipe, splits: Mapping[Split, list[Example]]) -> list[Example]:
+    """What maps between the two models' channels are made of: training rows, or a user's own chats or text.
+
+    UserError for texts that hold a question of the validation or test split, word for word: their ids are named.
+    """
+    if recipe.carry.texts is None:
+        return draw(splits["train"], recipe.carry.examples)
+    path = Path(recipe.carry.texts).expanduser()
+    if not path.is_file():
+        raise UserError(f"carry.texts: there is no file {path}; give a .jsonl of chats or a .txt")
+    rows = read_jsonl(path) if path.suffix == ".jsonl" else text_task(path)[1]
+    whole = "\n".join(message.content for row in rows for message in row.messages)
+    asked = {row.id: row.messages[-2].content for row in (*splits["validation"], *splits["test"]) if row.messages[1:]}
+    if held := [id for id, question in asked.items() if question.strip() in whole]:
+        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+        raise UserError(
+            f"carry.texts: {path} has questions of validation or test ({', '.join(held[:5])}{more}); take them out"
+        )
+    return draw(rows, recipe.carry.examples)
+
+
 def template_of(recipe: Recipe, task: Task) -> TemplateName:
     """As a task's rows are shown: a text, and what lm-eval asks, in one way only."""
     return task.template or recipe.task.template

@@ -6,7 +6,9 @@ from orchestrator.errors import UserError
 from orchestrator.models.families import ORIGINS, Geometry, ModelFamily, pairs
 from orchestrator.recipe import Recipe
 from orchestrator.teacher.scale import check_given, check_structure, scale_of, tiled_sizes
-from orchestrator.transfer.arms.carried import Carried, Cka
+from orchestrator.transfer.arms.carried import ALIKE, Carried
+from orchestrator.transfer.arms.laten import Laten
+from orchestrator.transfer.arms.semalign import Semalign
 from orchestrator.transfer.given import Given
 
 
@@ -23,6 +25,12 @@ def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student
         recipe.arm.check(recipe.rank, side)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if isinstance(recipe.arm, Laten) and "post_feedforward_layernorm" in family.norms:
+        raise UserError(
+            f"arm: laten can't tell what neurons of {family.model_type} write, which is normed; leave it out"
+        )
+    if isinstance(recipe.arm, Semalign) and (recipe.arm.layer or 0) >= student.layers:
+        raise UserError(f"arm.layer: {recipe.arm.layer} of semalign, and the student's are 0 to {student.layers - 1}")
     part = recipe.finetune
     if part.micro_batch_size and part.batch_size % part.micro_batch_size:
         raise UserError(
@@ -49,7 +57,7 @@ def check_shapes(recipe: Recipe, family: ModelFamily, teacher: Geometry, student
 
 def _check_layers(arm: Carried, teacher: Geometry, student: Geometry) -> None:
     """A carried update's: one of the teacher's layers may serve several of the student's."""
-    if isinstance(arm.layers, Cka):
+    if isinstance(arm.layers, ALIKE):
         return
     kind = arm.layers.kind
     try:

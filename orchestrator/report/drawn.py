@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.report import style
+from orchestrator.report.arrivals import arrivals_picture
 from orchestrator.report.evidence import Evidence, collect, cross_heats
 from orchestrator.report.map_picture import maps_picture
 from orchestrator.report.pictures import cost_picture, curves_picture, heat_picture, layers_picture, leaderboard_picture
@@ -40,6 +41,10 @@ def drawn(evidence: Evidence, title: str = "") -> list[Picture]:
     for at, cut in enumerate((one for one in evidence.extractions if one.maps), 1):
         read = f"{cut.name}, for {', '.join(cut.arms)}."
         found.append(Picture("windows", f"windows-{at}", read, maps_picture(cut.maps)))
+    if evidence.arrivals:
+        poor = [one.poor for one in evidence.arrivals if one.poor]
+        read = " ".join([READ["arrivals"], *poor])
+        found.append(Picture("arrivals", "arrivals", read, arrivals_picture(evidence.arrivals)))
     if evidence.costs:
         found.append(Picture("cost", "cost", READ["cost"], cost_picture(evidence.costs)))
     return found
@@ -59,6 +64,7 @@ SECTIONS = {
     "curves": "Learning curves",
     "layers": "Where the teacher is sensitive: layers",
     "windows": "Where the teacher is sensitive: matrices, and what was taken",
+    "arrivals": "What arrived of the teacher's update",
     "cost": "Cost and score",
 }
 READ = {
@@ -76,6 +82,9 @@ READ = {
     " (teacher's → student's): brighter cells have larger sums of S, on a logarithmic scale of each map's own. The"
     " frame is the window that was taken; ticks along the margins are rows and columns that were taken one by one (of a"
     " large matrix several a tick, which is as long as the share that was taken).",
+    "arrivals": "Layers of the student downwards, matrices along. R² on tokens of texts that no map was made of: 1 is"
+    " all that varies, 0 no better than the mean, and below 0 worse; the share of its norm may be above 1. Where"
+    " nothing is written, nothing was carried, or maps are made of weights and say nothing.",
     "cost": "To the left is cheaper, higher is better; seconds are a mean over a row's trials on the machines that ran"
     " them, with all that it was made from, the teacher's part too, as if it were alone; the search of a learning rate"
     " isn't in them.",
@@ -86,5 +95,6 @@ LEFT_OUT = {
     "curves": "Left out: no training history is in the store.",
     "layers": "Left out: no arm of this sweep took anything from the teacher's layers.",
     "windows": "Left out: no arm of this sweep took matrices from the teacher's layers.",
+    "arrivals": "Left out: no arm of this sweep carried an update over.",
     "cost": "Left out: no fine-tuning is in the store.",
 }

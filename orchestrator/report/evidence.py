@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from orchestrator.report.arrivals import Arrival, arrival_of
 from orchestrator.report.cross import Crossed, crossed
 from orchestrator.report.maps import Map, maps_of
 from orchestrator.store import MANIFEST, Store
@@ -95,6 +96,7 @@ class Evidence:
     cross: list[Crossed] = field(default_factory=list)  # seeds' task by scored task
     passes: list[Layers] = field(default_factory=list)
     extractions: list[Extraction] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)  # of updates that were carried over
     versions: dict[str, str] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)  # hashes of their weights
     examples: int = 0
@@ -199,6 +201,7 @@ def _trained(
             trained = manifest(folder)
             before = trained["lineage"]["inputs"]
             starts |= {before.get("factors", before.get("start")): None}  # as older stores call them
+            _arrived(before.get("carried"), result.arm, store, evidence)
             history = json.loads((folder / "history.json").read_text())
             histories.append({point["step"]: point["loss"] for point in history if "loss" in point})
         except BROKEN:
@@ -212,6 +215,17 @@ def _trained(
         low, high = losses.min(0), losses.max(0)
         evidence.curves.append(Curve(name, result.arm, steps, losses.mean(0), low, high, len(losses)))
     yield from filter(None, starts)
+
+
+def _arrived(key: str | None, arm: str, store: Store, evidence: Evidence) -> None:
+    """Put what is known of an arm's maps into the evidence, once: of controls, and of what reads none, nothing is."""
+    if key is None or arm in (one.arm for one in evidence.arrivals):
+        return
+    if scaled := store.find("scale", key, bare=True):
+        key = manifest(scaled)["lineage"]["inputs"]["carried"]
+    folder = store.find("carry", key, bare=True)
+    if folder and (one := arrival_of(arm, folder)) and one.figures:
+        evidence.arrivals.append(one)
 
 
 def _cut(starts: Mapping[str, list[str]], store: Store, evidence: Evidence) -> None:

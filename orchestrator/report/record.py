@@ -230,9 +230,10 @@ def _gradients(trainings: list[dict[str, Any]]) -> tuple[float | None, float | N
 
 def _means(row: dict[str, Any], path: str) -> bool:
     """Whether a further axis is one of this row's: how a teacher is measured is none of plain LoRA's."""
-    needs = {*ARMS[row["recipe"]["arm"]["kind"]].needs}
-    carries = needs & {"carried", "teacher_update"}
-    asks = {"measure": needs - carries, "update": carries, "carry": carries}
+    kind = row["recipe"]["arm"]["kind"]
+    needs = {*ARMS[kind].needs}
+    carries = needs & {"carried", "teacher_update", "excess"}
+    asks = {"measure": needs - carries, "update": ARMS[kind].takes_update, "carry": carries}
     return row["adapted"] and bool(asks.get(path.split(".")[0], True))
 
 

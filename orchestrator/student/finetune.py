@@ -26,10 +26,12 @@ from orchestrator.models.portable import RoundedRoots
 from orchestrator.step import Track, silent
 from orchestrator.student.batches import fitting, steps_of
 from orchestrator.student.card import write_card
+from orchestrator.student.editing import edit
 from orchestrator.student.given import by_row, read
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import Encoded, TemplateName, collate, fitted
 from orchestrator.transfer.arms import ARMS, Need
+from orchestrator.transfer.arms.edited import Edited
 
 
 def finetune(
@@ -74,15 +76,16 @@ def finetune(
     from orchestrator.student import training
 
     tokenizer = load_tokenizer(student)
+    pad = tokenizer.pad_token_id
     fit = fitted(data.read(rows), template, tokenizer, max_tokens)
     encoded = fit.rows
     longest = max(len(example.ids) for example in encoded)
     micro = fitting(longest, batch_size, micro_batch_size)
     chosen = ARMS[arm["kind"]].model_validate(arm)
-    if sharded and chosen.initialiser in WITH_ROWS:
-        raise UserError(f"arm: {chosen.kind} can't start on a student in shards; leave --shard-student out")
+    if sharded and (chosen.initialiser in WITH_ROWS or isinstance(chosen, Edited)):
+        raise UserError(f"arm: {chosen.kind} can't be had of a student in shards; leave --shard-student out")
     first = encoded[:batch_size] if chosen.initialiser else []  # what a start may look at
-    batches = [collate(first[at : at + micro], tokenizer.pad_token_id) for at in range(0, len(first), micro)]
+    batches = [collate(first[at : at + micro], pad) for at in range(0, len(first), micro)]
     found, steps = read(given), steps_of(len(encoded), batch_size, epochs)
     last = None if until == 1.0 else max(1, round(steps * until))
     args = training.arguments(
@@ -93,13 +96,18 @@ def finetune(
     with _stock(student, dtype, sharded=sharded, own=gradient_checkpointing) as model:
         set_seed(seed)
         peft_model = adapted(model, chosen, rank, alpha, dropout, seed, found, batches)
+        watched = _layer(model, chosen.watched(model.config.num_hidden_layers))
         trainer = training.Training(
-            chosen.loss, by_row(found, encoded), tokenizer.pad_token_id, model=peft_model, args=args,
-            train_dataset=encoded, callbacks=[training.Watch(last)],
+            chosen.loss, by_row(chosen.said(found, seed), encoded), pad, watched, model=peft_model,
+            args=args, train_dataset=encoded, callbacks=[training.Watch(last)],
         )  # fmt: skip
         first_rank = trainer.is_world_process_zero()
         bar = (track if first_rank else silent)(repeat(None), "training", last or steps)
         history = training.run(trainer, last, partial, before, bar)
+        if isinstance(chosen, Edited):
+            some = encoded[: chosen.examples]
+            parts = [collate(some[at : at + micro], pad) for at in range(0, len(some), micro)]
+            edit(peft_model, chosen, parts, seed, gradient_checkpointing)
         if first_rank:
             adapters.save(peft_model, folder, names["student"])
         if not sharded:
@@ -152,7 +160,7 @@ def adapted(
 
     `batches` of training rows are for starts that look at data.
     """
-    row = FAMILIES[model.config.model_type]
+    row, layers = FAMILIES[model.config.model_type], model.config.num_hidden_layers
     generator = torch.Generator().manual_seed(seed)
     with RoundedRoots():
         if arm.initialiser:
@@ -161,9 +169,21 @@ def adapted(
             starts = arm.starts(given, rank, generator)
             if not arm.cancels:  # what a start does counts, and an adapter is multiplied by its scale
                 starts = {name: (b0 * (rank / alpha), a0) for name, (b0, a0) in starts.items()}
-    return adapters.attach(
+    peft_model = adapters.attach(
         model, row.targets, rank=rank, alpha=alpha, dropout=dropout, changes_base=arm.cancels, starts=starts
     )
+    inside = {row.module(role, layer): layer for role in row.roles for layer in range(layers)}
+    for name, layer in adapters.lora_layers(peft_model).items():
+        if not arm.learns(inside.get(name), layers):
+            for parameter in layer.parameters():
+                parameter.requires_grad_(False)
+    return peft_model
+
+
+def _layer(model: Any, layer: int | None) -> Any:
+    if layer is None:
+        return None
+    return model.get_submodule(FAMILIES[model.config.model_type].module("q", layer).rsplit(".", 2)[0])
 
 
 def _tokens(encoded: list[Encoded], epochs: float) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from orchestrator.carry.excess import read_excess
+from orchestrator.carry.semantics import read_aligned
 from orchestrator.models import adapters
 from orchestrator.tasks.template import Encoded
 from orchestrator.teacher.by_example import file_of
@@ -33,6 +35,8 @@ READERS: dict[Need, Callable[[Path], Any]] = {
     "student_states": read_states,
     "teacher_update": adapters.read_update,
     "carried": adapters.read_update,
+    "excess": read_excess,
+    "aligned_states": read_aligned,
 }
 
 
@@ -41,7 +45,6 @@ def read(given: Mapping[str, Path]) -> dict[Need, Any]:
     return {need: reader(given[need]) for need, reader in READERS.items() if need in given}
 
 
-def by_row(found: Mapping[Need, Any], encoded: Sequence[Encoded]) -> dict[str, Any]:
-    """What a step says of training rows, by their ids; it may have seen only some."""
-    labels = found.get("labels", {})
-    return {row.id: said for row in encoded if (said := labels.get(file_of(row.id))) is not None}
+def by_row(said: Mapping[str, Any], encoded: Sequence[Encoded]) -> dict[str, Any]:
+    """What is said of training rows, by their ids in place of their files' names; of some nothing is."""
+    return {row.id: one for row in encoded if (one := said.get(file_of(row.id))) is not None}

@@ -40,7 +40,7 @@ ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
 ZIPPED = ("optimizer.pt", "scheduler.pt")  # as torch.save writes
 RANDOM = "rng_state*.pth"  # the same, of each rank
 
-Loss = Callable[[Tensor, Tensor, Any], Tensor]  # an arm's, of a row of which a step has said something
+Loss = Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]  # an arm's, of a row of which a step has said something
 
 
 def ranks() -> int:
@@ -97,9 +97,11 @@ def arguments(
 class Training(Trainer):
     """A Trainer of one or several ranks that learns by its arm's loss what a step has said of the rows."""
 
-    def __init__(self, loss: Loss, said: Mapping[str, Any], pad: int, **options: Any) -> None:
-        """`said`: what a step says of training rows, by their ids."""
-        self._loss, self._said = loss, said
+    def __init__(
+        self, loss: Loss, said: Mapping[str, Any], pad: int, watched: torch.nn.Module | None = None, **options: Any
+    ) -> None:
+        """`said`: what a step says of training rows, by their ids; `watched`: a layer of which the loss has to know."""
+        self._loss, self._said, self._watched = loss, said, watched
         self._norms: list[Any] = []  # of the gradients since the last point of the curve
         super().__init__(data_collator=lambda rows: self._collated(rows, pad), **options)
         self.loss_is_scaled_for_ga = True  # by the answer tokens of all ranks' batch, ours as the model's own
@@ -166,7 +168,11 @@ class Training(Trainer):
         """
         rows, labels = inputs.pop("rows", ()), inputs.pop("labels")
         span = labelled(labels)
+        states: list[Tensor] = []
+        hook = self._watched and self._watched.register_forward_hook(lambda _, __, out: states.append(_first(out)))
         logits = model(**inputs, use_cache=False, logits_to_keep=span).logits[:, :-1]
+        if hook:
+            hook.remove()
         labels = labels[:, span[1:]]
         asked = labels != -100
         own = torch.nn.functional.cross_entropy(widened(logits[asked]), labels[asked], reduction="none")
@@ -174,8 +180,13 @@ class Training(Trainer):
         for place, row in enumerate(rows):
             if (said := self._said.get(row)) is not None:
                 plain = own[owners == place]
-                total = total + self._loss(plain, logits[place][asked[place]], said) - plain.sum()
+                seen = states[0][place, span[:-1]][asked[place]] if states else None
+                total = total + self._loss(plain, logits[place][asked[place]], said, seen) - plain.sum()
         return total * self.args.world_size / options["num_items_in_batch"]  # ranks' gradients are averaged
+
+
+def _first(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
 
 
 @dataclass

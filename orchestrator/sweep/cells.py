@@ -120,7 +120,7 @@ def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
     if sweep.baseline not in arms:
         raise UserError(f"baseline: {sweep.baseline!r} is not among the arms {', '.join(arms)}; add it to --arms")
     cells = [Cell(recipe) for recipe in recipes]
-    carried = {recipe.update: recipe for recipe in recipes if "carried" in recipe.arm.needs}
+    carried = {recipe.update: recipe for recipe in recipes if recipe.arm.takes_update}
     for update, recipe in carried.items():
         if not update.base:  # else the teacher is the one that was trained
             tuned = recipe.model_copy(update={"arm": Lora(), "rank": update.rank, "lr": update.lr})

@@ -40,6 +40,7 @@ from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.verdict.asked import questions
 
 LARGEST_CLUSTER = 1024
+BESIDE = 2_000_000_000  # bytes of this machine that the sweep's own process and Ray's have
 STEPS = ("measure", "teacher_score", "extract", "finetune", "score", "sweep")
 
 
@@ -194,7 +195,11 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         whole = plan.steps["sweep"]
         hours, seconds = whole.gpu_hours, whole.seconds
         told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
-        told["cost"]["not_counted"] = lengths.not_counted + (["carried updates"] if told["updates_carried"] else [])
+        more = {
+            "carried updates": told["updates_carried"],
+            "what lora_equal trains more": "lora_equal" in told["tries"],
+        }
+        told["cost"]["not_counted"] = lengths.not_counted + [name for name, there in more.items() if there]
     return told
 
 
@@ -267,7 +272,7 @@ def here(run: Run, memory: float | None) -> Hardware | None:
         logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
     if count or remote:
         return None
-    own = psutil.virtual_memory().total
+    own = max(psutil.virtual_memory().total - BESIDE, 0)
     trial = own / (run.trials_at_once or 1) / run.workers
     return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=trial)
 

@@ -12,9 +12,11 @@ import yaml
 
 from orchestrator.errors import UserError
 from orchestrator.models.aliases import ALIASES
-from orchestrator.verdict.asked import CARRIED, CONTROLLED, NEEDED
+from orchestrator.verdict.asked import CONTROLLED, NEEDED
 
-ARMS = ("lora", "pissa", "transfer", "spectrum_control")
+PLAIN = ("lora", "pissa")
+ARMS = (*PLAIN, "transfer", NEEDED["transfer"])
+EVERY = "all"  # in place of an arm: every published way, and what it has to be better than
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
@@ -55,15 +57,17 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_twins(arms: Sequence[Any]) -> list[Any]:
-    """Each way of carrying an update followed by its random map, where none of its controls was asked for.
+    """Each arm that is judged by a control of its own followed by it, where none of its controls was asked for.
 
     Without one nobody could say whose doing it was.
     """
+    every = [*PLAIN, "lora_equal", "distil", *(one for pair in NEEDED.items() for one in pair)]
+    arms = [one for arm in arms for one in (every if arm == EVERY else [arm])]
     kinds = [str(arm.get("kind") if isinstance(arm, dict) else arm) for arm in arms]
     found: list[Any] = []
     for arm, kind in zip(arms, kinds, strict=True):
         found.append(arm)
-        if kind in CARRIED and not any(CONTROLLED.get(other) == kind for other in kinds):
+        if kind in NEEDED and kind != "transfer" and not any(CONTROLLED.get(other) == kind for other in kinds):
             found.append({**arm, "kind": NEEDED[kind]} if isinstance(arm, dict) else NEEDED[kind])
     return found
 

@@ -8,6 +8,7 @@ taken whole: the blocks are a smaller network cut out of the larger one.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +32,7 @@ class Consistent(Structure):
     """
 
     kind: Literal["consistent"] = "consistent"
+    drawn: int | None = None  # a random seed: they are drawn, and not those of highest S
 
     def prepared(self, matrices: Iterable[Sums]) -> Consistently:
         """The choice, from the sums of every matrix that will be cut."""
@@ -43,6 +45,8 @@ class Consistent(Structure):
                 scores[key] = scores[key] + side if key in scores else side.double()
                 wanted[key] = size
             theirs, own = place.heads
+        if self.drawn is not None:
+            scores = {key: _random(total, f"{self.drawn} {key}") for key, total in scores.items()}
         chosen = {}
         for key, total in scores.items():
             layer, axis = key
@@ -55,6 +59,11 @@ class Consistent(Structure):
                 for name, heads in zip(names, found, strict=True):
                     chosen[layer, name] = (heads[:, None] * theirs + inside).flatten()
         return Consistently(chosen)
+
+
+def _random(like: Tensor, seed: str) -> Tensor:
+    draw = random.Random(seed)  # a string's seed is the same on every machine
+    return like.new_tensor([draw.random() for _ in range(len(like))])
 
 
 @dataclass(frozen=True)

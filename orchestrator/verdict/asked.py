@@ -12,8 +12,7 @@ BOUNDS = ("student", "teacher", "teacher_tuned")  # rows that bound the scale: n
 ABOUT = {kind: arm.starts_at for kind, arm in ARMS.items()}
 CONTROLS = {kind: ABOUT[kind] for kind, arm in ARMS.items() if arm.is_control}
 CONTROLLED = {kind: ARMS[kind].control_of for kind in CONTROLS}
-CARRIED = frozenset(kind for kind, arm in ARMS.items() if "carried" in arm.needs and not arm.is_control)
-NEEDED = {"transfer": "spectrum_control"} | {kind: f"{kind}_random_map" for kind in CARRIED}  # for whose doing it was
+NEEDED = {kind: arm.judged_by for kind, arm in ARMS.items() if arm.judged_by}  # for whose doing it was
 OF_TEACHER = frozenset(kind for kind, arm in ARMS.items() if arm.of_teacher())  # that take over what a teacher knows
 Outcome = Literal["better", "worse", "can't tell", "described"]
 
@@ -39,13 +38,13 @@ class Question:
 
 
 def questions(arms: Sequence[str], baseline: str) -> tuple[Question, ...]:
-    """What a sweep asks. Where the teacher's update is carried over, each way of it, and transfer, is asked about by
-    itself: against the arms that owe the teacher nothing or its predictions alone, and against its own controls.
+    """What a sweep asks. Where there is more than transfer that brings its own control, each such arm is asked about by
+    itself: against the arms that have none, and against its own controls.
     """
     baseline = judged_by(arms, baseline)
     trained = [arm for arm in dict.fromkeys(arms) if arm not in BOUNDS]
-    ways = [arm for arm in trained if arm in CARRIED or arm == "transfer"]
-    if not {*ways} & CARRIED:
+    ways = [arm for arm in trained if arm in NEEDED]
+    if not {*ways} - {"transfer"}:
         return (Question.of(arms, baseline),)
     rivals = [arm for arm in trained if arm not in ways and arm not in CONTROLS]
     own = {way: [arm for arm in trained if CONTROLLED.get(arm) == way] for way in ways}

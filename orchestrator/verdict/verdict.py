@@ -36,7 +36,7 @@ from orchestrator.verdict.cost import sentence as told_of
 from orchestrator.verdict.estimates import PLACE, Estimate, Result, difference, holm
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.power import LEVEL, smallest_effect
-from orchestrator.verdict.words import headline, sentence, warnings
+from orchestrator.verdict.words import MANY, headline, in_short, sentence, warnings
 
 ENOUGH_SEEDS = 6
 DOUBTS: tuple[Outcome, ...] = ("worse", "better", "can't tell", "described")  # of an arm's rows the last one counts
@@ -62,7 +62,10 @@ class Verdict:
     def lines(self) -> list[str]:
         """For people."""
         count = sum(len(question.against) for question in self.questions)
-        compared = [f"  {one.arm} {sentence(one, count)}" for one in self.comparisons]
+        if count > MANY:
+            compared = in_short(self.comparisons, count)
+        else:
+            compared = [f"  {one.arm} {sentence(one, count)}" for one in self.comparisons]
         return [self.headline, *self.warnings, *compared, *(f"  {told_of(one)}" for one in self.costs)]
 
 
@@ -85,7 +88,7 @@ class Terms:
             if self.gate["set"]:
                 return "the teacher did not pass its gate"
             better, worse = (own, other) if above else (other, own)
-            if better in NEEDED or (better in OF_TEACHER and worse not in OF_TEACHER):
+            if better in OF_TEACHER and (better in NEEDED or worse not in OF_TEACHER):
                 return "the teacher was not seen to be better at the task than the untouched student"
         if seeds < self.repeats:
             return f"{seeds} of {self.repeats} random seeds ended in both, and they may be the lucky ones"

@@ -20,6 +20,7 @@ ROOM = {
     "left_out": "are left out, since their question alone is too long",
     "not_asked": "are counted as wrong, since they don't fit into the student's context",
 }
+MANY = 12  # comparisons, above which each is told in short
 PASSED = {"knows it": "passed", "doesn't": "not passed", None: "not passed", "can't tell": "can't tell"}
 REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
 
@@ -76,13 +77,16 @@ def _of_teacher(arm: str, baseline: str, by: Mapping[str, Comparison], lost: Seq
         )
     if missed := [one for one in controls if one.outcome != "better"]:
         what = " or ".join(f"{one.against} ({one.why or CONTROLS[one.against]})" for one in missed)
-        return f"Better than {baseline}, but not shown to be the teacher's doing: {arm} is not better than {what}."
+        whose = "the teacher's doing" if arm in OF_TEACHER else "its own doing"
+        return f"Better than {baseline}, but not shown to be {whose}: {arm} is not better than {what}."
     if needed not in by:
         reason = f"no trial of {needed} ended" if needed in lost else f"{needed} wasn't run"
         of = "" if arm == "transfer" else f" of {arm}"
-        return f"Better than {baseline}; whether by what the teacher knows can't be said{of}: {reason}."
+        by_what = "by what the teacher knows" if arm in OF_TEACHER else "by its own doing"
+        return f"Better than {baseline}; whether {by_what} can't be said{of}: {reason}."
     names = " and than ".join([baseline, *(one.against for one in controls)])
-    return f"The teacher helped: {arm} is better than {names}."
+    who = "The teacher" if arm in OF_TEACHER else arm.capitalize()
+    return f"{who} helped: {arm} is better than {names}."
 
 
 def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost: Sequence[str]) -> tuple[str, ...]:
@@ -195,6 +199,23 @@ def sentence(one: Comparison, comparisons: int) -> str:
         end += f", not claimed: {one.why}"
     figures = f"{one.delta:+.3f}, 95 % {low:+.3f} to {high:+.3f} by itself, p {_p(one.p)}{counted}"
     return f"against {one.against}{meaning}: {figures}: {end}"
+
+
+def in_short(comparisons: Sequence[Comparison], count: int) -> list[str]:
+    """A line each, where there are many: what all have in common is said once, above them."""
+    reasons = list(dict.fromkeys(one.why for one in comparisons if one.why))
+    marks = {why: f" [{place}]" for place, why in enumerate(reasons, 1)}
+    told = [
+        f"Differences with their 95 % intervals, each by itself; p after Holm's correction for {count} comparisons.",
+        *(f"{marks[why].strip()} not claimed: {why}" for why in reasons),
+    ]
+    wide = max((len(f"{one.arm} against {one.against}") for one in comparisons), default=0)
+    for one in comparisons:
+        low, high = one.ci95
+        pair = f"{one.arm} against {one.against}"
+        figures = f"{one.delta:+.3f} [{low:+.3f}, {high:+.3f}], p {_p(one.p_holm)}"
+        told.append(f"{pair:<{wide}}  {figures}: {one.outcome}{marks.get(one.why, '')}")
+    return [f"  {line}" for line in told]
 
 
 def _p(p: float) -> str:

@@ -13,6 +13,7 @@ from trainings import recipe
 
 from orchestrator import pipeline
 from orchestrator.carry.carry import CARRIED
+from orchestrator.carry.merge import merge
 from orchestrator.carry.scale import SCALE, scale
 from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer, source_of
@@ -190,7 +191,8 @@ def test_layers_are_matched_by_what_both_make_of_the_seed_examples(store: Store,
     step = pipeline.carry_step(one, ready)
     layers = json.loads((materialise(step, store) / CARRIED).read_text())["layers"]
     states = [read_states(materialise(step.inputs[f"{who}_states"], store))[1:] for who in ("teacher", "student")]
-    assert tuple(layers) == monotone(similarity(*states)) and list(layers) == sorted(layers)
+    chosen = [layer for ((layer, share),) in layers if share == 1]
+    assert tuple(chosen) == monotone(similarity(*states)) and chosen == sorted(chosen)
     assert step.inputs["student_states"].inputs["seeds"].where["rows"][11:12]
     assert asked({"kind": "theseus"}, measure={"examples": 12}).measure.examples == 32  # which asks nobody
 
@@ -209,3 +211,49 @@ def test_trials_share_what_they_can(demo_models: dict[str, Path]) -> None:
     inputs = {pipeline.carry_step(asked(kind), ready).inputs["pairs"].fingerprint for kind in ("theseus", "ridge")}
     assert len(inputs) == 1
     assert "pairs" not in pipeline.carry_step(asked("cross_lora"), ready).inputs
+
+
+@pytest.mark.parametrize("by", ["cat", "linear", "ties", "dare_linear"])
+def test_several_ways_are_merged_as_peft_does(by: str, store: Store, demo_models: dict[str, Path]) -> None:
+    """`cat` is the mean of the updates; all are what PEFT makes of the adapters' folders."""
+    one = asked({"kind": "merged", "of": ["theseus", "cross_lora"], "by": by, "density": 0.7})
+    ready = prepare(one)
+    step = pipeline.carry_step(one, ready)
+    found = adapters.read_update(materialise(step, store))
+    folders = [materialise(step.inputs[kind], store) for kind in ("cross_lora", "theseus")]
+    if by == "cat":
+        first, second = (adapters.read_update(folder) for folder in folders)
+        for name, (b, a) in found.items():
+            mean = sum((up @ down for up, down in (first[name], second[name])), start=torch.zeros(())) / 2
+            torch.testing.assert_close(b @ a, mean, rtol=1e-3, atol=1e-5)
+    model = PeftModel.from_pretrained(load(ready.student.folder), str(folders[0]), adapter_name="a")
+    model.load_adapter(str(folders[1]), adapter_name="b")
+    torch.manual_seed(0)
+    density = {} if by in ("cat", "linear") else {"density": 0.7}
+    weight = {"cat": 0.5, "linear": 0.25, "dare_linear": 0.25, "ties": 1.0}[by]
+    model.add_weighted_adapter(["a", "b"], [weight, weight], "both", combination_type=by, **density)
+    model.set_adapter("both")
+    with torch.no_grad():
+        torch.testing.assert_close(logits(materialise(step, store)), model.eval()(IDS).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("by", ["cat", "linear", "ties", "dare_linear"])
+def test_copies_of_an_update_are_merged_into_it(
+    by: str, store: Store, demo_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """With every entry kept, however many copies there are."""
+    one = asked("theseus")
+    ready = prepare(one)
+    own = materialise(pipeline.carry_step(one, ready), store)
+    places = {"student": ready.student.folder, "student_name": "student", "by": by, "density": 1.0}
+    merge(tmp_path, **places, a=own, b=own, c=own)
+    wanted, found = adapters.read_update(own), adapters.read_update(tmp_path)
+    for name, (b, a) in wanted.items():
+        torch.testing.assert_close(found[name][0] @ found[name][1], b @ a, rtol=1e-3, atol=1e-4)
+
+
+def test_only_what_carries_an_update_over_is_merged() -> None:
+    with pytest.raises(ValueError, match="'lora' carries no update over; known: cross_lora, ridge, theseus"):
+        asked({"kind": "merged", "of": ["theseus", "lora"]})
+    with pytest.raises(ValueError, match="the same way twice is that way"):
+        asked({"kind": "merged", "of": ["theseus", "theseus"]})

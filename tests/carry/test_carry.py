@@ -20,14 +20,19 @@ from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.tasks.template import encode
 
 RANK = 3
+SHARP = {"regularisation": 0.005}  # channels of tiny models are much alike
 
 
-def turned(model: Any, folder: Path) -> Any:
-    """The same function in other channels: the residual stream rotated, norms folded away, neurons permuted."""
+def turned(model: Any, folder: Path, *, exchanged: bool = False) -> Any:
+    """The same function in other channels: the residual stream rotated, or its channels `exchanged`, norms folded away,
+    neurons permuted.
+    """
     other = load(str(folder), dtype="float64")
     draw = torch.Generator().manual_seed(7)
     hidden, ffn = other.config.hidden_size, other.config.intermediate_size
     turn = torch.linalg.qr(torch.randn(hidden, hidden, generator=draw, dtype=torch.float64)).Q
+    if exchanged:
+        turn = torch.eye(hidden, dtype=torch.float64)[torch.randperm(hidden, generator=draw)]
     with torch.no_grad():
         for layer in other.model.layers:
             attention, mlp, order = layer.self_attn, layer.mlp, torch.randperm(ffn, generator=draw)
@@ -47,6 +52,14 @@ def turned(model: Any, folder: Path) -> Any:
         other.model.norm.weight.fill_(1)
         other.model.embed_tokens.weight.copy_(other.model.embed_tokens.weight @ turn)
     return other
+
+
+@torch.no_grad()
+def without_stretch(model: Any) -> None:
+    """Norms without weights."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1)
 
 
 def an_update(folder: Path, model: Any) -> None:
@@ -80,10 +93,7 @@ def test_an_update_does_in_other_channels_what_it_did(kind: str, tmp_path: Path)
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     model = saved(teacher, "llama", vocab_size=104).double()
     if kind == "theseus":  # a rotation can't undo what a norm's weights stretch
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:
-                    parameter.fill_(1)
+        without_stretch(model)
     model.save_pretrained(teacher)
     turned(model, teacher).save_pretrained(student)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -95,7 +105,7 @@ def test_an_update_does_in_other_channels_what_it_did(kind: str, tmp_path: Path)
     assert float((wanted - plain).abs().max()) > 1
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
     said = json.loads((found / CARRIED).read_text())
-    assert len(said["modules"]) == 7 * 3 + 2 and said["layers"] == [0, 1, 2]
+    assert len(said["modules"]) == 7 * 3 + 2 and said["layers"] == [[[0, 1.0]], [[1, 1.0]], [[2, 1.0]]]
 
 
 @pytest.mark.long
@@ -127,3 +137,28 @@ def test_a_copy_of_any_family_gets_the_update_itself(family: str, tmp_path: Path
     plain, wanted, got = (logits(tmp_path / "model", one) for one in (None, tmp_path / "update", found))
     assert float((wanted - plain).norm()) > 0.05 * float(plain.norm())
     assert float((got - wanted).norm()) < 1e-3 * float((wanted - plain).norm())
+
+
+def test_weights_by_transport_make_a_permuted_copy_the_teacher(tmp_path: Path) -> None:
+    """The student is the teacher of before, with its channels in another order; at a scale of 1 it is the teacher."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    model = saved(teacher, "llama", vocab_size=104).double()
+    without_stretch(model)
+    model.save_pretrained(teacher)
+    turned(model, teacher, exchanged=True).save_pretrained(student)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (student / name).write_bytes((teacher / name).read_bytes())
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            matrix = layer.self_attn.q_proj  # and not of what writes: outputs that changed are like others' no more
+            n, m = matrix.weight.shape
+            matrix.weight.add_(0.02 * torch.randn(n, 2, generator=draw) @ torch.randn(2, m, generator=draw))
+    model.save_pretrained(teacher)
+    found = carried(tmp_path, teacher, student, {"kind": "transport_merge", "layers": "uniform", "kept": 4} | SHARP)
+    wanted, plain, got = logits(teacher, None), logits(student, None), logits(student, found)
+    assert float((wanted - plain).abs().max()) > 0.1
+    assert float((got - wanted).norm()) < 0.01 * float((wanted - plain).norm())
+    said = json.loads((found / CARRIED).read_text())["modules"]
+    assert {name.rsplit(".", 1)[1] for name in said} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert said["model.layers.0.self_attn.q_proj"]["arrived"] == pytest.approx(1, abs=1e-3)

@@ -15,13 +15,16 @@ from test_bad_input import pkt as call
 from test_sweep_end_to_end import pkt
 from updates import lora_of
 
+from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.report.record import read_examples
 from orchestrator.scoring.asking import questions
-from orchestrator.scoring.engine import score
+from orchestrator.scoring.engine import gold_losses, score
 from orchestrator.store import Store
 from orchestrator.sweep.presets import complete
 from orchestrator.tasks import TASKS
-from orchestrator.tasks.template import stops
+from orchestrator.tasks.template import encode, stops
+from orchestrator.transfer.arms import ARMS
 
 __all__ = ["call"]
 SWEEP = {
@@ -120,6 +123,43 @@ def test_report_and_tracking_tell_it_and_the_same_command_has_nothing_to_do(swep
     assert again.stdout == done.stdout
 
 
+EVERY: dict[str, Any] = SWEEP | {"name": "all", "axes": {"arm": ["all"], "rank": [4]}, "repeats": 1}
+
+
+@pytest.mark.long
+@pytest.mark.cluster
+@pytest.mark.xdist_group("sweep")
+def test_every_published_way_in_one_sweep(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """Each beside its own control; what leaves is by plain PEFT, on the stock student, what was scored."""
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(EVERY))
+    done = pkt(tmp_path, "sweep", "all.yaml", "--set", "measure.examples=8", "--trials-at-once", "2")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "pkt-store/sweeps/all/sweep.json").read_text())
+    rows = {row["label"]: row for row in record["rows"] if row["adapted"] and row["label"] != "teacher_tuned"}
+    ways = {kind: arm.judged_by for kind, arm in ARMS.items() if arm.judged_by}
+    rivals = ("lora", "pissa", "lora_equal", "distil")
+    assert {row["recipe"]["arm"]["kind"] for row in rows.values()} == {*rivals, *ways, *ways.values()}
+    told = json.loads(pkt(tmp_path, "compare", "--json").stdout)["verdict"]
+    asked = {(one["arm"], one["against"]) for one in told["comparisons"]}
+    assert asked == {(way, other) for way, own in ways.items() for other in (*rivals, own)}
+    store, student = Store(tmp_path / "pkt-store"), load(str(demo_models["demo-student"]))
+    tokenizer, losses = load_tokenizer(str(demo_models["demo-student"])), {}
+    rows_of = {row.id: encode(row, "plain", tokenizer, 2048) for row in TASKS["demo"].splits(None)["test"]}
+    for label, row in rows.items():
+        found = store.find("evaluate", row["trials"][0])
+        assert found
+        adapter = store.find(
+            "finetune", json.loads((found / "manifest.json").read_text())["lineage"]["inputs"]["adapter"]
+        )
+        assert adapter
+        with adapters.wearing(student, adapter) as network:
+            lines = read_examples(found)
+            own = gold_losses(network, [rows_of[line["id"]] for line in lines], tokenizer.pad_token_id)
+        losses[label] = [line["loss"] for line in lines]
+        assert losses[label] == pytest.approx(own, abs=1e-4), label
+    assert len({tuple(one) for one in losses.values()}) == len(losses)  # no two did the same
+
+
 def test_a_way_brings_its_random_map_where_it_has_no_control() -> None:
     def arms(*asked: Any) -> list[Any]:
         return list(complete({"axes": {"arm": list(asked)}})["axes"]["arm"])
@@ -149,3 +189,22 @@ def test_an_update_that_can_not_be_had_is_told(
     status, _, error = call("sweep", "--arms", "lora,ridge", *words)
     assert status == 2 and message in error
     assert not (tmp_path / "pkt-store").exists() or not list((tmp_path / "pkt-store").glob("finetune/*"))
+
+
+def test_texts_of_ones_own_hold_no_question_of_the_test(
+    call: Call, demo_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A text or chats; what they hold of validation and test is named, and too few are counted."""
+    asked = TASKS["demo"].splits(None)["test"][3]
+    (tmp_path / "own.txt").write_text("Some text of nobody's, long enough to be read. " * 40)
+    (tmp_path / "held.txt").write_text(f"Once: {asked.messages[-2].content} and so on")
+    (tmp_path / "few.txt").write_text("Little")
+    for file, message in (
+        ("held.txt", f"held.txt has questions of validation or test ({asked.id}); take them out"),
+        ("few.txt", "tokens that both models read, and maps need 32"),
+        ("none.txt", "carry.texts: there is no file none.txt; give a .jsonl of chats or a .txt"),
+    ):
+        status, _, error = call("sweep", "--arms", "lora,ridge", "--set", f"carry.texts={file}")
+        assert status == 2 and message in error
+    status, _, _ = call("sweep", "--arms", "lora,ridge", "--set", "carry.texts=own.txt", "--dry-run")
+    assert status == 0

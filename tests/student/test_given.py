@@ -129,18 +129,34 @@ def test_what_plain_lora_changes_of_the_teacher_is_given(demo_models: dict[str, 
 
 
 def test_arms_know_what_they_build_on() -> None:
-    ways = {"ridge", "theseus", "cross_lora"}  # of carrying an update over
-    assert {
-        "transfer",
-        "random_window",
-        "shuffled_seeds",
-        "distil",
-    } | ways == OF_TEACHER  # a control has its size
+    """Whose doing a result was is asked of every published way, by a control that differs in one thing."""
+    cut = {"transfer", "random_window", "shuffled_seeds", "consistent_transfer", "consistent_transfer_random"}
+    carrying = {"ridge", "theseus", "cross_lora", "transport_merge", "merged"}
+    learning = {"distil", "titok", "distil_titok", "distil_titok_random", "semalign"}
+    assert cut | carrying | learning | {"laten"} == OF_TEACHER  # another control has its size
     assert Transfer().extracts and Transfer().needs == ("factors",)
-    assert {kind for kind, arm in ARMS.items() if {*arm.needs} - {"carried"}} == {
-        "transfer", "spectrum_control", "random_window", "shuffled_seeds", "distil",
-    }  # fmt: skip
-    twins = {f"{way}_{twin}": way for way in ways for twin in ("random_map", "spectrum", "shuffled_texts")}
-    del twins["cross_lora_shuffled_texts"]  # which reads none
-    assert {kind for kind, arm in ARMS.items() if arm.needs == ("carried",)} == ways | twins.keys()
+    twins = {f"{way}_{twin}": way for way in carrying for twin in ("random_map", "spectrum", "shuffled_texts")}
+    del twins["cross_lora_shuffled_texts"], twins["merged_shuffled_texts"]  # of which one reads none
+    neurons = {"laten", "laten_random"}
+    assert {kind for kind, arm in ARMS.items() if arm.needs == ("carried",)} == carrying | twins.keys() | neurons
     assert {kind: arm.control_of for kind, arm in ARMS.items() if kind in twins} == twins
+    ways = {kind for kind, arm in ARMS.items() if arm.judged_by}
+    assert ways == {
+        "transfer",
+        "consistent_transfer",
+        *carrying,
+        *learning - {"distil", "distil_titok_random"},
+        "laten",
+        "spectral",
+        "sta",
+    }
+    for kind, arm in ARMS.items():
+        assert arm.is_control == (
+            kind
+            in {other for way in ways for other in ARMS if ARMS[other].control_of == way and ARMS[other].is_control}
+        )
+        if arm.judged_by:
+            control = ARMS[arm.judged_by]
+            assert control.control_of == kind and control.takes_update == arm.takes_update
+    updating = {kind for kind, arm in ARMS.items() if arm.takes_update and not arm.is_control}
+    assert updating == {"ridge", "theseus", "cross_lora", "merged", "titok", "distil_titok"}

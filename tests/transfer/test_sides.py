@@ -16,7 +16,9 @@ from orchestrator.transfer.sides import Matrix, Side, Tokens, explained, norm_of
 
 GENERATOR = torch.Generator()
 METHODS = [
-    kind for kind, arm in ARMS.items() if issubclass(arm, Carried) and not arm.is_control and arm.reads == "texts"
+    kind
+    for kind, arm in ARMS.items()
+    if issubclass(arm, Carried) and not arm.is_control and arm.takes_update and arm.reads == "texts"
 ]
 
 

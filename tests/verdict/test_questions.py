@@ -45,11 +45,36 @@ def test_a_way_that_beats_all_but_its_random_map_is_not_the_teachers_doing() -> 
     assert "Undecided: transfer" in verdict.headline
 
 
+def test_what_owes_the_teacher_nothing_is_judged_by_its_own_control_and_not_by_the_gate() -> None:
+    arms = {"lora": 0.2, "spectral": 0.9, "spectral_random": 0.2, "titok": 0.9, "titok_random": 0.2}
+    for gate in (None, {"set": False, "passed": False, "score": 0.2, "least": 0.2}):
+        verdict = judge([result(*one) for one in arms.items()], "lora", gate, tried=dict.fromkeys(arms, 3), repeats=8)
+        assert "Spectral helped: spectral is better than lora and than spectral_random." in verdict.headline
+        assert ("titok is better than lora" in verdict.headline) == (gate is None)
+
+
 def test_p_values_are_corrected_for_the_comparisons_of_all_ways() -> None:
     alone = judge([result("lora", 0.2), result("ridge", 0.9)], "lora", tried={"lora": 3, "ridge": 3}, repeats=8)
     (one,) = alone.comparisons
     among = next(pair for pair in told(ridge=0.9).comparisons if (pair.arm, pair.against) == ("ridge", "lora"))
     assert one.p_holm == one.p and among.p == one.p and among.p_holm > one.p
+
+
+def test_of_many_comparisons_each_is_told_in_short_and_what_they_share_once() -> None:
+    few = told(ridge=0.9)
+    many = ["laten", "laten_random", "titok", "titok_random"]
+    arms = {arm: 0.9 if arm == "titok" else 0.2 for arm in [*ARMS, *many]}
+    both = judge([result(*one) for one in arms.items()], "lora", tried=dict.fromkeys(arms, 3), repeats=9)
+    lines = [line for line in both.lines() if " against " in line and ", p " in line]
+    assert len(few.comparisons) == 9 and all("Holm" in line for line in few.lines() if " against " in line)
+    assert len(lines) == len(both.comparisons) == 15 and not any("Holm" in line for line in lines)
+    shown = {tuple(line.split()[:3:2]): line for line in lines}
+    for one in both.comparisons:
+        line = shown[one.arm, one.against]
+        assert f"{one.delta:+.3f} [{one.ci95[0]:+.3f}, {one.ci95[1]:+.3f}]" in line and f": {one.outcome} [1]" in line
+    assert [line for line in both.lines() if line.startswith("  [")] == [
+        f"  [1] not claimed: {both.comparisons[0].why}"
+    ]
 
 
 def test_what_can_be_claimed_is_known_before_of_every_way() -> None:

@@ -22,9 +22,14 @@ from orchestrator.transfer.arms.base import ARMS, BaseArm, Need
 from orchestrator.transfer.arms.plain import Lora  # isort: skip  (in this order `pkt strategies` lists them)
 from orchestrator.transfer.arms.blocks import Transfer  # isort: skip
 from orchestrator.transfer.arms.distil import Distil  # isort: skip
-from orchestrator.transfer.arms import cross_lora, ridge, theseus  # isort: skip
+from orchestrator.transfer.arms import cross_lora, ridge, theseus, transport  # isort: skip
+from orchestrator.transfer.arms import laten, merged  # isort: skip
+from orchestrator.transfer.arms import edited, semalign, titok  # isort: skip
 
-__all__ = ["ARMS", "Arm", "BaseArm", "Distil", "Lora", "Need", "Transfer", "cross_lora", "ridge", "theseus"]
+__all__ = [
+    "ARMS", "Arm", "BaseArm", "Distil", "Lora", "Need", "Transfer",
+    "cross_lora", "edited", "laten", "merged", "ridge", "semalign", "theseus", "titok", "transport",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     Arm = BaseArm

@@ -18,7 +18,11 @@ if TYPE_CHECKING:  # an arm's name and what it starts at are read without torch
 # What a step gives an arm: the teacher's blocks by module; its predictions by training row; where a model is after each
 # layer when it begins to answer the seed examples; what plain LoRA changes of the teacher, B and A by module; the same
 # in the student's channels.
-Need = Literal["factors", "labels", "teacher_states", "student_states", "teacher_update", "carried"]
+# How much surer the teacher's update makes it of each answer token; where it is at each of them, in the student's
+# channels.
+Need = Literal[
+    "factors", "labels", "teacher_states", "student_states", "teacher_update", "carried", "excess", "aligned_states"
+]
 ARMS: dict[str, type[BaseArm]] = {}  # by kind; a class is in it once it is defined
 
 
@@ -28,11 +32,13 @@ class BaseArm(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
     needs: ClassVar[tuple[Need, ...]] = ()
+    takes_update: ClassVar[bool] = False  # what the task changed of the teacher, which the sweep may have to train
     one_vocabulary: ClassVar[bool] = False  # what it is given of the teacher is in tokens
     has_content: ClassVar[bool] = True  # what it is given of the teacher goes into it, and not its size alone
     starts_at: ClassVar[str]  # for whoever sees a leaderboard for the first time
     is_control: ClassVar[bool] = False  # differs from another arm in that alone
     control_of: ClassVar[str] = "transfer"  # which
+    judged_by: ClassVar[str | None] = None  # the control that a sweep brings along: whose doing was it?
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
     initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
 
@@ -69,12 +75,50 @@ class BaseArm(BaseModel):
         """B0 and A0 by module, from what the steps gave that it needs; a module without starts as PEFT has it."""
         return {}
 
-    def loss(self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any) -> Float[Tensor, ""]:
+    def loss(
+        self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any, states: Float[Tensor, "t d"] | None
+    ) -> Float[Tensor, ""]:
         """The loss of a training row's t answer tokens, of which `own` are the cross-entropies.
 
-        Asked for rows of which a step that it needs has `given` something; others have the sum of `own`.
+        Asked for rows of which a step that it needs has `given` something; others have the sum of `own`. `states`:
+        after the layer that is `watched`, from where each of the tokens is foretold.
         """
         return own.sum()
 
+    def said(self, given: Mapping[Need, Any], seed: int) -> Mapping[str, Any]:
+        """What `loss` is given, by the names of training rows' files (`by_example.file_of`); some rows have nothing."""
+        return given.get("labels", {})
+
+    def watched(self, layers: int) -> int | None:
+        """The student's layer, of so many, after which `loss` wants to see where it is."""
+        return None
+
+    def learns(self, layer: int | None, layers: int) -> bool:
+        """Whether the adapter of one of so many layers is trained; of None, what is outside of layers."""
+        return True
+
+    def longer(self, theirs: int, own: int) -> float:
+        """How many times as long as was asked for it trains, where teacher and student have so many weights."""
+        return 1.0
+
     def check(self, rank: int, side: int) -> None:
         """ValueError for a rank that the arm can't have, where the smallest matrix has that many rows or columns."""
+
+
+def control(of: type[BaseArm], name: str, starts_at: str, **differs: Any) -> None:
+    """Define an arm that differs from another in the class variables `differs` alone and is called `KIND_name`.
+
+    The first that is defined is the one that a sweep brings along.
+    """
+    own = of.model_fields["kind"].default
+    kind = f"{own}_{name}"
+    of.judged_by = of.judged_by or kind
+    values = {"control_of": own, "starts_at": starts_at, "is_control": True, "judged_by": None, **differs}
+    define: Any = type(of)
+    define(
+        "".join(part.title() for part in kind.split("_")), (of,),
+        {
+            "__module__": of.__module__, "__doc__": f"Control of {own}: {starts_at}.",
+            "__annotations__": {"kind": Literal[kind], **dict.fromkeys(values, ClassVar[Any])}, "kind": kind, **values,
+        },
+    )  # fmt: skip

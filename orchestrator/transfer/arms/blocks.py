@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from orchestrator.transfer.arms.base import BaseArm, Need
+from orchestrator.transfer.arms.base import BaseArm, Need, control
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ class _FromTeacher(BaseArm):
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("factors",)
+    random_directions: ClassVar[bool] = False  # drawn anew in each trial, with the block's singular values
     split: Literal["balanced", "left"] = "balanced"  # left: B0 = U·S, A0 = Vᵀ, the form of Seeking Neural Nuggets
 
     def starts(self, given: Mapping[Need, Any], rank: int, generator: torch.Generator) -> dict[str, Start]:
@@ -33,6 +34,8 @@ class _FromTeacher(BaseArm):
     def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start:
         """B0 and A0 of one of the teacher's blocks."""
         kept = factors.truncate(rank)
+        if self.random_directions:
+            kept = kept.random_directions(generator)
         if self.split == "left":
             return kept.u * kept.s, kept.vh
         root = kept.s.sqrt()
@@ -44,6 +47,7 @@ class Transfer(_FromTeacher):
 
     kind: Literal["transfer"] = "transfer"
     starts_at: ClassVar[str] = "the teacher's most sensitive blocks"
+    judged_by: ClassVar[str | None] = "spectrum_control"
 
 
 class SpectrumControl(_FromTeacher):
@@ -53,10 +57,7 @@ class SpectrumControl(_FromTeacher):
     starts_at: ClassVar[str] = "random directions with the teacher's singular values"
     is_control: ClassVar[bool] = True
     has_content: ClassVar[bool] = False
-
-    def start(self, factors: Factors, rank: int, generator: torch.Generator) -> Start:
-        """As the transfer arm, on directions drawn anew in each trial."""
-        return super().start(factors.truncate(rank).random_directions(generator), rank, generator)
+    random_directions: ClassVar[bool] = True
 
 
 class RandomWindow(_FromTeacher):
@@ -81,3 +82,26 @@ class ShuffledSeeds(_FromTeacher):
     def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
         """A teacher's pass of its own, which all of the arm's trials share."""
         return {"measure": {"shuffled": True}}
+
+
+class ConsistentTransfer(_FromTeacher):
+    """Seeking with one choice for the whole model: the same residual dimensions, whole heads and whole neurons.
+
+    A window of its own in every matrix (Seeking Neural Nuggets) breaks what the matrices do together; these blocks are
+    a smaller network cut out of the teacher.
+    """
+
+    kind: Literal["consistent_transfer"] = "consistent_transfer"
+    starts_at: ClassVar[str] = "a smaller network cut out of the teacher"
+    drawn: ClassVar[bool] = False  # anew in each trial, whatever is sensitive
+
+    def fixes(self, seed: int) -> dict[str, dict[str, Any]]:
+        """The structure."""
+        return {"structure": {"kind": "consistent", "drawn": seed if self.drawn else None}}
+
+
+control(ConsistentTransfer, "random", "a network cut out of the teacher at random", drawn=True)
+control(
+    ConsistentTransfer, "spectrum", "random directions with the cut-out network's singular values",
+    random_directions=True, has_content=False,
+)  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from orchestrator.transfer.arms.base import BaseArm, Need
+from orchestrator.transfer.arms.base import BaseArm, Need, control
 from orchestrator.transfer.arms.twosided import TwoSided
 from orchestrator.transfer.layers import Explicit, First, Last, Random, Uniform, from_text
 
@@ -41,20 +41,30 @@ class Cka(BaseModel):
     kind: Literal["cka"] = "cka"
 
 
+class Transported(BaseModel):
+    """For each of the student's layers several of the teacher's, each for a share: a transport plan between layers.
+
+    Between layers whose outputs for the seed examples are alike (linear CKA) transport costs little.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["transport"] = "transport"
+    most: int = Field(2, ge=1)  # of the teacher's layers for one of the student's
+    regularisation: float = Field(0.05, gt=0)
+
+
+ALIKE = (Cka, Transported)  # maps that ask what both models make of the seed examples
 LayerMap = Annotated[
-    Annotated[Uniform | Random | First | Last | Explicit | Cka, Field(discriminator="kind")], BeforeValidator(from_text)
+    Annotated[Uniform | Random | First | Last | Explicit | Cka | Transported, Field(discriminator="kind")],
+    BeforeValidator(from_text),
 ]
 
 
-class Carried(BaseArm, TwoSided):
-    """The teacher's update, in the student's channels."""
+class Arriving(BaseArm):
+    """An update of the student's own matrices, made before the trial: it is injected, or a start that is cancelled."""
 
     needs: ClassVar[tuple[Need, ...]] = ("carried",)
-    twin: ClassVar[Twin | None] = None
-    reads: ClassVar[Literal["texts", "weights"]] = "texts"  # what the maps are made of
-    layers: LayerMap = Uniform()  # which of the teacher's layers each of the student's takes over from
     arrives: Literal["inject", "start"] = "inject"
-    neurons: Literal["after", "before"] = "after"
 
     @property
     def cancels(self) -> bool:
@@ -67,7 +77,7 @@ class Carried(BaseArm, TwoSided):
         return self.arrives == "inject"
 
     def carrying(self) -> dict[str, Any]:
-        """What the carried update depends on: nothing of how it arrives, or of which twin it is."""
+        """What the update depends on: nothing of how it arrives, or of which twin it is."""
         own = self.model_dump(mode="json", exclude={"arrives"})
         return own | {"kind": self.control_of if self.is_control else self.kind}
 
@@ -94,19 +104,29 @@ class Carried(BaseArm, TwoSided):
         return starts
 
 
+class Carried(Arriving, TwoSided):
+    """The teacher's update, in the student's channels."""
+
+    takes_update: ClassVar[bool] = True
+    twin: ClassVar[Twin | None] = None
+    reads: ClassVar[Literal["texts", "weights"]] = "texts"  # what the maps are made of
+    layers: LayerMap = Uniform()  # which of the teacher's layers each of the student's takes over from
+    neurons: Literal["after", "before"] = "after"
+
+
+class CarriedWeights(Carried):
+    """The teacher's weights themselves, as far as the student's lack them: no update, and nothing is trained for it."""
+
+    takes_update: ClassVar[bool] = False
+    matrices: Literal["attention", "all"] = "attention"  # all: of feed-forward layers, too
+    kept: int = Field(64, ge=1)  # directions of the difference, of which a trial takes as many as its rank
+
+    def origins(self) -> tuple[str, ...]:
+        """Of the matrices that are moved."""
+        return ("attention",) if self.matrices == "attention" else ("attention", "ffn")
+
+
 def twins(arm: type[Carried], *which: Twin) -> None:
     """Define the arm's controls: arms of their own, called `ridge_random_map` and the like."""
-    define: Any = type(arm)
     for twin in which:
-        kind = f"{arm.model_fields['kind'].default}_{twin}"
-        fields: dict[str, Any] = {
-            "__module__": arm.__module__,
-            "__doc__": f"Control of {arm.model_fields['kind'].default}: {TWINS[twin]}.",
-            "__annotations__": {
-                "kind": Literal[kind], "twin": ClassVar[Twin | None], "control_of": ClassVar[str],
-                "starts_at": ClassVar[str], "is_control": ClassVar[bool], "has_content": ClassVar[bool],
-            },
-            "kind": kind, "twin": twin, "control_of": arm.model_fields["kind"].default, "starts_at": TWINS[twin],
-            "is_control": True, "has_content": False,
-        }  # fmt: skip
-        define("".join(part.title() for part in kind.split("_")), (arm,), fields)
+        control(arm, twin, TWINS[twin], twin=twin, has_content=False)

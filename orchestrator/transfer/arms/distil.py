@@ -13,26 +13,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Distil(BaseArm):
-    """Plain LoRA that also learns the teacher's predictions (logit distillation, arXiv 1503.02531).
+class Distilling(BaseArm):
+    """Learns gold answers and the teacher's predictions of them."""
 
-    `rows` says for how many training rows the teacher is asked. "equal": as many as cost the teacher what its
-    sensitivities cost, a backward pass counting as two forward ones; the rest is learnt from gold answers alone.
-    """
-
-    kind: Literal["distil"] = "distil"
     needs: ClassVar[tuple[Need, ...]] = ("labels",)
     one_vocabulary: ClassVar[bool] = True
-    starts_at: ClassVar[str] = "plain LoRA, which then learns the teacher's predictions too"
     changes_base: ClassVar[bool] = False
     rows: Literal["equal", "all"] = "equal"
     weight: float = Field(0.5, gt=0, le=1)  # of the teacher's predictions in the loss of the rows that have them
     temperature: float = Field(2.0, gt=0)
 
-    def loss(self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any) -> Float[Tensor, ""]:
+    def loss(
+        self, own: Float[Tensor, " t"], logits: Float[Tensor, "t v"], given: Any, states: Float[Tensor, "t d"] | None
+    ) -> Float[Tensor, ""]:
         """A share of it is the distance to the teacher's likeliest tokens and their log-probabilities."""
         from orchestrator.transfer.distillation import divergence
 
         tokens, logs = (tensor.to(logits.device) for tensor in given)
         apart = divergence(logits, tokens, logs, self.temperature)
         return own.sum() + self.weight * (apart.sum() - own.sum())
+
+
+class Distil(Distilling):
+    """Plain LoRA that also learns the teacher's predictions (logit distillation, arXiv 1503.02531).
+
+    `rows` says for how many training rows the teacher is asked. "equal": as many as cost the teacher what its
+    sensitivities cost, a backward pass counting as two forward ones; the rest is learnt from gold answers alone.
+    Answers are read at a temperature of 1, at which `{kind: distil, temperature: 1}` learns them.
+    """
+
+    kind: Literal["distil"] = "distil"
+    starts_at: ClassVar[str] = "plain LoRA, which then learns the teacher's predictions too"

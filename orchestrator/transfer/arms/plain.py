@@ -15,6 +15,22 @@ class Lora(BaseArm):
     changes_base: ClassVar[bool] = False
 
 
+class LoraEqual(BaseArm):
+    """Plain LoRA for so much longer as the teacher's own training takes: what its compute buys without a teacher.
+
+    A step of both costs in proportion to their weights, so that it makes 1 + weights of the teacher / weights of the
+    student as many epochs. Maps and sensitivities, which take less, aren't counted.
+    """
+
+    kind: Literal["lora_equal"] = "lora_equal"
+    starts_at: ClassVar[str] = "plain LoRA, trained longer by what the teacher's training costs"
+    changes_base: ClassVar[bool] = False
+
+    def longer(self, theirs: int, own: int) -> float:
+        """By the teacher's share."""
+        return 1 + theirs / own
+
+
 class Pissa(BaseArm):
     """The student's own principal directions (PiSSA, arXiv 2404.02948): a better start that needs no teacher."""
 
