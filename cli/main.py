@@ -31,6 +31,7 @@ def _register() -> None:
     """One verb a file; each imports what is heavy when it is called."""
     from cli import (
         compare,
+        compose,
         doctor,
         export,
         extract,
@@ -47,7 +48,8 @@ def _register() -> None:
         widen,
     )
 
-    for module in (sweep, run, extract, plan, compare, report, export, widen, ui, models, tasks, strategies, doctor):
+    about_results = (compare, compose, report, export, ui)
+    for module in (sweep, run, extract, plan, *about_results, widen, models, tasks, strategies, doctor):
         name = module.__name__.rsplit(".", 1)[-1]
         app.command(name)(_stoppable(getattr(module, name)))
     app.add_typer(jobs.app, name="jobs")

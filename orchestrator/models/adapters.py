@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orchestrator.models import composed
+
 Start = tuple[Tensor, Tensor]
 
 
@@ -89,9 +91,15 @@ def load_adapter(model: nn.Module, folder: Path) -> Any:
 
 @contextmanager
 def wearing(model: nn.Module, folder: Path | None) -> Iterator[Any]:
-    """The model with a portable adapter on it, where one is given; without it again at the end."""
+    """The model with a portable adapter on it, or with a composition of some, where one is given; without it again at
+    the end.
+    """
     if folder is None:
         yield model
+        return
+    if composed.is_composition(folder):
+        with composed.wearing_all(model, folder) as network:
+            yield network
         return
     peft_model = load_adapter(model, folder)
     yield peft_model

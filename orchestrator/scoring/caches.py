@@ -67,7 +67,12 @@ def _grown(some: Tensor, tokens: int) -> Tensor:
 
 def held(model: Any) -> Cache:
     """An empty cache for all of a model's layers: each keeps all tokens, those beyond a window of attention too."""
-    return Cache(layers=[Held() for _ in range(model.config.num_hidden_layers)])
+    return Cache(layers=[Held() for _ in range(copies(model) * model.config.num_hidden_layers)])
+
+
+def copies(model: Any) -> int:
+    """How often keys and values are kept: by each of the adapters of a composition."""
+    return int(getattr(model, "copies", 1))
 
 
 def tokens_at_once(model: Any, device: torch.device) -> int:
@@ -75,7 +80,7 @@ def tokens_at_once(model: Any, device: torch.device) -> int:
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    each = 2 * config.num_hidden_layers * heads * head_dim * next(model.parameters()).element_size()
+    each = 2 * copies(model) * config.num_hidden_layers * heads * head_dim * next(model.parameters()).element_size()
     if device.type != "cuda":
         return budgets.on_cpu(each)
     return budgets.affordable(torch.cuda.mem_get_info(device)[0], each)

@@ -158,6 +158,14 @@ def test_every_published_way_in_one_sweep(demo_models: dict[str, Path], tmp_path
         losses[label] = [line["loss"] for line in lines]
         assert losses[label] == pytest.approx(own, abs=1e-4), label
     assert len({tuple(one) for one in losses.values()}) == len(losses)  # no two did the same
+    for by in ("composite", "switch"):
+        done = pkt(tmp_path, "compose", "--arms", "lora,theseus", "--by", by, "--json")
+        told = json.loads(done.stdout)
+        assert told["composition"] == f"{by} of lora and theseus" and told["seeds"] == 1
+        assert [one["against"] for one in told["differences"]] == ["lora", "theseus"]
+    scored = [json.loads((one / "metrics.json").read_text())["loss"] for one in store.root.glob("evaluate/*")]
+    known = {round(sum(one) / len(one), 4) for one in losses.values()}
+    assert len({round(loss, 4) for loss in scored} - known) >= 2  # the compositions' own
 
 
 def test_a_way_brings_its_random_map_where_it_has_no_control() -> None:
