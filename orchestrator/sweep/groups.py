@@ -6,9 +6,10 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.recipe import RATES, Asha, Grid, Sweep
+from orchestrator.recipe import RATES, Asha, Grid, Recipe, Sweep
 from orchestrator.sweep.cells import Cell, cells_of, seeds_of, tuning_of
 from orchestrator.transfer.arms.carried import Carried
 
@@ -145,6 +146,12 @@ def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     return {
         "teacher passes": len({recipe.measure for recipe in cut}),
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
-        "passes for distillation": len({recipe.arm for recipe in recipes if "labels" in recipe.arm.needs}),
+        "passes for distillation": len({_labels(recipe) for recipe in recipes if "labels" in recipe.arm.needs}),
         "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
     }
+
+
+def _labels(recipe: Recipe) -> tuple[Any, ...]:
+    """What a pass for distillation depends on: arms that agree on it share one."""
+    arm: Any = recipe.arm
+    return arm.rows, arm.temperature, recipe.measure if arm.rows == "equal" else None

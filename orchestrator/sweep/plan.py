@@ -37,6 +37,7 @@ from orchestrator.sweep.groups import fine_tunings, groups_of, rates_of, shared_
 from orchestrator.sweep.hardware import Cost, Hardware
 from orchestrator.sweep.lengths import Lengths, Row, lengths_for
 from orchestrator.teacher.scale import Scale, scale_of
+from orchestrator.transfer.arms import ARMS
 from orchestrator.verdict.asked import questions
 
 LARGEST_CLUSTER = 1024
@@ -195,11 +196,8 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         whole = plan.steps["sweep"]
         hours, seconds = whole.gpu_hours, whole.seconds
         told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
-        more = {
-            "carried updates": told["updates_carried"],
-            "what lora_equal trains more": "lora_equal" in told["tries"],
-        }
-        told["cost"]["not_counted"] = lengths.not_counted + [name for name, there in more.items() if there]
+        ways = [kind for kind in told["tries"] if kind in ARMS and ARMS[kind].asks_more() and not ARMS[kind].is_control]
+        told["cost"]["not_counted"] = lengths.not_counted + [f"what {', '.join(ways)} take before or more"] * bool(ways)
     return told
 
 

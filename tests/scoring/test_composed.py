@@ -20,7 +20,7 @@ from orchestrator.scoring.likelihoods import token_logs
 from orchestrator.tasks.template import Encoded
 
 
-@pytest.fixture(params=["llama", "gemma2", "llama-tied"])
+@pytest.fixture(params=["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("gemma2", "llama-tied"))])
 def pair(request: Any, tmp_path: Path) -> tuple[Path, list[Path]]:
     """A model, and two adapters of it that say different things."""
     saved(tmp_path / "model", request.param)
