@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # a plan needs no torch
 
 AMPERE = 8  # the first major compute capability with bfloat16
 EMULATED = ("AVX512_CORE", "AVX512_CORE_VNNI")  # what ONEDNN_MAX_CPU_ISA may leave of a CPU that has it
+BESIDE_AMX = (
+    "AVX512_CORE_BF16",
+    "AVX512_CORE_FP16",
+)  # the other units of such a CPU: slower than float32's (1.4 to 1.7 times)
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 
 
@@ -61,8 +65,10 @@ def cpu_has_bfloat16() -> bool:
     import torch
 
     supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # what oneDNN may use, which is not yet what is fast
-    arm, capped = torch.backends.mkldnn.is_acl_available(), os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in EMULATED
-    return supported and not capped and has_units(torch.cpu.get_capabilities(), arm=arm)
+    arm, most = torch.backends.mkldnn.is_acl_available(), os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    flags = torch.cpu.get_capabilities()
+    spared = flags.get("amx_bf16") and most in BESIDE_AMX
+    return supported and most not in EMULATED and not spared and has_units(flags, arm=arm)
 
 
 def has_units(flags: Mapping[str, Any], *, arm: bool) -> bool:

@@ -32,7 +32,10 @@ def adapter(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["./adapter"], "export: nothing to write was named; give --merged DIR, --lora DIR or --lm-eval DIR"),
+        (
+            ["./adapter"],
+            "export: nothing to write was named; give --merged DIR, --lora DIR, --pack DIR or --lm-eval DIR",
+        ),
         (["./adapter", "--rank", "2"], "export: nothing to write was named"),
         (["./adapter", "--merged", "student"], "merged: student exists and is not empty; name a folder that doesn't"),
         (["./adapter", "--lora", "out", "--lm-eval", "file"], "lm-eval: file exists and is not empty"),

@@ -16,6 +16,7 @@ from test_bad_input import chat, chats, pkt  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM
 
 from cli.screen import Terminal
+from orchestrator.transfer.arms import ARMS
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -34,11 +35,10 @@ def test_models_tasks_and_strategies_say_what_there_is(pkt: Call) -> None:  # no
     ours = ["window", "head_aligned", "consistent", "given", "row_column", "neuron", "random", "random_window"]
     assert list(listed["structure"]) == ours
     baselines = ["lora", "pissa", "olora", "orthogonal", "eva", "lora_ga"]
-    controls = ["spectrum_control", "random_window", "shuffled_seeds"]
-    twins = ("", "_random_map", "_spectrum", "_shuffled_texts")
-    carried = [f"cross_lora{twin}" for twin in twins[:3]]  # it reads no texts
-    carried += [f"{way}{twin}" for way in ("ridge", "theseus") for twin in twins]
-    assert list(listed["arms"]) == [*baselines, "transfer", *controls, "distil", *carried]
+    arms = list(listed["arms"])
+    assert arms[:7] == [*baselines, "lora_equal"] and arms == list(ARMS)
+    for kind, arm in ARMS.items():  # a control stands below what it is one of
+        assert not arm.is_control or arms.index(arm.control_of) < arms.index(kind)
     assert list(listed["search"]) == ["grid", "random", "optuna", "asha"]
     assert listed["fields"]["finetune.epochs"] == "3"
     shown = pkt("strategies")[1]

@@ -18,7 +18,11 @@ GENERATOR = torch.Generator()
 METHODS = [
     kind
     for kind, arm in ARMS.items()
-    if issubclass(arm, Carried) and not arm.is_control and arm.takes_update and arm.reads == "texts"
+    if issubclass(arm, Carried)
+    and not arm.is_control
+    and arm.takes_update
+    and arm.reads == "texts"
+    and kind != "merged"
 ]
 
 

@@ -15,22 +15,6 @@ class Lora(BaseArm):
     changes_base: ClassVar[bool] = False
 
 
-class LoraEqual(BaseArm):
-    """Plain LoRA for so much longer as the teacher's own training takes: what its compute buys without a teacher.
-
-    A step of both costs in proportion to their weights, so that it makes 1 + weights of the teacher / weights of the
-    student as many epochs. Maps and sensitivities, which take less, aren't counted.
-    """
-
-    kind: Literal["lora_equal"] = "lora_equal"
-    starts_at: ClassVar[str] = "plain LoRA, trained longer by what the teacher's training costs"
-    changes_base: ClassVar[bool] = False
-
-    def longer(self, theirs: int, own: int) -> float:
-        """By the teacher's share."""
-        return 1 + theirs / own
-
-
 class Pissa(BaseArm):
     """The student's own principal directions (PiSSA, arXiv 2404.02948): a better start that needs no teacher."""
 
@@ -81,3 +65,19 @@ class LoraGa(BaseArm):
         """ValueError where a gradient has too few directions: B takes r of them, and A the next r."""
         if 2 * rank > side:
             raise ValueError(f"rank: {rank} is too large for the arm lora_ga; it takes at most {side // 2} here")
+
+
+class LoraEqual(BaseArm):
+    """Plain LoRA for so much longer as the teacher's own training takes: what its compute buys without a teacher.
+
+    A step of both costs in proportion to their weights, so that it makes 1 + weights of the teacher / weights of the
+    student as many epochs. Maps and sensitivities, which take less, aren't counted.
+    """
+
+    kind: Literal["lora_equal"] = "lora_equal"
+    starts_at: ClassVar[str] = "plain LoRA, trained longer by what the teacher's training costs"
+    changes_base: ClassVar[bool] = False
+
+    def longer(self, theirs: int, own: int) -> float:
+        """By the teacher's share."""
+        return 1 + theirs / own
