@@ -157,7 +157,10 @@ def test_every_published_way_in_one_sweep(demo_models: dict[str, Path], tmp_path
             own = gold_losses(network, [rows_of[line["id"]] for line in lines], tokenizer.pad_token_id)
         losses[label] = [line["loss"] for line in lines]
         assert losses[label] == pytest.approx(own, abs=1e-4), label
-    assert len({tuple(one) for one in losses.values()}) == len(losses)  # no two did the same
+    told_apart = [
+        one for label, one in losses.items() if not label.endswith("random_map")
+    ]  # given at a scale of 0, say
+    assert len({tuple(one) for one in told_apart}) == len(told_apart)  # no two did the same
     for by in ("composite", "switch"):
         done = pkt(tmp_path, "compose", "--arms", "lora,theseus", "--by", by, "--json")
         told = json.loads(done.stdout)
