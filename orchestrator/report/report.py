@@ -18,6 +18,7 @@ from orchestrator.report.drawn import LEFT_OUT, READ, SECTIONS, drawn
 from orchestrator.report.evidence import Evidence, collect
 from orchestrator.store import Store
 from orchestrator.tasks import TASKS
+from orchestrator.transfer.arms import ARMS
 from orchestrator.verdict.estimates import Result, told_apart_by
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.verdict import Verdict, verdict_of
@@ -86,6 +87,7 @@ def asked(record: dict[str, Any], evidence: Evidence) -> list[list[str]]:
         "fine-tuning": f"{part['examples']} examples, {part['epochs']:g} epochs, batches of {part['batch_size']},"
         f" warm-up {part['warmup']:g}, dropout {part['dropout']:g},"
         f" gradients clipped at norm {part.get('max_grad_norm', 1.0):g}",  # before it was a field it was Trainer's own
+        **_carried(record["rows"], recipe),
         "computed in": _written(record.get("computed_in", "not recorded")),
         "rows without room": " ".join(room_lines(record)) or "none",
         "gate": gate_line(record["gate"]),
@@ -94,6 +96,20 @@ def asked(record: dict[str, Any], evidence: Evidence) -> list[list[str]]:
         "sweep": f"{record['name']}, key {record['key']}",
     }
     return [[name, str(value)] for name, value in fields.items()]
+
+
+def _carried(rows: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> dict[str, str]:
+    """Where the teacher's update came from, and of what maps were made, where some arm took one."""
+    arms = [ARMS[row["recipe"]["arm"]["kind"]] for row in rows]
+    found, update, carry = {}, recipe.get("update", {}), recipe.get("carry", {})
+    if any(arm.takes_update for arm in arms):
+        own = f"plain LoRA of rank {update['rank']} at {update['lr']:g}, trained here"
+        given = update["adapter"] or (update["base"] and f"{update['base']}, rank {update['rank']}")
+        found["the teacher's update"] = str(given or own)
+    if any("carried" in arm.needs for arm in arms):
+        texts = carry.get("texts") or "training rows"
+        found["texts for maps"] = f"{carry['examples']} of {texts}, {carry['tokens']} tokens"
+    return found
 
 
 def _written(value: Any) -> str:

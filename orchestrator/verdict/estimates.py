@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from orchestrator.verdict.asked import BOUNDS
+from orchestrator.verdict.asked import BOUNDS, NEEDED
 
 Matrix = NDArray[np.float64]
 PLACE = ("layers", "structure", "modules")  # where in the student an arm that extracts puts something
@@ -177,10 +177,10 @@ def share_interval(scores: Matrix, level: float = 0.95) -> tuple[float, float, f
 def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]]:
     """Rows, best first, each with its interval and its paired difference from the baseline.
 
-    The partner is the baseline's row of the same rank and the same further axes. Transfer rows have a second one: their
-    spectrum control of the same layers, structure and modules. Where there is none, or for the models that only bound
-    the scale, the difference is null. Where some arm does something before any step, every row says what it scored
-    then: others, as the untouched student.
+    The partner is the baseline's row of the same rank and the same further axes. Ways that are judged by a control of
+    their own have a second one: its row, of the same layers, structure and modules. Where there is none, or for the
+    models that only bound the scale, the difference is null. Where some arm does something before any step, every row
+    says what it scored then: others, as the untouched student.
     """
     rows, untouched = [], next((float(one.scores.mean()) for one in results if one.arm == "student"), None)
     injected = any(one.before is not None for one in results)
@@ -188,8 +188,8 @@ def leaderboard(results: Sequence[Result], baseline: str) -> list[dict[str, Any]
         mean, low, high = share_interval(result.scores)
         trained = result.arm not in BOUNDS
         delta = _against(result, [one for one in results if trained and one.arm == baseline and result.same(one)])
-        controls = [one for one in results if one.arm == "spectrum_control" and result.same(one, *PLACE)]
-        control = _against(result, controls if result.arm == "transfer" else [])
+        controls = [one for one in results if one.arm == NEEDED.get(result.arm) and result.same(one, *PLACE)]
+        control = _against(result, controls)
         rows.append(
             {
                 "arm": result.arm,

@@ -114,6 +114,8 @@ def test_report_and_tracking_tell_it_and_the_same_command_has_nothing_to_do(swep
     assert pkt(folder, "report", "--out", "r.html").returncode == 0
     page = (folder / "r.html").read_text()
     assert "<th>before</th>" in page and "no longer in the store" not in page
+    assert "update</td><td>own</td>" in page
+    assert "40 of training rows, 400 tokens" in page and "share of its norm that arrives" in page
     client = MlflowClient(f"sqlite:///{folder}/pkt-store/mlflow.db")
     experiment = client.get_experiment_by_name("pkt")
     assert experiment

@@ -104,6 +104,9 @@ def test_a_failed_seed_leaves_the_pairs_and_nothing_else() -> None:
     assert leaderboard([whole, apart], "lora")[0]["delta"] is None
 
 
+PLACES = {"lora": None, "transfer": "last", "spectrum_control": "last", "ridge": None, "ridge_random_map": None}
+
+
 def test_partners_share_rank_and_further_axes() -> None:
     rng = np.random.default_rng(1)
     rows = {
@@ -111,7 +114,7 @@ def test_partners_share_rank_and_further_axes() -> None:
             arm=arm, layers=place, structure=place, rank=8, scores=rng.random((2, 30)), seeds=(0, 1),
             other={"finetune.epochs": epochs},
         )
-        for arm, place in (("lora", None), ("transfer", "last"), ("spectrum_control", "last"))
+        for arm, place in PLACES.items()
         for epochs in (1, 3)
     }  # fmt: skip
     told = {(row["arm"], row["other"]["finetune.epochs"]): row for row in leaderboard(list(rows.values()), "lora")}
@@ -120,6 +123,8 @@ def test_partners_share_rank_and_further_axes() -> None:
         assert told["transfer", epochs]["delta"] == pytest.approx((own - rows["lora", epochs].scores).mean())
         right = (own - rows["spectrum_control", epochs].scores).mean()
         assert told["transfer", epochs]["control_delta"] == pytest.approx(right)
+        carried = (rows["ridge", epochs].scores - rows["ridge_random_map", epochs].scores).mean()
+        assert told["ridge", epochs]["control_delta"] == pytest.approx(carried)
         assert told["lora", epochs]["delta"] is None
         assert told["spectrum_control", epochs]["control_delta"] is None
 
