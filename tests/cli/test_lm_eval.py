@@ -87,7 +87,7 @@ def test_lm_evals_own_command_gives_the_score_of_every_example(
     student.generation_config.eos_token_id = 7
     student.save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
-    long = SHORT | {"examples": 576} if kind == "whole" else SHORT
+    long = SHORT | {"examples": 576, "dtype": "float32"} if kind == "whole" else SHORT  # else near ties fall by the CPU
     fields = {"student": "./student", "arm": "lora", "rank": 8, "lr": 2e-2, "finetune": long}
     recipe = Sweep.model_validate(complete({"recipe": fields | {"evaluate": {"examples": 60}}})).recipe
     ready = prepare(recipe)
