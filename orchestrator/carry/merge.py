@@ -37,8 +37,7 @@ def merge(
 
     sources = [carried[name] for name in sorted(carried)]
     names = [f"from_{place}" for place in range(len(sources))]
-    options = {"density": density, "majority_sign_method": "total"} if by == "ties" else {}
-    options = {"density": density} if by == "dare_linear" else options
+    options = {"density": density} if by in ("ties", "dare_linear") else {}
     with borrowed(student, dtype="float32", device="cpu") as base, adapters.without_own_warnings():
         model = PeftModel.from_pretrained(base, str(sources[0]), adapter_name=names[0])
         for name, source in zip(names[1:], sources[1:], strict=True):

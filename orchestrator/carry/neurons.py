@@ -119,7 +119,7 @@ def laten(
 ) -> dict[str, Any]:
     """Write what is added to the student's matrices as an adapter, each cut to `kept` directions.
 
-    `seed`: of the random columns that stand for the teacher's, of their lengths; None: they are the teacher's.
+    `seed`: of the random columns of their lengths that stand for the teacher's where the arm is its control.
     """
     pairs = {}
     for name, place in ((teacher, of_teacher), (student, of_student)):

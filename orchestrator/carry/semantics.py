@@ -12,15 +12,16 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from orchestrator.carry.site import Model
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.families import FAMILIES
-from orchestrator.models.loading import Weights, load_tokenizer, read_config
+from orchestrator.models.loading import load_tokenizer
+from orchestrator.models.watching import outputs_of
 from orchestrator.step import Track, silent
 from orchestrator.store.files import appearing
-from orchestrator.tasks import rows as data
-from orchestrator.tasks.template import Encoded, TemplateName, fitted
+from orchestrator.tasks.template import Encoded, TemplateName
 from orchestrator.teacher.by_example import by_example, file_of
-from orchestrator.teacher.labels import affordable
+from orchestrator.teacher.labels import within
 from orchestrator.teacher.teacher_pass import Job, Passed, Progress, device, follow, inputs
 
 STATES = "states.safetensors"
@@ -57,14 +58,12 @@ def aligned_states(
     seed; each of the student's tokens then stands for some other one of the teacher's.
     """
     tokenizer = load_tokenizer(teacher)
-    encoded = fitted(data.read(rows), template, tokenizer, max_tokens).rows
-    if passes is not None:
-        asked = fitted(data.read(seeds), template, tokenizer, seed_tokens).rows
-        encoded = affordable(encoded, passes * sum(len(example.ids) for example in asked))
+    encoded = within(passes, rows, seeds, tokenizer, template, max_tokens, seed_tokens)
     with placement.settled() as settled:
         job = Looking(teacher, encoded, tokenizer.pad_token_id, dtype, partial, settled, layer=layer)
         follow(looking, job, track, "looking into the teacher")
-    heads = [_head(Path(name))[: len(tokenizer)].to(device()).float() for name in (teacher, student)]
+    models = (Model.open(name, None) for name in (teacher, student))
+    heads = [model.weight("head", None)[: len(tokenizer)].to(device()).float() for model in models]
     order = None
     if shuffled is not None:
         order = torch.randperm(len(tokenizer), generator=torch.Generator().manual_seed(shuffled))
@@ -98,12 +97,6 @@ def _damped(gram: Tensor) -> Tensor:
     return gram
 
 
-def _head(folder: Path) -> Tensor:
-    weights, family = Weights(folder), FAMILIES[read_config(folder, "model").model_type]
-    names = [family.parameter(role, None) for role in ("head", "embed")]
-    return weights.get(next(name for name in names if name in weights))  # a tied head is the embedding
-
-
 def looking(job: Looking, member: Member) -> Iterator[Progress]:
     """One rank's part."""
     yield from by_example(job, member, _look)
@@ -113,11 +106,9 @@ def looking(job: Looking, member: Member) -> Iterator[Progress]:
 def _look(job: Any, member: Member, model: Any, batch: list[Encoded]) -> Passed:
     tensors = {name: tensor.to(device()) for name, tensor in inputs(job, batch).items()}
     answers = tensors.pop("labels")[:, 1:] != -100
-    row = FAMILIES[model.config.model_type]
-    layer, seen = model.get_submodule(row.module("q", job.layer).rsplit(".", 2)[0]), []
-    hook = layer.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
-    model(**tensors, use_cache=False, logits_to_keep=1)  # the last of its hidden states would be those after the norm
-    hook.remove()
+    layer = model.get_submodule(FAMILIES[model.config.model_type].block(job.layer))
+    with outputs_of(layer) as seen:  # the last of its hidden states would be those after the norm
+        model(**tensors, use_cache=False, logits_to_keep=1)
     for example, states, own in zip(batch, seen[0][:, :-1], answers, strict=False):
         with appearing(job.partial / file_of(example.id)) as file:
             save_file({"states": states[own].float().cpu()}, file)

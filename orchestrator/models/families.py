@@ -89,6 +89,10 @@ class ModelFamily:
             return self.outer[role]
         return self.layer.format(layer) + self.roles[role]
 
+    def block(self, layer: int) -> str:
+        """The name of the module that is a whole layer."""
+        return self.layer.format(layer).removesuffix(".")
+
     def parameter(self, role: str, layer: int | None) -> str:
         """The name of this role's matrix in the checkpoint."""
         return self.module(role, layer) + ".weight"

@@ -181,9 +181,7 @@ def adapted(
 
 
 def _layer(model: Any, layer: int | None) -> Any:
-    if layer is None:
-        return None
-    return model.get_submodule(FAMILIES[model.config.model_type].module("q", layer).rsplit(".", 2)[0])
+    return None if layer is None else model.get_submodule(FAMILIES[model.config.model_type].block(layer))
 
 
 def _tokens(encoded: list[Encoded], epochs: float) -> int:

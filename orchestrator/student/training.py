@@ -29,6 +29,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from orchestrator.cluster.ranks import Member
 from orchestrator.errors import UserError
 from orchestrator.models.freed import trim
+from orchestrator.models.watching import outputs_of
 from orchestrator.tasks.template import Encoded, collate, labelled
 from orchestrator.teacher.checkpoints import agreed
 from orchestrator.transfer.sensitivity import widened
@@ -168,11 +169,8 @@ class Training(Trainer):
         """
         rows, labels = inputs.pop("rows", ()), inputs.pop("labels")
         span = labelled(labels)
-        states: list[Tensor] = []
-        hook = self._watched and self._watched.register_forward_hook(lambda _, __, out: states.append(_first(out)))
-        logits = model(**inputs, use_cache=False, logits_to_keep=span).logits[:, :-1]
-        if hook:
-            hook.remove()
+        with outputs_of(self._watched) as states:
+            logits = model(**inputs, use_cache=False, logits_to_keep=span).logits[:, :-1]
         labels = labels[:, span[1:]]
         asked = labels != -100
         own = torch.nn.functional.cross_entropy(widened(logits[asked]), labels[asked], reduction="none")
@@ -183,10 +181,6 @@ class Training(Trainer):
                 seen = states[0][place, span[:-1]][asked[place]] if states else None
                 total = total + self._loss(plain, logits[place][asked[place]], said, seen) - plain.sum()
         return total * self.args.world_size / options["num_items_in_batch"]  # ranks' gradients are averaged
-
-
-def _first(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
 
 
 @dataclass

@@ -58,10 +58,7 @@ def labels(
     `passes`: as many rows as take that many times the seed examples' tokens; None: all rows.
     """
     tokenizer = load_tokenizer(teacher)
-    encoded = fitted(data.read(rows), template, tokenizer, max_tokens).rows
-    if passes is not None:
-        asked = fitted(data.read(seeds), template, tokenizer, seed_tokens).rows
-        encoded = affordable(encoded, passes * sum(len(example.ids) for example in asked))
+    encoded = within(passes, rows, seeds, tokenizer, template, max_tokens, seed_tokens)
     with placement.settled() as settled:
         job = Labelling(
             teacher, encoded, tokenizer.pad_token_id, dtype, partial, settled,
@@ -71,6 +68,18 @@ def labels(
     for example in encoded:
         link(partial / file_of(example.id), folder / file_of(example.id))
     return {"rows": len(encoded), "tokens": sum(len(example.ids) for example in encoded), **settled.facts}
+
+
+def within(
+    passes: int | None, rows: Path, seeds: Path, tokenizer: Any, template: TemplateName, max_tokens: int,
+    seed_tokens: int,
+) -> list[Encoded]:  # fmt: skip
+    """The first rows that take at most so many times the seed examples' tokens; with None all of them."""
+    encoded = fitted(data.read(rows), template, tokenizer, max_tokens).rows
+    if passes is None:
+        return encoded
+    asked = fitted(data.read(seeds), template, tokenizer, seed_tokens).rows
+    return affordable(encoded, passes * sum(len(example.ids) for example in asked))
 
 
 def affordable(encoded: list[Encoded], tokens: int) -> list[Encoded]:
