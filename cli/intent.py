@@ -53,7 +53,7 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     told, own = forecast(sweep, one, lengths_for(sweep)), counts(sweep, None)
     finetune, score = (told.steps[name].gpu_hours for name in ("finetune", "score"))
     final, attempt = finetune + score, max(share_of_a_try(sweep) * finetune + told.choosing.gpu_hours, 1e-9)
-    compared, tries = own["compared"], own["fine_tunings"] - own["compared"]
+    compared, tries = own["compared"], own["choosing"]
     left = float(found[1]) - told.steps["sweep"].gpu_hours + tries * attempt  # once all that are compared are paid
     trials = int(compared + left / attempt if left >= 0 else compared + left / final)
     paid = f"budget: {budget} pays for {max(trials, 0)} fine-tunings"

@@ -146,7 +146,8 @@ def check_memory(
     from orchestrator.recipe import Recipe, Sweep
     from orchestrator.sweep.hardware import refuse_unless_fits
     from orchestrator.sweep.lengths import lengths_for
-    from orchestrator.sweep.plan import forecast, here, within
+    from orchestrator.sweep.plan import forecast
+    from orchestrator.sweep.room import here, within
 
     sweep = Sweep(recipe=asked, baseline=asked.arm.kind) if isinstance(asked, Recipe) else asked
     memory = amount(gpu_memory, "gpu-memory") if gpu_memory else None

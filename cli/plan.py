@@ -19,6 +19,8 @@ STEPS = {
     "measure": "measure",
     "teacher_score": "score, the teacher",
     "extract": "extract",
+    "tune": "tune the teacher",
+    "read": "read texts",
     "finetune": "fine-tune, a trial",
     "score": "score, a trial",
     "sweep": "the whole sweep",

@@ -63,7 +63,8 @@ def run(
 
     kept = Store(store)
     kept.check()
-    steps = ("measure", "extract", "finetune", "score") if recipe.arm.extracts else ("finetune", "score")
+    steps = ("measure", "extract") if recipe.arm.extracts else ()
+    steps = (*steps, "tune", "read", "finetune", "score")
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline

@@ -92,7 +92,8 @@ def lacking(step: Step, store: Store) -> list[Step]:
     found: dict[str, Step] = {}
     for name, before in step.inputs.items():
         found |= {one.fingerprint: one for one in lacking(before, store)}
-        shared = before.needs == "ranks" or (before.needs != "nobody" and name not in OWN)
+        alone = name in OWN and step.needs != "ranks"  # ranks score what others have trained
+        shared = before.needs == "ranks" or (before.needs != "nobody" and not alone)
         if shared and not store.has(before.name, before.fingerprint):
             found[before.fingerprint] = before
     return list(found.values())

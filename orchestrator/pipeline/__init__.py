@@ -135,7 +135,7 @@ def evaluate_step(
     if adapter and task.metric.kind == "edit_success":
         inputs["untouched"] = evaluate_step(recipe, ready, split, who, beside=beside)
     scored = ready.checkpoint(who)
-    own = who == "teacher" and adapter is None
+    own = who == "teacher"  # which may be too large for a device
     judge, at = _judge(task, ready)
     return Step(
         "evaluate",

@@ -137,7 +137,7 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
 def excess_step(recipe: Recipe, ready: Ready, update: Step) -> Step:
     """How much surer the teacher's update makes it of each answer token of the training rows."""
     return Step(
-        "excess", excess, needs="model",
+        "excess", excess, needs="ranks",
         config={
             "template": template_of(recipe, ready.task), "max_tokens": recipe.finetune.max_tokens,
             "dtype": dtype_of(recipe, ready, "teacher"),

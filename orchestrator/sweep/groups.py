@@ -6,12 +6,15 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.recipe import RATES, Asha, Grid, Recipe, Sweep
-from orchestrator.sweep.cells import Cell, cells_of, seeds_of, tuning_of
+from orchestrator.sweep.cells import Cell, seeds_of, tuning_of
 from orchestrator.transfer.arms.carried import Carried
+
+if TYPE_CHECKING:
+    from orchestrator.prepare.ready import Who
 
 
 def trained(sweep: Sweep, cells: Iterable[Cell]) -> Iterator[tuple[Cell, int]]:
@@ -117,17 +120,27 @@ def tries_of(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     return found
 
 
+class Trainings(NamedTuple):
+    """How many a sweep makes of the student, or of the teacher itself."""
+
+    choosing: int  # on the validation split
+    compared: int
+
+    def whole(self, share: float) -> float:
+        """As many whole ones as that takes, where one that chooses takes a `share` of one."""
+        return self.compared + share * self.choosing
+
+
+def trainings_of(sweep: Sweep, cells: Iterable[Cell], who: Who | None = None) -> Trainings:
+    """Of one of the two models, or of both."""
+    groups = [group for group in groups_of(sweep, cells) if who in (None, group.cells[0].who)]
+    choosing = sum(group.searched for group in groups) * sweep.tuning_seeds
+    return Trainings(choosing, sum(len(seeds_of(sweep, group.cells[0])) for group in groups))
+
+
 def fine_tunings(sweep: Sweep, cells: Iterable[Cell]) -> int:
     """How many the sweep makes: those that choose, and those that are compared."""
-    return sum(
-        group.searched * sweep.tuning_seeds + len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells)
-    )
-
-
-def whole_trainings(sweep: Sweep, trials: int) -> float:
-    """As many whole trainings as so many fine-tunings take, as is to be expected: ASHA goes on with one in so many."""
-    compared = sum(len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells_of(sweep)))
-    return min(trials, compared) + max(0, trials - compared) * share_of_a_try(sweep)
+    return sum(trainings_of(sweep, cells))
 
 
 def share_of_a_try(sweep: Sweep) -> float:

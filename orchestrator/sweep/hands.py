@@ -86,7 +86,8 @@ class Hands:
         """What is set aside for it; None: as for any trial. UserError where no cluster of these nodes ever has it."""
         step = rungs[0][0]
         if step.needs != "ranks":
-            memory = {} if self.group else self._memory("trial")
+            own = "tune" if step.name == "finetune" else "trial"  # a student's training is a part of its trial
+            memory = {} if self.group else self._memory(own)
             return [{"CPU": self.run.cpus_per_trial, "GPU": self.gpus, **memory}] if memory else None
         ranks = self.placement.ranks or 1
         memory = self._memory({"evaluate": "teacher_score", "extract": "extract"}.get(step.name, "measure"), ranks)

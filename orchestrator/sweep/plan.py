@@ -6,24 +6,17 @@ forecast(sweep, Hardware(gpus=8, memory=80e9)).steps["measure"].fits
 from __future__ import annotations
 
 import functools
-import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.cluster import gpus
-from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.session import USABLE, connected, cores, nodes
 from orchestrator.models.families import too_small
-from orchestrator.prepare.native import workers_have_bfloat16
 from orchestrator.prepare.shapes import check_shapes
-from orchestrator.recipe import Run, Sweep, TaskChoice
+from orchestrator.recipe import Sweep, TaskChoice
 from orchestrator.scoring import budgets
 from orchestrator.sweep.anatomy import Anatomy
-from orchestrator.sweep.cells import cells_of, check_rungs, seeds_of
+from orchestrator.sweep.cells import cells_of, check_rungs
 from orchestrator.sweep.costs import (
     extract_cost,
     finetune_cost,
@@ -33,16 +26,25 @@ from orchestrator.sweep.costs import (
     score_cost,
     teacher_score_cost,
 )
-from orchestrator.sweep.groups import fine_tunings, groups_of, rates_of, shared_by, tries_of, whole_trainings
+from orchestrator.sweep.groups import (
+    fine_tunings,
+    groups_of,
+    rates_of,
+    share_of_a_try,
+    shared_by,
+    trainings_of,
+    tries_of,
+)
 from orchestrator.sweep.hardware import Cost, Hardware
 from orchestrator.sweep.lengths import Lengths, Row, lengths_for
+from orchestrator.sweep.reading_cost import reading_cost
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.transfer.arms import ARMS
+from orchestrator.transfer.arms.carried import Carried
 from orchestrator.verdict.asked import questions
 
 LARGEST_CLUSTER = 1024
-BESIDE = 2_000_000_000  # bytes of this machine that the sweep's own process and Ray's have
-STEPS = ("measure", "teacher_score", "extract", "finetune", "score", "sweep")
+STEPS = ("measure", "teacher_score", "extract", "tune", "read", "finetune", "score", "sweep")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Forecast:
     trials: int
     uncut: tuple[str, ...]
     recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
-    steps: dict[str, Cost]  # by name: of STEPS, extract where all can be cut; finetune and score are one trial's
+    # By name, of STEPS: extract where all can be cut, tune and read where an arm or the gate asks for it; tune,
+    # finetune and score are one trial's
+    steps: dict[str, Cost]
     lengths: Lengths
     held: Hardware  # how the ranks hold the teacher, and what each takes through it at once
     choosing: Cost  # a trial's score on the validation split, which chooses
@@ -100,7 +104,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     teacher = Anatomy.of(recipe.teacher, "teacher", recipe.measure.dtype, native=hardware.native)
     student = Anatomy.of(recipe.student, "student", recipe.finetune.dtype, native=hardware.native)
     scale = scale_of(recipe.measure, teacher.geometry, student.geometry)
-    rank, trials = max(cell.recipe.rank for cell in cells), fine_tunings(sweep, cells)
+    of_teacher, of_student = (trainings_of(sweep, cells, who) for who in ("teacher", "student"))
     lengths = lengths or Lengths.longest(recipe)
 
     def measured(ranks: int, held: Hardware) -> Cost:
@@ -124,12 +128,23 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     enough = _smallest(lambda ranks: scored(ranks, few), measure.smallest_cluster or LARGEST_CLUSTER)
     asking = judged(replace(scored(gpus, held), smallest_cluster=enough), lengths.test)
     steps = {"measure": measure, "teacher_score": asking}
-    plain, less = (
-        finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute) for recompute in (False, True)
-    )
+    rank = max(cell.recipe.rank for cell in cells if cell.who == "student")
+    trained = {"finetune": (student, rank)}
+    if theirs := [cell.recipe.rank for cell in cells if cell.who == "teacher"]:
+        trained["tune"] = teacher, max(theirs)
+    ways = [
+        {
+            name: finetune_cost(model, recipe, most, hardware, lengths, recompute=recompute)
+            for name, (model, most) in trained.items()
+        }
+        for recompute in (False, True)
+    ]
     said = recipe.finetune.gradient_checkpointing
-    recompute = hardware.cuda and not plain.fits if said == "auto" else said
-    steps["finetune"] = _alone(less if recompute else plain, hardware.workers)
+    recompute = hardware.cuda and not all(cost.fits for cost in ways[0].values()) if said == "auto" else said
+    steps |= {name: _alone(cost, hardware.workers) for name, cost in ways[recompute].items()}
+    arms = [cell.recipe.arm for cell in cells]
+    if any(isinstance(arm, Carried) and arm.reads == "texts" for arm in arms):
+        steps["read"] = _sized(lambda count: reading_cost(teacher, student, recipe, count, held, lengths), gpus)
     steps["score"], choosing = (
         _alone(judged(score_cost(student, lengths, rows, rank, hardware), rows))
         for rows in (lengths.test, lengths.validation)
@@ -142,21 +157,23 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
     needs = [cost.smallest_cluster for cost in steps.values()]
     smallest = None if None in needs else max(need for need in needs if need)
-    shared = shared_by(sweep, cells)
-    compared = sum(len(seeds_of(sweep, group.cells[0])) for group in groups_of(sweep, cells))
+    shared, share = shared_by(sweep, cells), share_of_a_try(sweep)
     times = {
         "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
         "extract": shared["extractions"],
-        "finetune": math.ceil(whole_trainings(sweep, trials) / max(1, gpus // hardware.workers)),
-        "teacher_score": 1,
-        "score": math.ceil((compared + 1) / gpus),  # and the student as it is
+        "tune": of_teacher.whole(share),
+        "read": 1,
+        "finetune": math.ceil(of_student.whole(share) / max(1, gpus // hardware.workers)),
+        "teacher_score": 1 + sum(of_teacher),
+        "score": math.ceil((of_student.compared + 1) / gpus),  # and the student as it is
     }
     seconds = sum(times[name] * cost.seconds for name, cost in steps.items())
-    seconds += math.ceil((trials - compared) / gpus) * choosing.seconds
+    seconds += math.ceil(of_student.choosing / gpus) * choosing.seconds
     fullest = max(steps.values(), key=lambda cost: cost.per_rank.peak_bytes)
     network = sum(cost.network_bytes for cost in steps.values())
     steps["sweep"] = Cost(gpus, fullest.per_rank, network, seconds, hardware.memory, smallest)
     recorded = recorded_bytes(teacher, student, recipe, lengths) if scale.exact else 0
+    trials = sum((*of_teacher, *of_student))
     return Forecast(teacher, student, scale, trials, uncut, recorded, steps, lengths, held, choosing, recompute)
 
 
@@ -180,8 +197,7 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
             group.cells[0].label: list(group.rates) for group in groups if len(group.rates) > len(rates_of(sweep))
         },
         "fine_tunings": fine_tunings(sweep, cells),
-        "choosing": sum(group.searched for group in groups) * sweep.tuning_seeds,
-        "compared": sum(len(seeds_of(sweep, group.cells[0])) for group in groups),
+        **trainings_of(sweep, cells)._asdict(),
         **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
         "comparisons": sum(
             len(one.against) for one in questions(list(dict.fromkeys(cell.label for cell in cells)), sweep.baseline)
@@ -196,9 +212,17 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         whole = plan.steps["sweep"]
         hours, seconds = whole.gpu_hours, whole.seconds
         told["cost"] = {"gpus": whole.ranks, "gpu_memory": memory, "gpu_hours": hours, "seconds": seconds}
-        ways = [kind for kind in told["tries"] if kind in ARMS and ARMS[kind].asks_more() and not ARMS[kind].is_control]
-        told["cost"]["not_counted"] = lengths.not_counted + [f"what {', '.join(ways)} take before or more"] * bool(ways)
+        told["cost"]["not_counted"] = lengths.not_counted + _uncounted(told["tries"])
     return told
+
+
+def _uncounted(kinds: Iterable[str]) -> list[str]:
+    """What arms take that no step of the plan is for: controls take what their arms do."""
+    ways = [kind for kind in kinds if kind in ARMS and ARMS[kind].asks_more() and not ARMS[kind].is_control]
+    maps = [kind for kind in ways if issubclass(ARMS[kind], Carried)]
+    others = [kind for kind in ways if kind not in maps]
+    told = {"the maps of": maps, "what else is made for": others}
+    return [f"{what} {', '.join(some)}" for what, some in told.items() if some]
 
 
 def _holding(
@@ -245,55 +269,3 @@ def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
 def _alone(cost: Cost, least: int = 1) -> Cost:
     """A step whose memory doesn't depend on how many ranks share its work, be they as many as it asks for at least."""
     return replace(cost, smallest_cluster=least if cost.fits else None)
-
-
-def here(run: Run, memory: float | None) -> Hardware | None:
-    """What this machine or its cluster has for the ranks; None for a cluster without GPUs, or that doesn't tell.
-
-    `memory` is what each GPU has, where that is said.
-    """
-    import psutil
-
-    found = Hardware(
-        tokens=run.tokens_at_once or Placement.tokens, fewer=run.tokens_at_once is None, offload=bool(run.offload),
-        native=workers_have_bfloat16(), workers=run.workers, sharded=run.shard_student,
-    )  # fmt: skip
-    ranks, remote = run.ranks, bool(os.environ.get("RAY_ADDRESS"))
-    with connected() if remote else nullcontext():
-        count = int(sum(node.get("GPU", 0) for node in nodes())) - gpus.assigned() if remote else gpus.local()
-        if count and not memory:
-            memory = gpus.memory_of_nodes() if remote else gpus.memory(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if memory:
-        share = min(1.0, run.gpus_per_trial or 1.0)  # of a GPU
-        return replace(found, gpus=ranks or count or None, memory=memory, trial=memory * share)
-    if count:
-        logging.getLogger("pkt").warning("no GPU tells its memory, so that none is checked; say it with --gpu-memory")
-    if count or remote:
-        return None
-    own = max(psutil.virtual_memory().total - BESIDE, 0)
-    trial = own / (run.trials_at_once or 1) / run.workers
-    return replace(found, gpus=ranks or 1, memory=own / (ranks or 1), cuda=False, trial=trial)
-
-
-def within(run: Run, told: Forecast, hardware: Hardware) -> Run:
-    """With as many tokens and, without GPUs, as many trials at once as there is memory for, where that wasn't said.
-
-    Without GPUs, what a process takes is asked for where not just any of them have room beside each other.
-    """
-    more: dict[str, Any] = {"replicate": told.replicated, "gradient_checkpointing": told.recompute}
-    if told.held.tokens < hardware.tokens:
-        more["tokens_at_once"] = told.held.tokens
-    if told.held.answers != hardware.answers:
-        more["answers_at_once"] = told.held.answers
-    if not hardware.cuda:
-        peaks = {name: float(cost.per_rank.peak_bytes) for name, cost in told.steps.items()}
-        peaks["trial"] = max(peaks["finetune"], peaks["score"])
-        most = run.trials_at_once or max(1, cores() // run.cpus_per_trial // run.workers)
-        if run.trials_at_once is None:
-            fitting = max(1, int(USABLE * (hardware.trial or hardware.memory) // peaks["trial"]))
-            if fitting < most:
-                more["trials_at_once"] = most = fitting
-        ranks = hardware.gpus or 1
-        if ranks * max(peaks.values()) + (most - 1) * peaks["trial"] > USABLE * ranks * hardware.memory:
-            more["memory"] = peaks
-    return run.model_copy(update=more)

@@ -52,7 +52,7 @@ class Work:
             portable()
         step = sharded(step) if self.sharded else step
         store, note = Store(self.store), Path(self.notes) / step.fingerprint
-        adapter = step.inputs.get("adapter")
+        adapter = step if step.name == "finetune" else step.inputs.get("adapter")
         watch = self.sampled and adapter and not store.find(adapter.name, adapter.fingerprint)
         if step.needs == "ranks":
             let_go()  # the teacher is to have the room

@@ -46,6 +46,7 @@ class Job:
     placement: Placement = HERE
     metric: GradientMetric = TAYLOR
     at_once: int | None = None  # examples of a batch, at most
+    adapter: Path | None = None  # a LoRA that the teacher wears
     skip_bad: bool = False  # leave an example out whose loss is not finite, rather than stop
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from orchestrator.cluster.ranks import HERE, Member, Placement
 from orchestrator.models.loading import load_tokenizer
+from orchestrator.scoring import edits
 from orchestrator.scoring.asking import Asked, asked, context_of
 from orchestrator.scoring.budgets import ANSWERS, TOKENS
 from orchestrator.scoring.engine import gold_losses, said
@@ -53,12 +54,14 @@ def teacher_score(
     choices: list[str],
     dtype: str,
     partial: Path,
+    adapter: Path | None = None,
+    untouched: Path | None = None,
     judge: dict[str, str] | None = None,
     judge_at: str = "",
     placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
-    """The files of an evaluation, of the teacher as it is."""
+    """The files of an evaluation, of the teacher as it is or with an adapter on."""
     tokenizer, context = load_tokenizer(model), context_of(model)
     items, judged, encoded = asked(rows, template, model, metric, choices)
     fit = [item for item in items if room(item, judged) <= context]
@@ -72,15 +75,17 @@ def teacher_score(
             at_once=max(1, at_once // max((room(item, judged) for item in fit), default=1)),
             items={item.id: item for item in fit}, asked=judged, ends=tuple(stops(template, tokenizer)),
             judged=max(1, TOKENS // max((len(row.ids) for row in rows_asked), default=1)),
+            adapter=adapter,
         )  # fmt: skip
         follow(asking, job, track, "scoring the teacher")
         told = {row.id: json.loads((partial / _file(row.id)).read_text()) for row in job.encoded}
         losses = [told[item.id].pop("loss") if item.id in told else None for item in items]
         answers = [said_of(told[item.id]) if item.id in told else Said(asked=False) for item in items]
         prefer = preferences(judge, judge_at, partial, settled)
-        scored = by_kind(items, answers, losses, judged, prefer)
+        before = edits.untouched_in(untouched) if untouched else None
+        scored = by_kind(items, answers, losses, judged, prefer, before)
     more = outputs(folder, Asked(items, judged, encoded), scored, prefer)
-    return write(folder, scored, losses, metric, trained=False, told=more)
+    return write(folder, scored, losses, metric, trained=adapter is not None, told=more)
 
 
 def asking(job: Asking, member: Member) -> Iterator[Progress]:

@@ -200,7 +200,7 @@ def test_a_budget_becomes_trials(pkt: Call) -> None:  # noqa: F811
     words = ["sweep", "--teacher", "llama2-70b", "--search", "random", "--dry-run", "--json"]
     told = json.loads(pkt(*words, "--budget", "16gpu-hours")[1])
     plan = json.loads(pkt("plan", "--teacher", "llama2-70b", "--gpus", "1", "--json")[1])
-    hours = {name: step["gpu_hours"] for name, step in plan["steps"].items()}
+    hours = {name: step["gpu_hours"] for name, step in plan["steps"].items() if step}
     once = sum(hours[name] for name in ("measure", "extract", "teacher_score", "score"))  # both models as they are, too
     compared = told["compared"] * (hours["finetune"] + hours["score"])
     tries = int((16 - once - compared) / (hours["finetune"] + plan["choosing_gpu_hours"]))

@@ -17,8 +17,8 @@ from orchestrator.cluster import ranks
 from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.errors import UserError
 from orchestrator.recipe import Run, Sweep
-from orchestrator.sweep.plan import here
 from orchestrator.sweep.presets import complete
+from orchestrator.sweep.room import here
 
 SIZES = ("81920", "40960")  # MiB, of the smaller node's GPUs and of the larger one's
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("nodes")]

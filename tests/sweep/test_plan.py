@@ -32,8 +32,9 @@ from orchestrator.sweep.costs import (
 )
 from orchestrator.sweep.hardware import Cost, Hardware, refuse_unless_fits
 from orchestrator.sweep.lengths import Beside, Lengths, Row, lengths_for, lengths_of
-from orchestrator.sweep.plan import forecast, within
+from orchestrator.sweep.plan import forecast
 from orchestrator.sweep.presets import complete
+from orchestrator.sweep.room import within
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import draw
 from orchestrator.tasks.template import Encoded, encode

@@ -18,7 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.recipe import RATES, Run, Sweep
 from orchestrator.store import Store
 from orchestrator.sweep.cells import TUNING_SEED, cells_of
-from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try, shared_by, whole_trainings
+from orchestrator.sweep.groups import Trainings, fine_tunings, groups_of, share_of_a_try, shared_by
 from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.runner import Runner, Trial
@@ -40,8 +40,8 @@ def test_what_asha_is_expected_to_take_is_that_of_its_rungs() -> None:
     asked = sweep(search={"kind": "asha", "rungs": 3, "reduction": 3}, trials=200)
     assert share_of_a_try(asked) == pytest.approx((9 * 1 / 9 + 3 * (1 / 3 - 1 / 9) + 1 * (1 - 1 / 3)) / 9)
     compared = 3 * 3
-    assert whole_trainings(asked, compared + 9) == pytest.approx(compared + 9 * share_of_a_try(asked))
-    assert whole_trainings(sweep(), compared + 9) == compared + 9
+    assert Trainings(9, compared).whole(share_of_a_try(asked)) == pytest.approx(compared + 9 * share_of_a_try(asked))
+    assert Trainings(9, compared).whole(share_of_a_try(sweep())) == compared + 9
 
 
 def test_no_more_trials_at_once_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +117,7 @@ def test_what_is_told_to_be_shared_is_what_is_shared(demo_models: dict[str, Path
     told = shared_by(asked, plan.cells)
     assert counted == {
         "measure": told["teacher passes"], "extract": told["extractions"], "labels": told["passes for distillation"],
+        "excess": 1, "evaluate": 1,  # of the teacher with its update, and its score with it
     }  # fmt: skip
     assert told["teacher passes"] == 2  # the seeds' own answers, and each other's
     assert told["passes for distillation"] == 2  # at two temperatures; a control has its arm's

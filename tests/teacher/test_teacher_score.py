@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from orchestrator import pipeline
+from orchestrator.carry.excess import read_excess
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import connected
 from orchestrator.errors import UserError
+from orchestrator.models.loading import load
 from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Recipe
 from orchestrator.scoring.evaluate import evaluate, write
@@ -82,10 +86,23 @@ def agree(one: Path, other: Path) -> None:
         assert mine == theirs
 
 
+def adapter_of(model: Path, folder: Path) -> Path:
+    """A LoRA of every matrix, embedding and head among them, that changes what the model says."""
+    torch.manual_seed(0)
+    modules = ["q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"]
+    peft_model = get_peft_model(load(str(model)), LoraConfig(r=4, target_modules=modules, init_lora_weights=False))
+    with torch.no_grad():
+        for name, factor in peft_model.named_parameters():
+            if "lora_" in name:
+                factor.mul_(0.3)
+    peft_model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("ranks", "replicate"), [(1, False), pytest.param(3, False, marks=pytest.mark.long), (3, True)]
 )
-@pytest.mark.parametrize("kind", ["exact_match", "multiple_choice", "edit_success"])
+@pytest.mark.parametrize("kind", ["exact_match", "multiple_choice", "edit_success", "adapted"])
 def test_ranks_score_as_the_whole_model_does(
     demo_models: dict[str, Path], tmp_path: Path, kind: str, ranks: int, replicate: bool
 ) -> None:
@@ -101,24 +118,30 @@ def test_ranks_score_as_the_whole_model_does(
         config |= {"metric": {**vars(metric), "ignore": []}, "choices": list("abcd")}
     if kind == "edit_success":
         rows, config = data_step(edits(7)), config | {"metric": METRIC.as_json()}
+    worn = adapter_of(demo_models["demo-teacher"], tmp_path / "adapter") if kind == "adapted" else None
     both = {
         run: Step(
             "evaluate",
             run,
             config,
             {"rows": rows},
-            where=step.where,
+            where={**step.where, "adapter": worn},
             needs="ranks" if run is teacher_score else "model",
         )
         for run in (evaluate, teacher_score)
     }
     whole = materialise(both[evaluate], Store(tmp_path / "whole"))
-    varied = "output" if kind == "exact_match" else "score"
+    varied = "output" if kind in ("exact_match", "adapted") else "score"
     assert len({line[varied] for line in lines(whole)}) > 1  # else equal ones would prove little
     where = Placement(ranks, tokens=100, answers=100, replicate=replicate)
     shared = materialise(both[teacher_score], Store(tmp_path / "ranks"), placement=where)
     assert both[evaluate].fingerprint == both[teacher_score].fingerprint
     agree(whole, shared)
+    if worn:
+        bare = replace(both[evaluate], where={**step.where, "adapter": None})
+        plain = lines(materialise(bare, Store(tmp_path / "bare")))
+        losses = zip(*([one["loss"] for one in some] for some in (plain, lines(whole))), strict=True)
+        assert all(one != pytest.approx(other, rel=1e-3) for one, other in losses)
     told = [json.loads((folder / "metrics.json").read_text()) for folder in (whole, shared)]
     assert told[0].pop("loss") == pytest.approx(told[1].pop("loss"), rel=1e-4)
     assert told[0] == told[1]
@@ -137,6 +160,22 @@ def test_ranks_predict_as_the_whole_model_does(demo_models: dict[str, Path], tmp
         mine, theirs = load_file(one / name), load_file(two / name)
         torch.testing.assert_close(mine["logs"], theirs["logs"], atol=1e-4, rtol=0)
         assert (mine["tokens"][:, :8] == theirs["tokens"][:, :8]).float().mean() > 0.95
+
+
+def test_ranks_tell_the_updates_excess_as_the_whole_model_does(demo_models: dict[str, Path], tmp_path: Path) -> None:
+    """With the update and without, over ranks of which one has no row left at the end."""
+    recipe = Recipe.model_validate({**PAIR, "arm": "titok", "finetune": {"examples": 5}})
+    step = pipeline.GIVEN["excess"](recipe, prepare(recipe))
+    update = adapter_of(demo_models["demo-teacher"], tmp_path / "adapter")
+    given = replace(step, inputs={"rows": step.inputs["rows"]}, where={**step.where, "update": update})
+    one, two = (
+        read_excess(materialise(given, Store(tmp_path / str(ranks)), placement=Placement(ranks, tokens=40)))
+        for ranks in (1, 2)
+    )
+    assert len(one) == 5 and one.keys() == two.keys()
+    for row in one:
+        torch.testing.assert_close(one[row], two[row], atol=1e-4, rtol=0)
+        assert one[row].abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("trained", "what"), [(True, "lr: after training the loss"), (False, "dtype: untrained")])

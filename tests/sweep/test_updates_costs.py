@@ -1,0 +1,72 @@
+"""What a plan says of a teacher that is trained itself, and of texts that both models read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.recipe import Sweep
+from orchestrator.sweep.anatomy import Anatomy
+from orchestrator.sweep.hardware import Hardware
+from orchestrator.sweep.lengths import Lengths, Row
+from orchestrator.sweep.plan import counts, forecast
+from orchestrator.sweep.presets import complete
+
+FOUR = 4e9
+
+
+def sweep(**document: object) -> Sweep:
+    return Sweep.model_validate(complete(document))
+
+
+def test_a_teacher_that_is_its_own_student_takes_what_the_student_takes(demo_models: dict[str, Path]) -> None:
+    """Its training at the same rank is a trial's to the byte, and happens once for the update that four arms carry."""
+    both = dict.fromkeys(("teacher", "student"), str(demo_models["demo-teacher"]))
+    recipe = {**both, "task": "demo", "rank": 16, "update": {"rank": 16, "lr": 3e-4}}
+    here = Hardware(1, FOUR, cuda=False)
+    arms = ["lora", "theseus", "ridge", "cross_lora", "titok"]
+    carried = forecast(sweep(recipe=recipe, axes={"arm": arms}, lr=[3e-4], repeats=2), here)
+    assert carried.steps["tune"] == carried.steps["finetune"]
+    rows = carried.trials - 1  # the teacher's own training is one of them
+    assert rows == 2 * (1 + 2 * 4)  # each brings its control along
+    plain = forecast(sweep(recipe=recipe, axes={"arm": ["lora"]}, lr=[3e-4], repeats=rows), here)
+    assert "tune" not in plain.steps and plain.trials == rows
+    more = carried.steps["sweep"].seconds - plain.steps["sweep"].seconds
+    once = [carried.steps[name].seconds for name in ("tune", "read", "teacher_score")]
+    assert more == pytest.approx(sum(once))
+
+
+def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None:
+    """Two FLOP a weight and token, of rows of one length; an arm that reads weights alone has none read."""
+    models = {who: str(demo_models[f"demo-{who}"]) for who in ("teacher", "student")}
+    recipe = {**models, "task": "demo", "carry": {"examples": 3}, "measure": {"metric": "taylor"}}
+    row = Row(20, 10)
+    lengths = Lengths((row,) * 2, (row,) * 8, (row,), (row,), 5, 0)
+    here = Hardware(1, FOUR, cuda=False)
+    read, unread = (
+        forecast(sweep(recipe=recipe, axes={"arm": ["lora", arm]}), here, lengths) for arm in ("ridge", "cross_lora")
+    )
+    weights = sum(Anatomy.of(name, who).multiplied for who, name in models.items())
+    assert read.steps["read"].seconds == pytest.approx(2 * weights * 3 * 20 / here.flops)
+    assert "read" not in unread.steps and "tune" in unread.steps
+    larger = Anatomy.of(models["teacher"], "teacher")
+    assert read.steps["read"].per_rank.weights_bytes == larger.parameters * larger.width
+
+
+def test_a_teacher_too_large_to_be_trained_is_told_before_anything_is_fetched() -> None:
+    """By one process on a GPU; by eight that hold a part each it fits."""
+    asked = sweep(recipe={"teacher": "llama2-70b"}, axes={"arm": ["lora", "cross_lora"]})
+    assert not forecast(asked, Hardware(8, 80e9)).steps["tune"].fits
+    assert forecast(asked, Hardware(8, 80e9, workers=8, sharded=True)).steps["tune"].fits
+    given = sweep(
+        recipe={"teacher": "llama2-70b", "update": {"base": "some/base"}}, axes={"arm": ["lora", "cross_lora"]}
+    )
+    assert "tune" not in forecast(given, Hardware(8, 80e9)).steps
+
+
+def test_what_a_plan_leaves_out_is_named() -> None:
+    """Maps by their arms, and what else is made before: a control takes what its arm does, and isn't named again."""
+    asked = sweep(recipe={"teacher": "llama2-70b"}, axes={"arm": ["lora", "theseus", "ridge", "laten"]})
+    told = counts(asked, 80e9)["cost"]["not_counted"]
+    assert told == ["the maps of theseus, ridge", "what else is made for laten"]
