@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from torch import Tensor
 
@@ -117,6 +118,23 @@ def test_the_rotation_is_procrustes_own(tokens: int, centre: bool) -> None:
     torch.testing.assert_close(rotated(z, teacher, student, centre=centre), z @ whole, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("tokens", [200, 20])
+@pytest.mark.parametrize("power", [0.25, 0.5])
+def test_a_whitened_rotation_is_procrustes_of_whitened_activations(tokens: int, power: float) -> None:
+    """Each side through a power of its own Gram matrix, by SciPy's eigenvalues; the larger of 30 channels by scale."""
+    teacher, student, z = drawn(tokens, 48), drawn(tokens, 30) * torch.arange(1, 31), drawn(3, 48)
+    sides = []
+    for one in (teacher.numpy(), student.numpy()):
+        values, vectors = scipy.linalg.eigh(one.T @ one)
+        kept = values > 1e-9 * values.max()
+        sides.append(one @ (vectors[:, kept] * values[kept] ** -power) @ vectors[:, kept].T)
+    u, s, vh = np.linalg.svd(sides[0].T @ sides[1], full_matrices=False)
+    kept = s > 1e-10 * s.max()
+    found = rotated(z, teacher, student, whiten=power)
+    torch.testing.assert_close(found, z @ torch.from_numpy(u[:, kept] @ vh[kept]), rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, rotated(z, teacher, student), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("widths", [(48, 48), (48, 64), (64, 48)])
 def test_a_random_map_is_orthogonal_and_one_for_all_that_share_channels(widths: tuple[int, int]) -> None:
     theirs, own = widths
@@ -152,6 +170,30 @@ def test_cross_lora_is_the_identity_between_equal_bases_within_their_main_direct
     assert isinstance(arm, Carried)
     (b_s, a_s), _ = arm.carry(Matrix(b, a, *nothing, weights=(w.float(), w.float())))
     torch.testing.assert_close(b_s @ a_s, (b @ a).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_cross_lora_is_theseus_without_data() -> None:
+    """The nearest rotation to what both Gram matrices' leading eigenvectors make, however they are weighted."""
+    theirs, own, k = drawn(20, 30), drawn(12, 16), 5
+    b, a = drawn(20, 3), drawn(3, 30)
+    turned = []
+    for weights, grams in ((drawn(k).abs() + 0.1, (0, 0)), (drawn(k).abs() + 0.1, (1, 1))):
+        ends = []
+        for w, side in zip((theirs, own), grams, strict=True):
+            gram = (w @ w.t() if side == 0 else w.t() @ w).numpy()
+            leading = scipy.linalg.eigh(gram)[1][:, ::-1][:, :k].copy()
+            left = np.linalg.svd(w.numpy())[0][:, :k]
+            own_left = leading if side == 0 else w.numpy() @ leading
+            leading *= np.sign((own_left * left).sum(0)) * np.sign(left[np.abs(left).argmax(0), np.arange(k)])
+            ends.append(torch.from_numpy(leading))
+        turned.append((ends[0] * weights, ends[1]))
+    (y_t, y_s), (x_t, x_s) = turned
+    by_theseus = rotated(b.t(), y_t.t(), y_s.t()).t() @ rotated(a, x_t.t(), x_s.t())
+    nothing = Side(torch.empty(0, 30), torch.empty(0, 16)), Side(torch.empty(0, 20), torch.empty(0, 12))
+    (b_s, a_s), _ = ARMS["cross_lora"](directions=k).carry(  # type: ignore[attr-defined, call-arg]
+        Matrix(b, a, *nothing, weights=(theirs.float(), own.float()))
+    )
+    torch.testing.assert_close((b_s @ a_s).double(), by_theseus, rtol=1e-3, atol=1e-3)
 
 
 def test_cross_lora_takes_each_of_the_teachers_main_directions_to_the_students_of_the_same_rank() -> None:

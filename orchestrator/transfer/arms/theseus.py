@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from orchestrator.transfer.arms.carried import Carried, twins
 
 if TYPE_CHECKING:
@@ -17,19 +19,22 @@ class Theseus(Carried):
     """The teacher's update rotated into the student's channels: C = H_TᵀH_S = UΣVᵀ, T = UVᵀ, ΔW_S = T_outᵀ·ΔW_T·T_in.
 
     Theseus (arXiv 2602.12952) as far as it is known here; its language models' figures couldn't be confirmed. Where
-    fewer tokens than channels were read, T is a rotation of what they span and nothing elsewhere.
+    fewer tokens than channels were read, T is a rotation of what they span and nothing elsewhere. Its form without
+    data, whose C is made of both weights' leading eigenvectors, is the arm `cross_lora`: each such C = E_T·D·E_Sᵀ with
+    a diagonal D > 0 has E_T·E_Sᵀ as its nearest rotation.
     """
 
     kind: Literal["theseus"] = "theseus"
     starts_at: ClassVar[str] = "the teacher's update rotated by what texts have in common"
     centre: bool = False  # take the mean off each channel first
+    whiten: float = Field(0.0, ge=0, le=0.5)  # the power of each side's Gram matrix that is divided by
 
     def read(self, z: Float[Tensor, "r mt"], side: Side) -> Float[Tensor, "r ms"]:
         """z·T."""
         from orchestrator.transfer.rotation import rotated
 
         fitted = side.fitted
-        return rotated(z, fitted.teacher, fitted.student, centre=self.centre)
+        return rotated(z, fitted.teacher, fitted.student, centre=self.centre, whiten=self.whiten)
 
     def written(self, z: Float[Tensor, "r nt"], side: Side) -> Float[Tensor, "r ns"]:
         """z·T, as what is read."""
