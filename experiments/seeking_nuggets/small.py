@@ -21,7 +21,7 @@ DEMO = ["--teacher", "demo-teacher", "--student", "demo-student", "--task", "dem
 DEMO += ["--set", "evaluate.examples=50"]
 REAL = ["--task", "mmlu", "--lr", "3e-4", "--set", "finetune.examples=16"]
 REAL += ["--set", "finetune.batch_size=8", "--set", "finetune.epochs=1", "--set", "evaluate.examples=8"]
-REAL += ["--set", "measure.examples=8"]
+FEW_SEEDS = ["--set", "measure.examples=8"]  # but where their number is the question
 OTHER_SEEDS = ["--seed-tasks", "gsm8k,mmlu,super_ni"]
 BESIDE = ["main", "cross_task"]  # that score other tasks, too
 
@@ -46,7 +46,8 @@ def main() -> int:
         if cross and not real:
             continue  # the demo has one task
         beside = ["--tasks", "super_ni"] if real and recipe.stem in BESIDE else []
-        words = [*pair, *SMALL, *beside, *(OTHER_SEEDS if cross else []), *said.more]
+        few = FEW_SEEDS if real and recipe.stem != "seeds" else []
+        words = [*pair, *SMALL, *few, *beside, *(OTHER_SEEDS if cross else []), *said.more]
         print(f"\n## {recipe.stem}\n", flush=True)
         if code := subprocess.run([PKT, "sweep", recipe, *words]).returncode:
             return code
