@@ -63,13 +63,17 @@ def given_step(recipe: Recipe, ready: Ready) -> Step | None:
     return carried_step(recipe, ready) if recipe.arm.injects else None
 
 
+def _labels_step(recipe: Recipe, ready: Ready) -> Step:
+    return labels_step(recipe, ready, _taken(recipe, ready))
+
+
 def _excess_step(recipe: Recipe, ready: Ready) -> Step:
     return excess_step(recipe, ready, update_step(recipe, ready))
 
 
 GIVEN: dict[Need, Callable[[Recipe, Ready], Step]] = {
     "factors": extract_step,
-    "labels": labels_step,
+    "labels": _labels_step,
     "teacher_states": partial(states_step, who="teacher"),
     "student_states": partial(states_step, who="student"),
     "teacher_update": update_step,

@@ -108,8 +108,9 @@ def extract_step(recipe: Recipe, ready: Ready, rank: int | None = None) -> Step:
     )  # fmt: skip
 
 
-def labels_step(recipe: Recipe, ready: Ready) -> Step:
-    """The teacher's predictions on training rows, shared by every trial that distils at this temperature."""
+def labels_step(recipe: Recipe, ready: Ready, update: Step | None = None) -> Step:
+    """The teacher's predictions on training rows, with its update or without, shared by every trial that distils at
+    this temperature."""
     arm: Any = recipe.arm
     measured = measure_step(recipe, ready)
     points = len(recipe.measure.metric.points()) if hasattr(recipe.measure.metric, "points") else 1
@@ -128,7 +129,8 @@ def labels_step(recipe: Recipe, ready: Ready) -> Step:
         inputs={
             "rows": data_step(used_rows(recipe, ready.splits, "train")),
             "seeds": measured.inputs["seeds"],
-        },
+        }
+        | ({"update": update} if update else {}),
         identity=measured.identity,
         where=measured.where,
     )

@@ -68,10 +68,10 @@ class Group:
 def groups_of(sweep: Sweep, cells: Iterable[Cell]) -> tuple[Group, ...]:
     """What competes with what, and how often each may try. UserError for trials that don't suffice."""
     given, cells = tuple(cell for cell in cells if cell.rate), tuple(cell for cell in cells if not cell.rate)
-    return *_searched(sweep, cells), *(Group((cell,), (cell.rate or 0.0,), 0) for cell in given)
+    return *_searched(sweep, cells, len(given)), *(Group((cell,), (cell.rate or 0.0,), 0) for cell in given)
 
 
-def _searched(sweep: Sweep, cells: tuple[Cell, ...]) -> tuple[Group, ...]:
+def _searched(sweep: Sweep, cells: tuple[Cell, ...], beside: int) -> tuple[Group, ...]:
     arms = {name: tuple(cell for cell in cells if cell.label == name) for name in dict.fromkeys(c.label for c in cells)}
     if isinstance(sweep.search, Grid):
         if sweep.trials is not None:
@@ -81,7 +81,8 @@ def _searched(sweep: Sweep, cells: tuple[Cell, ...]) -> tuple[Group, ...]:
             Group((cell,), rates, len(rates) if len(rates) > 1 or len(arms[cell.label]) > 1 else 0)
             for cell in cells for rates in [given[cell.label]]
         )  # fmt: skip
-    rates, finals = tuple(rates_of(sweep)), sum(len(seeds_of(sweep, some[0])) for some in arms.values())
+    finals = beside + sum(len(seeds_of(sweep, some[0])) for some in arms.values())
+    rates = tuple(rates_of(sweep))
     total = sweep.trials or finals + len(arms) * sweep.tuning_seeds * sweep.search.settings
     each = (total - finals) // (len(arms) * sweep.tuning_seeds)
     least = len(rates) * min(len(some) for some in arms.values())
@@ -167,4 +168,7 @@ def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
 def _labels(recipe: Recipe) -> tuple[Any, ...]:
     """What a pass for distillation depends on: arms that agree on it share one."""
     arm: Any = recipe.arm
-    return arm.rows, arm.temperature, recipe.measure if arm.rows == "equal" else None
+    return (
+        arm.rows, arm.temperature, recipe.measure if arm.rows == "equal" else None,
+        recipe.update if arm.takes_update else None,
+    )  # fmt: skip

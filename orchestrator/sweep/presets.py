@@ -61,7 +61,7 @@ def _with_twins(arms: Sequence[Any]) -> list[Any]:
 
     Without one nobody could say whose doing it was.
     """
-    every = [*PLAIN, "lora_equal", "distil", *(one for pair in NEEDED.items() for one in pair)]
+    every = [*PLAIN, "lora_equal", "distil", "distil_tuned", *(one for pair in NEEDED.items() for one in pair)]
     arms = [one for arm in arms for one in (every if arm == EVERY else [arm])]
     kinds = [str(arm.get("kind") if isinstance(arm, dict) else arm) for arm in arms]
     found: list[Any] = []

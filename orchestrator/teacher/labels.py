@@ -49,20 +49,22 @@ def labels(
     temperature: float,
     passes: int | None,
     partial: Path,
+    update: Path | None = None,
     placement: Placement = HERE,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write `tokens` (t, k) and `logs` (t, k + 1) of each row's t answer tokens: the k likeliest at this temperature
     with their log-probabilities, and that of all others together.
 
-    `passes`: as many rows as take that many times the seed examples' tokens; None: all rows.
+    `update`: a LoRA that it has on. `passes`: as many rows as take that many times the seed examples' tokens; None: all
+    rows.
     """
     tokenizer = load_tokenizer(teacher)
     encoded = within(passes, rows, seeds, tokenizer, template, max_tokens, seed_tokens)
     with placement.settled() as settled:
         job = Labelling(
             teacher, encoded, tokenizer.pad_token_id, dtype, partial, settled,
-            temperature=temperature, vocabulary=len(tokenizer),
+            temperature=temperature, vocabulary=len(tokenizer), adapter=update,
         )  # fmt: skip
         follow(labelling, job, track, "asking the teacher")
     for example in encoded:

@@ -139,7 +139,7 @@ def test_every_published_way_in_one_sweep(demo_models: dict[str, Path], tmp_path
     record = json.loads((tmp_path / "pkt-store/sweeps/all/sweep.json").read_text())
     rows = {row["label"]: row for row in record["rows"] if row["adapted"] and row["label"] != "teacher_tuned"}
     ways = {kind: arm.judged_by for kind, arm in ARMS.items() if arm.judged_by}
-    rivals = ("lora", "pissa", "lora_equal", "distil")
+    rivals = ("lora", "pissa", "lora_equal", "distil", "distil_tuned")
     assert {row["recipe"]["arm"]["kind"] for row in rows.values()} == {*rivals, *ways, *ways.values()}
     told = json.loads(pkt(tmp_path, "compare", "--json").stdout)["verdict"]
     asked = {(one["arm"], one["against"]) for one in told["comparisons"]}

@@ -27,6 +27,7 @@ from orchestrator.student.editing import edit
 from orchestrator.student.finetune import adapted
 from orchestrator.tasks.template import Encoded, collate
 from orchestrator.teacher.by_example import file_of
+from orchestrator.teacher.labels import read_labels
 from orchestrator.transfer.arms import Arm
 from orchestrator.transfer.distillation import divergence, likeliest
 
@@ -190,6 +191,31 @@ def test_excess_is_what_the_update_adds_to_each_tokens_log_probability(
             logs.append(each[own, torch.tensor(row.ids)[1:][own]])
         torch.testing.assert_close(found[file_of(row.id)], logs[0] - logs[1], rtol=1e-3, atol=1e-3)
     assert any(value.abs().max() > 0.1 for value in found.values())
+
+
+@pytest.mark.parametrize("kind", ["distil_tuned", "distil_titok"])
+def test_who_distils_beside_an_update_asks_the_teacher_with_it(
+    kind: str, store: Store, demo_models: dict[str, Path]
+) -> None:
+    """By plain PEFT on the stock teacher; `distil` asks the teacher as it is."""
+    from peft import PeftModel
+
+    one = recipe(kind, update={"rank": 4, "lr": 1e-2}, **SHORT)
+    ready = prepare(one)
+    step = pipeline.finetune_step(one, ready).inputs["labels"]
+    found, update = read_labels(materialise(step, store)), materialise(step.inputs["update"], store)
+    assert "update" not in pipeline.finetune_step(recipe("distil", **SHORT), ready).inputs["labels"].inputs
+    stock = load(ready.teacher.folder)
+    model = PeftModel.from_pretrained(load(ready.teacher.folder), str(update)).eval()
+    for row in [row for row in encoded(step, store) if file_of(row.id) in found][:3]:
+        with torch.no_grad():
+            each, plain = (net(torch.tensor([row.ids])).logits[0, :-1, :101] for net in (model, stock))
+        own = [place for place, label in enumerate(row.labels[1:]) if label != -100]
+        tokens, logs = found[file_of(row.id)]
+        wanted = (each[own] / step.config["temperature"]).log_softmax(-1).gather(1, tokens.long())
+        torch.testing.assert_close(logs[:, :-1], wanted, rtol=1e-3, atol=1e-3)
+        other = (plain[own] / step.config["temperature"]).log_softmax(-1).gather(1, tokens.long())
+        assert not torch.allclose(other, wanted, rtol=0.1, atol=0.1)
 
 
 def worn(tmp_path: Path, family: str = "llama") -> tuple[Any, dict[str, Tensor]]:

@@ -110,7 +110,7 @@ def test_random_settings_are_distinct_and_always_the_same() -> None:
 
 
 def test_what_is_told_to_be_shared_is_what_is_shared(demo_models: dict[str, Path]) -> None:
-    arms = [*ARMS, "random_window", "shuffled_seeds", "distil", "distil_titok", "distil_titok_random"]
+    arms = [*ARMS, "random_window", "shuffled_seeds", "distil", "distil_tuned", "distil_titok", "distil_titok_random"]
     asked = sweep(axes={"arm": arms, "rank": [4, 8], "layers": ["sensitivity", "last"]}, tuning_seeds=2)
     plan = Plan.of(asked)
     counted = Counter(step.name for step in shared_of(plan))
@@ -120,7 +120,7 @@ def test_what_is_told_to_be_shared_is_what_is_shared(demo_models: dict[str, Path
         "excess": 1, "evaluate": 1,  # of the teacher with its update, and its score with it
     }  # fmt: skip
     assert told["teacher passes"] == 2  # the seeds' own answers, and each other's
-    assert told["passes for distillation"] == 2  # at two temperatures; a control has its arm's
+    assert told["passes for distillation"] == 3  # at two temperatures, and with an update
     assert told["extractions"] == 2 + 2 + 2 * (3 + 2)  # a random window is another one in every trial
 
 

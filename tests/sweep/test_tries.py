@@ -50,9 +50,12 @@ def test_every_arm_of_a_grid_has_as_many_tries(varied: tuple[str, ...], lr: list
 
 @pytest.mark.parametrize("document", [{}, {"recipe": {"teacher": "llama2-70b"}}])
 def test_arms_with_as_many_rows_have_the_rates_that_were_given(document: dict[str, Any]) -> None:
-    """The demo and the default of four arms: their trials are what they were."""
+    """The demo's six and the default's four; a teacher whose update is carried has its own rate."""
     asked = Sweep.model_validate(complete(document))
-    assert {group.rates for group in groups_of(asked, cells_of(asked))} == {tuple(sorted(asked.lr))}
+    groups = groups_of(asked, cells_of(asked))
+    assert {group.rates for group in groups if group.searched} == {tuple(sorted(asked.lr))}
+    own = {group.rates for group in groups if not group.searched}
+    assert own == ({(asked.recipe.update.lr,)} if asked.recipe.teacher == "demo-teacher" else set())
 
 
 def test_finer_rates_divide_the_widest_gaps_evenly() -> None:

@@ -39,8 +39,21 @@ class Distil(Distilling):
 
     `rows` says for how many training rows the teacher is asked. "equal": as many as cost the teacher what its
     sensitivities cost, a backward pass counting as two forward ones; the rest is learnt from gold answers alone.
-    Answers are read at a temperature of 1, at which `{kind: distil, temperature: 1}` learns them.
+    Answers are read at a temperature of 1, at which `{kind: distil, temperature: 1}` learns them. The teacher is asked
+    as it is: one that was tuned on the task is asked by `distil_tuned`.
     """
 
     kind: Literal["distil"] = "distil"
     starts_at: ClassVar[str] = "plain LoRA, which then learns the teacher's predictions too"
+
+
+class DistilTuned(Distilling):
+    """Distillation from the teacher with its update, for which it is trained as for the arms that carry the update.
+
+    So it is their rival at equal compute: the teacher's training, its answers to all training rows, the student's.
+    """
+
+    kind: Literal["distil_tuned"] = "distil_tuned"
+    takes_update: ClassVar[bool] = True
+    starts_at: ClassVar[str] = "plain LoRA, which then learns the predictions of the teacher with its update"
+    rows: Literal["equal", "all"] = "all"

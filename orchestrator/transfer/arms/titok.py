@@ -76,7 +76,8 @@ control(Titok, "random", "plain LoRA, which learns as many tokens at random", at
 
 
 class DistilTitok(_Masked, Distilling):
-    """Distillation at the chosen tokens alone, and at the temperature at which answers are read, 1."""
+    """Distillation from the teacher with its update at the chosen tokens alone, and at the temperature at which answers
+    are read, 1."""
 
     kind: Literal["distil_titok"] = "distil_titok"
     needs: ClassVar[tuple[Need, ...]] = ("labels", "excess")
