@@ -19,7 +19,8 @@ from orchestrator.step import Step
 from orchestrator.store import Store
 from orchestrator.sweep.groups import trained
 from orchestrator.sweep.presets import complete
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.sweep import Plan
 from orchestrator.tracking.run_record import Record
 

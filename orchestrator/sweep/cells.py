@@ -24,7 +24,7 @@ from orchestrator.verdict.words import label
 
 if TYPE_CHECKING:  # to count a sweep takes none of what runs it
     from orchestrator.prepare.ready import Ready, Who
-    from orchestrator.sweep.runner import Trial
+    from orchestrator.sweep.trial import Trial
 
 TUNING_SEED = 1000  # from here on; no trial has them: a choice is made without a look at the trials that it is for
 MOST_CELLS = 10_000  # beyond, even listing them takes too long
@@ -71,7 +71,7 @@ class Cell:
         What is scored on the test split is scored on the sweep's further tasks, too: the student's rows.
         """
         from orchestrator import pipeline
-        from orchestrator.sweep.runner import Trial
+        from orchestrator.sweep.trial import Trial
 
         recipe = self.recipe.model_copy(update={"lr": lr, "seed": seed})
         recipe = (

@@ -30,21 +30,11 @@ from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.kept import Weights
 from orchestrator.sweep.labbook import beside_record, trial_record
 from orchestrator.sweep.screen import Screen
+from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.work import under_way
 from orchestrator.tasks.rows import light
 from orchestrator.tracking.run_record import Record, Status
 from orchestrator.tracking.tracker import NullTracker, Tracker
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A score to reach: the evaluation step, and what it is called."""
-
-    label: str
-    step: Step
-    params: dict[str, Any] = field(default_factory=dict)
-    after: tuple[Trial, ...] = ()  # scores of its adapter elsewhere, once it is there
-    of: str | None = None  # that one's fingerprint
 
 
 @dataclass
@@ -111,6 +101,7 @@ class Runner:
         """
         queue: list[Trial] = []
         asked: set[tuple[str, str | None]] = set()
+        alike: dict[str, list[Trial]] = {}  # by a step that is on its way: who has the same one, as what seeds share
 
         def missing(trials: Sequence[Trial]) -> list[Rungs[Trial]]:
             """What the store lacks of them, and of those that the others make possible."""
@@ -118,6 +109,9 @@ class Runner:
             while looked:
                 trial = looked.popleft()
                 if (one := (trial.step.fingerprint, trial.of)) in asked:
+                    continue
+                if one[0] in alike:
+                    alike[one[0]].append(trial)
                     continue
                 asked.add(one)
                 self._note(trial)
@@ -127,14 +121,19 @@ class Runner:
                     tick(trial.label)
                     looked.extend([*trial.after, *then(trial)])
                 else:
+                    alike[one[0]] = []
                     queue.append(trial)
             return [[[trial]] for trial in queue[before:]]
+
+        def after(index: int, *_: object) -> list[Rungs[Trial]]:
+            trial = queue[index]
+            return missing([*trial.after, *then(trial), *alike.pop(trial.step.fingerprint)])
 
         with self.screen.trials(what, total, self._under_way) as tick:
             first = missing(trials)
             if first and (before := len(asked) - len(queue)):
                 self.screen.say(f"{before} of {total} trials were finished before")
-            self._run(first, tick, lambda index, *_: missing([*queue[index].after, *then(queue[index])]))
+            self._run(first, tick, after)
 
     def search(
         self,

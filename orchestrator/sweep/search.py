@@ -22,7 +22,8 @@ from orchestrator.recipe import Asha, Grid, Optuna, Sweep
 from orchestrator.store.files import appearing
 from orchestrator.sweep.cells import Cell, check_rungs, seeds_of, tuning_of
 from orchestrator.sweep.groups import Group, fine_tunings, rates_of
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.trial import Trial
 
 Rungs = list[list[Trial]]  # of one setting: the trainings of each rung, one a tuning seed
 

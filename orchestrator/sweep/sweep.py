@@ -25,9 +25,10 @@ from orchestrator.sweep.groups import Group, fine_tunings, groups_of
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.labbook import commit, sweep_record, with_verdict
 from orchestrator.sweep.plan import counts
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
 from orchestrator.sweep.screen import Screen
 from orchestrator.sweep.search import Choice, choose, rungs_of, table_of
+from orchestrator.sweep.trial import Trial
 from orchestrator.tasks.rows import data_step
 from orchestrator.tasks.template import TODAY
 from orchestrator.tracking.tracker import Tracker

@@ -25,7 +25,8 @@ from orchestrator.recipe import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.hands import Hands
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.work import sharded
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("groups")]

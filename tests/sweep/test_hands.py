@@ -23,7 +23,8 @@ from orchestrator.step import Step
 from orchestrator.store import Store
 from orchestrator.store.objects import Objects
 from orchestrator.sweep.hands import Hands, _on_one_node, refuse_unless_shared
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.trial import Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("hands")]
 DEADLINE = 120.0  # seconds

@@ -17,7 +17,8 @@ from orchestrator.recipe import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.kept import noted
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.work import noting
 from orchestrator.tracking.outbox import Waiting
 from orchestrator.tracking.run_record import Record
@@ -241,3 +242,31 @@ def test_whoever_does_not_wait_for_mlflow_is_told_what_waits(
     with pytest.raises(KeyboardInterrupt):
         one.end("FINISHED", seconds=20)
     assert "3 records wait for MLflow (no answer yet)" in capsys.readouterr().err
+
+
+def test_a_step_that_several_trials_share_is_done_once_and_told_of_each(
+    runner: Callable[..., Runner], tmp_path: Path
+) -> None:
+    """What a carried update scores before any step is the same for all random seeds."""
+    store, told, made = Store(tmp_path), list[Record](), list[str]()
+    step = trial(0).step
+    params = {"stage": "before", "task.name": "before any step", "run": "ridge"}
+    alike = [Trial(f"ridge seed {seed}, before any step", step, params, of=f"of-{seed}") for seed in range(3)]
+
+    class Listening(NullTracker):
+        def finished(self, key: str) -> bool:
+            return False
+
+        def put(self, record: Record) -> None:
+            told.append(record)
+
+    def make(step: Step) -> dict[str, Any]:
+        made.append(step.fingerprint)
+        materialise(step, store)
+        return {"score": 0.5, "loss": 1.0}
+
+    with runner(make, tracker=Listening()) as hands:
+        hands.go("trials", alike, 3)
+        assert all(hands.metrics(one) for one in alike)
+    assert made == [step.fingerprint]
+    assert len({record.key for record in told}) == len(told) == 3

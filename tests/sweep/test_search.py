@@ -21,9 +21,10 @@ from orchestrator.sweep.cells import TUNING_SEED, cells_of
 from orchestrator.sweep.groups import Trainings, fine_tunings, groups_of, share_of_a_try, shared_by
 from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.presets import complete
-from orchestrator.sweep.runner import Runner, Trial
+from orchestrator.sweep.runner import Runner
 from orchestrator.sweep.search import Log, choose, rates_of, rungs_of, sampled, table_of
 from orchestrator.sweep.sweep import Plan
+from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.tracker import NullTracker
 
 ARMS = ["lora", "transfer", "spectrum_control"]

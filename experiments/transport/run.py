@@ -1,0 +1,126 @@
+"""Runs the sweeps whose results aren't here yet, one after another, and keeps what each comes to.
+
+    python experiments/transport/run.py transport                          # all twelve: some five hours on two cores
+    python experiments/transport/run.py transport --only demo-backwards
+    python experiments/transport/run.py --table                            # what is here, as a table
+
+`results/PAIR-TASK.json` has what `pkt compare --json` tells, and of each arm that carries something over how good its
+maps are and how much arrives, matrix by matrix, and the scales that validation rows chose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.evidence import collect
+from orchestrator.report.record import read_record, results
+from orchestrator.store import Store
+from orchestrator.verdict.asked import NEEDED
+
+HERE = Path(__file__).resolve().parent / "results"
+PKT = Path(sys.executable).with_name("pkt")
+RIVALS = ("lora", "pissa", "lora_equal", "distil", "distil_tuned")
+
+
+def main() -> int:
+    """Run, or show; the first sweep that fails ends it, and the same command goes on from there."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("folder", type=Path, nargs="?", help="what make.py made")
+    asked.add_argument("--only", help="PAIR-TASK,... of it")
+    asked.add_argument("--table", action="store_true")
+    said = asked.parse_args()
+    if said.table:
+        for file in sorted(HERE.glob("*.json")):
+            print(f"\n### {file.stem}\n\n{table(json.loads(file.read_text()))}")
+        return 0
+    if said.folder is None:
+        asked.error("name the folder that make.py made")
+    only = said.only.split(",") if said.only else sorted(file.stem for file in said.folder.glob("*-*.yaml"))
+    for name in only:
+        if (HERE / f"{name}.json").is_file():
+            continue
+        began, store = time.monotonic(), said.folder / "store"
+        words = ["sweep", said.folder / f"{name}.yaml", "--store", store, "--yes"]
+        if code := subprocess.run([PKT, *words]).returncode:
+            return code
+        told = kept(Store(store), f"transport-{name}", store) | {"minutes": round((time.monotonic() - began) / 60, 1)}
+        HERE.mkdir(exist_ok=True)
+        (HERE / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+def kept(store: Store, name: str, where: Path) -> dict[str, Any]:
+    """What a finished sweep tells, with its maps."""
+    told = json.loads(
+        subprocess.run([PKT, "compare", name, "--json", "--store", where], stdout=subprocess.PIPE, check=True).stdout
+    )
+    record = read_record(store, name)
+    found = results(record, store)
+    told["maps"] = {
+        one.arm: {
+            figure: {role: _rounded(cells[:, at]) for at, role in enumerate(one.roles)}
+            for figure, cells in one.figures.items()
+        }
+        for one in collect(record, found, store).arrivals
+    }
+    told["scales"] = scales(record, store)
+    return told
+
+
+def scales(record: dict[str, Any], store: Store) -> dict[str, list[float]]:
+    """Of each arm that injects something, the scales at which its trials are given it."""
+    chosen: dict[str, list[float]] = defaultdict(list)
+    for row in record["rows"]:
+        for key in row["trials"]:
+            lineage = _lineage(store, "evaluate", key)
+            trained = _lineage(store, "finetune", lineage.get("adapter"))
+            scaled = store.find("scale", trained["carried"]) if "carried" in trained else None
+            if scaled:
+                chosen[row["label"]].append(json.loads((scaled / "manifest.json").read_text())["facts"]["scale"])
+    return dict(chosen)
+
+
+def _lineage(store: Store, step: str, key: str | None) -> dict[str, str]:
+    folder = store.find(step, key) if key else None
+    return json.loads((folder / "manifest.json").read_text())["lineage"]["inputs"] if folder else {}
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 3) for value in values]
+
+
+def table(told: dict[str, Any]) -> str:
+    """A line a way: its score before any step and after, and how much better it is than what it is held against."""
+    rows = {row["arm"]: row for row in told["rows"]}
+    found = {(one["arm"], one["against"]): one for one in told["verdict"]["comparisons"]}
+    lines = [
+        ", ".join(f"{arm} {rows[arm]['mean']:.2f}" for arm in ("teacher_tuned", *RIVALS) if arm in rows) + ".\n",
+        "| way | before | after | minus lora | minus pissa | its control | minus it | better than |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for way, control in sorted(NEEDED.items(), key=lambda pair: -rows[pair[0]]["mean"] if pair[0] in rows else 0):
+        if way not in rows:
+            continue
+        beats = [other for (arm, other), one in found.items() if arm == way and one["outcome"] == "better"]
+        before = rows[way].get("before")
+        lines.append(
+            f"| {way} | {'-' if before is None else f'{before:.2f}'} | {rows[way]['mean']:.2f} |"
+            f" {_difference(found.get((way, 'lora')))} | {_difference(found.get((way, 'pissa')))} |"
+            f" {rows[control]['mean']:.2f} | {_difference(found.get((way, control)))} | {', '.join(beats) or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def _difference(one: dict[str, Any] | None) -> str:
+    return f"{one['delta']:+.2f} [{one['ci95'][0]:+.2f}, {one['ci95'][1]:+.2f}]" if one else "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
