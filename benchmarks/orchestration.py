@@ -20,8 +20,8 @@ from orchestrator.store import Store
 from orchestrator.sweep.groups import trained
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.runner import Runner
-from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.sweep import Plan
+from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.run_record import Record
 
 PKT = str(Path(sys.executable).with_name("pkt"))
