@@ -76,9 +76,12 @@ def _of_teacher(arm: str, baseline: str, by: Mapping[str, Comparison], lost: Seq
             " been found here)."
         )
     if missed := [one for one in controls if one.outcome != "better"]:
-        what = " or ".join(f"{one.against} ({one.why or CONTROLS[one.against]})" for one in missed)
+        how = {"worse": "is worse than"}
+        told = [(how.get(one.outcome, "can't be told from"), one.against, one.why or CONTROLS[one.against])
+                for one in missed]  # fmt: skip
+        what = " and ".join(f"{is_} {other} ({about})" for is_, other, about in told)
         whose = "the teacher's doing" if arm in OF_TEACHER else "its own doing"
-        return f"Better than {baseline}, but not shown to be {whose}: {arm} is not better than {what}."
+        return f"Better than {baseline}, but not shown to be {whose}: {arm} {what}."
     if needed not in by:
         reason = f"no trial of {needed} ended" if needed in lost else f"{needed} wasn't run"
         of = "" if arm == "transfer" else f" of {arm}"
@@ -183,7 +186,7 @@ def gate_line(gate: Mapping[str, Any]) -> str:
 def reach(smallest: float | None) -> str:
     """The smallest true difference that is found four times of five; scores have no difference above 1."""
     if smallest is None or smallest > 1:
-        return "no true difference"
+        return "not even the largest true difference"
     return f"only a true difference of {smallest:.2f} or more"
 
 

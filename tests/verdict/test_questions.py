@@ -41,7 +41,7 @@ def test_a_way_that_beats_all_but_its_random_map_is_not_the_teachers_doing() -> 
     assert outcomes["ridge", "lora"] == outcomes["theseus", "theseus_random_map"] == "better"
     assert outcomes["ridge", "ridge_random_map"] == "can't tell"
     assert "The teacher helped: theseus is better than lora and than theseus_random_map." in verdict.headline
-    assert "not shown to be the teacher's doing: ridge is not better than ridge_random_map" in verdict.headline
+    assert "not shown to be the teacher's doing: ridge can't be told from ridge_random_map" in verdict.headline
     assert "Undecided: transfer" in verdict.headline
 
 

@@ -193,9 +193,8 @@ def test_rows_that_look_alike_are_told_apart_where_they_are_named() -> None:
 
 
 def test_a_difference_that_no_score_can_have_is_not_named() -> None:
-    assert [reach(one) for one in (None, 3.96, 0.181)] == [
-        "no true difference", "no true difference", "only a true difference of 0.18 or more"
-    ]  # fmt: skip
+    none = "not even the largest true difference"
+    assert [reach(one) for one in (None, 3.96, 0.181)] == [none, none, "only a true difference of 0.18 or more"]
 
 
 def test_a_learning_rate_on_the_edge_is_a_warning() -> None:
