@@ -7,15 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def rotated(
-    z: Float[Tensor, "r mt"],
-    teacher: Float[Tensor, "k mt"],
-    student: Float[Tensor, "k ms"],
-    *,
-    centre: bool = False,
-    whiten: float = 0.0,
-) -> Float[Tensor, "r ms"]:
-    """z·T with T = UVᵀ of C = H_TᵀH_S = UΣVᵀ (orthogonal Procrustes, Schönemann 1966), in z's number type.
+def rotation(
+    teacher: Float[Tensor, "k mt"], student: Float[Tensor, "k ms"], *, centre: bool = False, whiten: float = 0.0
+) -> tuple[Float[Tensor, "mt c"], Float[Tensor, "c ms"]]:
+    """U and Vᵀ of T = UVᵀ, where C = H_TᵀH_S = UΣVᵀ (orthogonal Procrustes, Schönemann 1966), in float64.
 
     C is formed where k tokens are more than the channels, and from both sides' QR (k x k) where they are fewer.
     Directions in which C is zero to rounding are left out: there any rotation would be as good. With `whiten` p > 0
@@ -33,7 +28,7 @@ def rotated(
         u, s, vh = torch.linalg.svd(r_t @ r_s.t(), full_matrices=False)
         u, vh = q_t @ u, vh @ q_s.t()
     kept = s > torch.finfo(s.dtype).eps * max(teacher.shape[1], student.shape[1]) * s.max()
-    return ((z.double() @ u[:, kept]) @ vh[kept]).to(z.dtype)
+    return u[:, kept], vh[kept]
 
 
 def _whitened(h: Float[Tensor, "k m"], power: float) -> Float[Tensor, "k m"]:

@@ -8,10 +8,14 @@ Tokens are rows. A side that counts tokens of the vocabulary is no side of chann
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,13 @@ class Side:
     held: int = 0
     axis: str = ""  # what its channels count, as `orchestrator.models.families.AXES` has it
     layer: int | None = None  # the student's
+    made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # maps of it, by what they depend on
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` makes of this side, at the first call: three of a layer's matrices read the same channels."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     @property
     def fitted(self) -> Side:

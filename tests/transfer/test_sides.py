@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy
@@ -12,8 +14,14 @@ from orchestrator.transfer.arms import ARMS
 from orchestrator.transfer.arms.carried import Carried
 from orchestrator.transfer.random_map import RandomMap
 from orchestrator.transfer.regression import PENALTIES, fitted, through
-from orchestrator.transfer.rotation import rotated
+from orchestrator.transfer.rotation import rotation
 from orchestrator.transfer.sides import Matrix, Side, Tokens, explained, norm_of
+
+
+def rotated(z: Tensor, teacher: Tensor, student: Tensor, **how: Any) -> Tensor:
+    u, vh = rotation(teacher, student, **how)
+    return z @ u @ vh
+
 
 GENERATOR = torch.Generator()
 METHODS = [

@@ -31,10 +31,14 @@ class Theseus(Carried):
 
     def read(self, z: Float[Tensor, "r mt"], side: Side) -> Float[Tensor, "r ms"]:
         """z·T."""
-        from orchestrator.transfer.rotation import rotated
+        from orchestrator.transfer.rotation import rotation
 
-        fitted = side.fitted
-        return rotated(z, fitted.teacher, fitted.student, centre=self.centre, whiten=self.whiten)
+        def make() -> tuple[Tensor, Tensor]:
+            fitted = side.fitted
+            return rotation(fitted.teacher, fitted.student, centre=self.centre, whiten=self.whiten)
+
+        u, vh = side.once(("rotation", self.centre, self.whiten), make)
+        return ((z.double() @ u) @ vh).to(z.dtype)
 
     def written(self, z: Float[Tensor, "r nt"], side: Side) -> Float[Tensor, "r ns"]:
         """z·T, as what is read."""
