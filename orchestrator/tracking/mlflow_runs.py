@@ -145,7 +145,7 @@ class Runs:
         if record.status == "RUNNING":
             if run.status != "RUNNING":
                 client.update_run(run.id, status="RUNNING")
-        else:
+        elif run.status != record.status:  # what is added to an ended run leaves its time
             client.set_terminated(run.id, record.status, record.time_ms)
         run.status = record.status
         if doubted:  # a request that was given up may still have been served, after we looked

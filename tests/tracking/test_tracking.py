@@ -60,6 +60,17 @@ def test_a_record_twice_is_one_run_without_a_point_more(uri: str, tmp_path: Path
     assert len(runs_of(uri)["sweep/trial"].inputs.dataset_inputs) == 1
 
 
+def test_what_is_added_to_a_run_that_has_ended_leaves_its_duration(uri: str, tmp_path: Path, trial: Record) -> None:
+    tracker = tracker_at(uri, tmp_path)
+    later = replace(trial, metrics={"before any step/score": 0.5}, time_ms=trial.time_ms + 60_000)
+    for record in (SWEEP, trial, later):
+        tracker.put(record)
+    assert tracker.close(60).records == 0
+    run = runs_of(uri)["sweep/trial"]
+    assert run.info.end_time == trial.time_ms
+    assert run.data.metrics["before any step/score"] == 0.5 and set(trial.metrics) < set(run.data.metrics)
+
+
 def test_weights_have_one_place_on_disk_and_all_else_is_copied(tmp_path: Path, uri: str, trial: Record) -> None:
     """Beside the store; elsewhere, as without room for a second name, they are copied."""
     if not Path("/dev/shm").is_dir():
