@@ -13,7 +13,7 @@ from orchestrator.recipe import Grid, Sweep
 from orchestrator.report.record import asked_for, differences
 from orchestrator.store import Store
 from orchestrator.sweep.cells import cells_of
-from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try
+from orchestrator.sweep.groups import fine_tunings, groups_of, share_of_a_try, trainings_of
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.lengths import lengths_for
 from orchestrator.sweep.plan import counts, forecast
@@ -54,6 +54,9 @@ def afford(sweep: Sweep, budget: str) -> Sweep:
     finetune, score = (told.steps[name].gpu_hours for name in ("finetune", "score"))
     final, attempt = finetune + score, max(share_of_a_try(sweep) * finetune + told.choosing.gpu_hours, 1e-9)
     compared, tries = own["compared"], own["choosing"]
+    if theirs := trainings_of(sweep, cells_of(sweep), "teacher").choosing:  # each arm has as many as every other
+        each = share_of_a_try(sweep) * told.steps["tune"].gpu_hours + told.steps["teacher_score"].gpu_hours
+        attempt = ((tries - theirs) * attempt + theirs * each) / tries
     left = float(found[1]) - told.steps["sweep"].gpu_hours + tries * attempt  # once all that are compared are paid
     trials = int(compared + left / attempt if left >= 0 else compared + left / final)
     paid = f"budget: {budget} pays for {max(trials, 0)} fine-tunings"

@@ -21,6 +21,7 @@ STEPS = {
     "extract": "extract",
     "tune": "tune the teacher",
     "read": "read texts",
+    "ask": "ask the teacher",
     "finetune": "fine-tune, a trial",
     "score": "score, a trial",
     "sweep": "the whole sweep",

@@ -64,7 +64,7 @@ def run(
     kept = Store(store)
     kept.check()
     steps = ("measure", "extract") if recipe.arm.extracts else ()
-    steps = (*steps, "tune", "read", "finetune", "score")
+    steps = (*steps, "tune", "read", "ask", "finetune", "score")
     screen, where = Terminal(), Run(store=store, ranks=ranks, offload=offload, tokens_at_once=tokens)
     with screen.lasting(o.finding(recipe)):
         from orchestrator import pipeline

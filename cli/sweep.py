@@ -130,7 +130,7 @@ def sweep(
     if run.workers > 1:
         whole = "a part of the student" if shard_student else "the whole student"
         screen.say(f"each fine-tuning is shared by {run.workers} workers, which hold {whole} each")
-    steps = ("measure", "extract", "tune", "read", "finetune", "score")
+    steps = ("measure", "extract", "tune", "read", "ask", "finetune", "score")
     with screen.lasting(o.finding(asked.recipe)):
         from orchestrator.models.portable import portable
         from orchestrator.sweep.sweep import Plan, run_sweep

@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,15 @@ def main() -> int:
     if said.folder is None:
         asked.error("name the folder that make.py made")
     only = said.only.split(",") if said.only else sorted(file.stem for file in said.folder.glob("*-*.yaml"))
+    HERE.mkdir(exist_ok=True)
     for name in only:
         if (HERE / f"{name}.json").is_file():
             continue
-        began, store = time.monotonic(), said.folder / "store"
-        words = ["sweep", said.folder / f"{name}.yaml", "--store", store, "--yes"]
-        if code := subprocess.run([PKT, *words]).returncode:
+        store = said.folder / "store"
+        code = subprocess.run([PKT, "sweep", said.folder / f"{name}.yaml", "--store", store, "--yes"]).returncode
+        if code > 1 or code < 0:  # 1: it came to its end, and some of its trials failed
             return code
-        told = kept(Store(store), f"transport-{name}", store) | {"minutes": round((time.monotonic() - began) / 60, 1)}
-        HERE.mkdir(exist_ok=True)
+        told = kept(Store(store), f"transport-{name}", store)
         (HERE / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0
 
@@ -109,13 +108,17 @@ def table(told: dict[str, Any]) -> str:
         if way not in rows:
             continue
         beats = [other for (arm, other), one in found.items() if arm == way and one["outcome"] == "better"]
-        before = rows[way].get("before")
-        lines.append(
-            f"| {way} | {'-' if before is None else f'{before:.2f}'} | {rows[way]['mean']:.2f} |"
-            f" {_difference(found.get((way, 'lora')))} | {_difference(found.get((way, 'pissa')))} |"
-            f" {rows[control]['mean']:.2f} | {_difference(found.get((way, control)))} | {', '.join(beats) or '-'} |"
-        )
+        cells = [
+            way, _score(rows[way].get("before")), _score(rows[way]["mean"]),
+            *(_difference(found.get((way, rival))) for rival in ("lora", "pissa")),
+            _score(rows.get(control, {}).get("mean")), _difference(found.get((way, control))), ", ".join(beats) or "-",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _difference(one: dict[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,11 @@ def carry(
         layers = [[(layer, 1.0)] for layer in method.layers.select([0.0] * depths[0], depths[1])]
     site = Site.open(teacher, student, changed, method, layers, (pairs, of_teacher, of_student), shuffled)
     parts = site.parts()
-    with placement.settled() as settled:
-        found = spread(settled, site.carried, list(parts.values()), partial or folder)
-        made = dict(zip(parts, track(found, "carrying the update over", len(parts)), strict=True))
+    by_layer = [dict(some) for _, some in groupby(parts.items(), key=lambda one: one[1][0][1])]
+    with placement.settled() as settled:  # a layer at a time, whose matrices share channels, and so maps
+        found = spread(settled, site.together, [list(some.values()) for some in by_layer], partial or folder)
+        each = track(found, "carrying the update over", len(by_layer))
+        made = dict(zip(parts, chain.from_iterable(each), strict=True))
     starts = {name: start for name, (start, _) in made.items()}
     embeddings = frozenset({site.own.family.module("embed", None)}) & starts.keys()
     adapters.write_start(folder, adapters.of_one_rank(starts), base_name=student_name, embeddings=embeddings)

@@ -123,6 +123,10 @@ class Site:
             return any(role in ORIGINS[origin] for origin in self.method.origins())
         return self.theirs.family.module(role, at) in self.changed
 
+    def together(self, modules: list[list[Part]]) -> list[tuple[adapters.Start, dict[str, float]]]:
+        """Several modules' updates."""
+        return [self.carried(parts) for parts in modules]
+
     def carried(self, parts: list[Part]) -> tuple[adapters.Start, dict[str, float]]:
         """One module's update: of roles that share it each one's, one below the other."""
         made = [self._moved(role, layer) for role, layer in parts]

@@ -117,7 +117,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
         identity={"student": trained.sha256},
         where={
             "student": trained.folder, "names": names,
-            "gradient_checkpointing": ready.recomputed(part.gradient_checkpointing),
+            "gradient_checkpointing": ready.recomputed(part.gradient_checkpointing, who),
         },
     )  # fmt: skip
 
@@ -129,8 +129,13 @@ def evaluate_step(
     who: Who = "student",
     adapter: Step | None = None,
     beside: str | None = None,
+    *,
+    shared: bool = False,
 ) -> Step:
     """The score of a model as it is, or with an adapter, on a split; or on the task `beside` that isn't trained.
+
+    Of the teacher by ranks, as it may be too large for a device: as it is, and with an adapter that is `shared`, as its
+    update is. One that is only tried is scored where it was trained.
 
     What an edit leaves alone is told against the untouched model: its evaluation, one for all adapters, comes first.
     """
@@ -139,7 +144,7 @@ def evaluate_step(
     if adapter and task.metric.kind == "edit_success":
         inputs["untouched"] = evaluate_step(recipe, ready, split, who, beside=beside)
     scored = ready.checkpoint(who)
-    own = who == "teacher"  # which may be too large for a device
+    own = who == "teacher" and (adapter is None or shared)
     judge, at = _judge(task, ready)
     return Step(
         "evaluate",

@@ -56,9 +56,14 @@ class Ready:
         """What a model is computed in, by name: a step is told, so that its fingerprint and its manifest say it."""
         return self.dtypes[who] if asked == "auto" else asked
 
-    def recomputed(self, asked: Literal["auto"] | bool) -> bool:
-        """Whether a training keeps its layers' inputs alone and computes the rest anew: no result depends on it."""
-        return self.recompute if asked == "auto" else asked
+    def recomputed(self, asked: Literal["auto"] | bool, who: Who = "student") -> bool | None:
+        """Whether a training keeps its layers' inputs alone and computes the rest anew: no result depends on it.
+
+        None: on a GPU. The teacher's own training, which comes once, isn't to fail for want of memory.
+        """
+        if asked != "auto":
+            return asked
+        return self.recompute if who == "student" else None
 
     def seeds_for(self, recipe: Recipe) -> list[Example]:
         """By which a trial's teacher is measured: those of the task, or of the one that it names."""

@@ -54,7 +54,7 @@ def finetune(
     seed: int,
     template: TemplateName,
     names: dict[str, str],
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | None = False,
     until: float = 1.0,
     before: Path | None = None,
     partial: Path | None = None,
@@ -66,15 +66,16 @@ def finetune(
 
     With `until` < 1 the training stops after that share of its steps and leaves its state, which a step with more of
     them takes as `before`. `max_grad_norm` 0 clips nothing. With `gradient_checkpointing` a layer keeps its inputs and
-    computes the rest again in the backward pass: same result, less memory, half more time. Every rank of a training
-    does this, and the first one writes. `sharded`: each holds a part of the frozen student. `given`: by name, the
-    results of the steps that the arm needs. UserError at the step at which the loss isn't finite, and for starts that
-    would run rows through a sharded student.
+    computes the rest again in the backward pass: same result, less memory, half more time; None: on a GPU. Every rank
+    of a training does this, and the first one writes. `sharded`: each holds a part of the frozen student. `given`: by
+    name, the results of the steps that the arm needs. UserError at the step at which the loss isn't finite, and for
+    starts that would run rows through a sharded student.
     """
     from transformers import set_seed
 
     from orchestrator.student import training
 
+    again = torch.cuda.is_available() if gradient_checkpointing is None else gradient_checkpointing
     tokenizer = load_tokenizer(student)
     pad = tokenizer.pad_token_id
     fit = fitted(data.read(rows), template, tokenizer, max_tokens)
@@ -91,9 +92,9 @@ def finetune(
     args = training.arguments(
         partial or folder, steps=steps, lr=lr, epochs=epochs, batch=batch_size,
         micro=fitting(longest, batch_size, micro_batch_size, training.ranks()), warmup=warmup,
-        max_grad_norm=max_grad_norm, recompute=gradient_checkpointing, seed=seed,
+        max_grad_norm=max_grad_norm, recompute=again, seed=seed,
     )  # fmt: skip
-    with _stock(student, dtype, sharded=sharded, own=gradient_checkpointing) as model:
+    with _stock(student, dtype, sharded=sharded, own=again) as model:
         set_seed(seed)
         peft_model = adapted(model, chosen, rank, alpha, dropout, seed, found, batches)
         watched = _layer(model, chosen.watched(model.config.num_hidden_layers))
@@ -107,7 +108,7 @@ def finetune(
         if isinstance(chosen, Edited):
             some = encoded[: chosen.examples]
             parts = [collate(some[at : at + micro], pad) for at in range(0, len(some), micro)]
-            edit(peft_model, chosen, parts, seed, gradient_checkpointing)
+            edit(peft_model, chosen, parts, seed, again)
         if first_rank:
             adapters.save(peft_model, folder, names["student"])
         if not sharded:

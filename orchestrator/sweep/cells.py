@@ -56,6 +56,11 @@ class Cell:
             return "teacher_tuned" if self.adapted else "teacher"
         return self.recipe.arm.kind if self.adapted else "student"
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher itself is trained for it, and not given with an update that was made elsewhere."""
+        return self.who == "teacher" and self.adapted and not (self.rate and self.recipe.update.adapter)
+
     def name(self, **more: Any) -> str:
         """For people: the fields that tell cells of a sweep apart."""
         recipe = self.recipe
@@ -80,7 +85,7 @@ class Cell:
         adapter = pipeline.finetune_step(recipe, ready, self.who, shares) if self.adapted else None
         if self.rate:
             adapter = pipeline.update_step(recipe, ready)
-        step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter)
+        step = pipeline.evaluate_step(recipe, ready, split, self.who, adapter, shared=self.rate is not None)
         said = recipe.arm.model_dump(mode="json", exclude_defaults=True) if self.label == recipe.arm.kind else {}
         params = {
             "stage": stage,

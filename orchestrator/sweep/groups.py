@@ -160,9 +160,15 @@ def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     return {
         "teacher passes": len({recipe.measure for recipe in cut}),
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
-        "passes for distillation": len({_labels(recipe) for recipe in recipes if "labels" in recipe.arm.needs}),
+        "passes for distillation": len(labelled(sweep, cells)),
         "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
     }
+
+
+def labelled(sweep: Sweep, cells: Iterable[Cell]) -> set[tuple[Any, ...]]:
+    """The passes in which the teacher says what it predicts, for how many rows first: "equal" or "all"."""
+    recipes = [cell.recipe.model_copy(update={"seed": seed}).settled() for cell, seed in trained(sweep, cells)]
+    return {_labels(recipe) for recipe in recipes if "labels" in recipe.arm.needs}
 
 
 def _labels(recipe: Recipe) -> tuple[Any, ...]:

@@ -92,13 +92,13 @@ class Cost:
         return {"fits": self.fits, "ranks": self.ranks, "per_rank": memory, **found}
 
 
-def refuse_unless_fits(cost: Cost, what: str, assumed: str = "") -> None:
-    """UserError with the figures, and with what was `assumed`, where a step would run out of memory."""
+def refuse_unless_fits(cost: Cost, what: str, assumed: str = "", remedy: str = "") -> None:
+    """UserError with the figures, with what was `assumed` and with a `remedy`, where a step would run out of memory."""
     if cost.fits:
         return
     need, room = cost.per_rank.peak_bytes, USABLE * cost.memory
     where = "on 1 rank" if cost.ranks == 1 else f"on each of {cost.ranks} ranks"
-    remedy = "a smaller --tokens-at-once, finetune.micro_batch_size or max_tokens takes less"
+    remedy = remedy or "a smaller --tokens-at-once, finetune.micro_batch_size or max_tokens takes less"
     if cost.smallest_cluster:
         remedy = f"{cost.smallest_cluster} ranks with as much memory each would do (see `pkt plan`)"
     raise UserError(

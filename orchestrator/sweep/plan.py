@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from orchestrator.sweep.costs import (
 from orchestrator.sweep.groups import (
     fine_tunings,
     groups_of,
+    labelled,
     rates_of,
     share_of_a_try,
     shared_by,
@@ -37,14 +39,14 @@ from orchestrator.sweep.groups import (
 )
 from orchestrator.sweep.hardware import Cost, Hardware
 from orchestrator.sweep.lengths import Lengths, Row, lengths_for
-from orchestrator.sweep.reading_cost import reading_cost
+from orchestrator.sweep.reading_cost import forward_passes
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.transfer.arms import ARMS
 from orchestrator.transfer.arms.carried import Carried
 from orchestrator.verdict.asked import questions
 
 LARGEST_CLUSTER = 1024
-STEPS = ("measure", "teacher_score", "extract", "tune", "read", "finetune", "score", "sweep")
+STEPS = ("measure", "teacher_score", "extract", "tune", "read", "ask", "finetune", "score", "sweep")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Forecast:
     trials: int
     uncut: tuple[str, ...]
     recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
-    # By name, of STEPS: extract where all can be cut, tune and read where an arm or the gate asks for it; tune,
+    # By name, of STEPS: extract where all can be cut, tune, read and ask where an arm or the gate asks for it; tune,
     # finetune and score are one trial's
     steps: dict[str, Cost]
     lengths: Lengths
@@ -130,7 +132,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     steps = {"measure": measure, "teacher_score": asking}
     rank = max(cell.recipe.rank for cell in cells if cell.who == "student")
     trained = {"finetune": (student, rank)}
-    if theirs := [cell.recipe.rank for cell in cells if cell.who == "teacher"]:
+    if theirs := [cell.recipe.rank for cell in cells if cell.trains_teacher]:
         trained["tune"] = teacher, max(theirs)
     ways = [
         {
@@ -140,11 +142,11 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         for recompute in (False, True)
     ]
     said = recipe.finetune.gradient_checkpointing
-    recompute = hardware.cuda and not all(cost.fits for cost in ways[0].values()) if said == "auto" else said
-    steps |= {name: _alone(cost, hardware.workers) for name, cost in ways[recompute].items()}
-    arms = [cell.recipe.arm for cell in cells]
-    if any(isinstance(arm, Carried) and arm.reads == "texts" for arm in arms):
-        steps["read"] = _sized(lambda count: reading_cost(teacher, student, recipe, count, held, lengths), gpus)
+    recompute = hardware.cuda and not ways[0]["finetune"].fits if said == "auto" else said
+    again = {"finetune": recompute, "tune": hardware.cuda if said == "auto" else recompute}
+    steps |= {name: _alone(ways[again[name]][name], hardware.workers) for name in trained}
+    forward = forward_passes(sweep, cells, teacher, student, held, lengths)
+    steps |= {name: _sized(cost, gpus) for name, (_, cost) in forward.items()}
     steps["score"], choosing = (
         _alone(judged(score_cost(student, lengths, rows, rank, hardware), rows))
         for rows in (lengths.test, lengths.validation)
@@ -157,13 +159,16 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
     needs = [cost.smallest_cluster for cost in steps.values()]
     smallest = None if None in needs else max(need for need in needs if need)
-    shared, share = shared_by(sweep, cells), share_of_a_try(sweep)
+    shared, share, at_once = shared_by(sweep, cells), share_of_a_try(sweep), max(1, gpus // hardware.workers)
+    sizes = (teacher.geometry.weights, student.geometry.weights)
+    longer = statistics.fmean(cell.recipe.arm.longer(*sizes) for cell in cells if cell.who == "student")
+    equal = sum(rows == "equal" for rows, *_ in labelled(sweep, cells))  # as long as measuring by design
     times = {
-        "measure": shared["teacher passes"] + shared["passes for distillation"],  # which take as long by design
+        "measure": shared["teacher passes"] + equal,
         "extract": shared["extractions"],
-        "tune": of_teacher.whole(share),
-        "read": 1,
-        "finetune": math.ceil(of_student.whole(share) / max(1, gpus // hardware.workers)),
+        "tune": math.ceil(of_teacher.whole(share) / at_once),
+        **{name: count for name, (count, _) in forward.items()},
+        "finetune": math.ceil(longer * of_student.whole(share) / at_once),
         "teacher_score": 1 + sum(of_teacher),
         "score": math.ceil((of_student.compared + 1) / gpus),  # and the student as it is
     }
@@ -218,7 +223,8 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
 
 def _uncounted(kinds: Iterable[str]) -> list[str]:
     """What arms take that no step of the plan is for: controls take what their arms do."""
-    ways = [kind for kind in kinds if kind in ARMS and ARMS[kind].asks_more() and not ARMS[kind].is_control]
+    known = [kind for kind in kinds if kind in ARMS and not ARMS[kind].is_control]
+    ways = [kind for kind in known if {*ARMS[kind].needs} - {"factors", "labels", "excess"}]
     maps = [kind for kind in ways if issubclass(ARMS[kind], Carried)]
     others = [kind for kind in ways if kind not in maps]
     told = {"the maps of": maps, "what else is made for": others}

@@ -127,7 +127,8 @@ class Runner:
 
         def after(index: int, *_: object) -> list[Rungs[Trial]]:
             trial = queue[index]
-            return missing([*trial.after, *then(trial), *alike.pop(trial.step.fingerprint)])
+            others = alike.pop(trial.step.fingerprint, []) if self._folder(trial) else []  # what has failed would again
+            return missing([*trial.after, *then(trial), *others])
 
         with self.screen.trials(what, total, self._under_way) as tick:
             first = missing(trials)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 from orchestrator.cluster.ranks import Member
-from orchestrator.models.adapters import folded, wearing
+from orchestrator.models.adapters import wearing
 from orchestrator.teacher.checkpoints import agreed
 from orchestrator.teacher.teacher_pass import Job, Progress, Through, opened, passes, progress
 
@@ -22,9 +21,7 @@ def file_of(identity: str) -> str:
 
 def by_example(job: Job, member: Member, through: Through, named: Callable[[str], str] = file_of) -> Iterator[Progress]:
     """One rank's part: each batch goes `through` the model, which leaves the files that ids are `named` by."""
-    with opened(job, member) as base, wearing(base, job.adapter) as model, ExitStack() as meanwhile:
-        if not job.placement.sharded:  # a shard has nothing to add to
-            meanwhile.enter_context(folded(model))
+    with opened(job, member) as base, wearing(base, job.adapter) as model:
         done = agreed({example.id for example in job.encoded if (job.partial / named(example.id)).exists()}, member)
         for round in passes(job, member, model, done, through):
             yield progress(round)

@@ -76,7 +76,7 @@ def _of_teacher(arm: str, baseline: str, by: Mapping[str, Comparison], lost: Seq
             " been found here)."
         )
     if missed := [one for one in controls if one.outcome != "better"]:
-        how = {"worse": "is worse than"}
+        how = {"worse": "is worse than", "described": "can't be claimed to be better than"}
         told = [(how.get(one.outcome, "can't be told from"), one.against, one.why or CONTROLS[one.against])
                 for one in missed]  # fmt: skip
         what = " and ".join(f"{is_} {other} ({about})" for is_, other, about in told)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.intent import afford
 from orchestrator.recipe import Sweep
 from orchestrator.sweep.anatomy import Anatomy
 from orchestrator.sweep.hardware import Hardware
@@ -34,7 +35,8 @@ def test_a_teacher_that_is_its_own_student_takes_what_the_student_takes(demo_mod
     assert "tune" not in plain.steps and plain.trials == rows
     more = carried.steps["sweep"].seconds - plain.steps["sweep"].seconds
     once = [carried.steps[name].seconds for name in ("tune", "read", "teacher_score")]
-    assert more == pytest.approx(sum(once))
+    asked = 2 * carried.steps["ask"].seconds  # with the update and without, for TiTok's excess
+    assert more == pytest.approx(sum(once) + asked)
 
 
 def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None:
@@ -59,14 +61,55 @@ def test_a_teacher_too_large_to_be_trained_is_told_before_anything_is_fetched() 
     asked = sweep(recipe={"teacher": "llama2-70b"}, axes={"arm": ["lora", "cross_lora"]})
     assert not forecast(asked, Hardware(8, 80e9)).steps["tune"].fits
     assert forecast(asked, Hardware(8, 80e9, workers=8, sharded=True)).steps["tune"].fits
-    given = sweep(
-        recipe={"teacher": "llama2-70b", "update": {"base": "some/base"}}, axes={"arm": ["lora", "cross_lora"]}
-    )
-    assert "tune" not in forecast(given, Hardware(8, 80e9)).steps
+    for made in ({"base": "some/base"}, {"adapter": "some/adapter"}):  # elsewhere: nothing is trained for it
+        given = sweep(recipe={"teacher": "llama2-70b", "update": made}, axes={"arm": ["lora", "cross_lora"]})
+        assert "tune" not in forecast(given, Hardware(8, 80e9)).steps
 
 
 def test_what_a_plan_leaves_out_is_named() -> None:
     """Maps by their arms, and what else is made before: a control takes what its arm does, and isn't named again."""
-    asked = sweep(recipe={"teacher": "llama2-70b"}, axes={"arm": ["lora", "theseus", "ridge", "laten"]})
+    arms = ["lora", "theseus", "ridge", "laten", "titok", "lora_equal", "distil_tuned"]
+    asked = sweep(recipe={"teacher": "llama2-70b"}, axes={"arm": arms})
     told = counts(asked, 80e9)["cost"]["not_counted"]
     assert told == ["the maps of theseus, ridge", "what else is made for laten"]
+
+
+def test_what_arms_take_beyond_a_training_is_counted() -> None:
+    """A longer one by its length; predictions on all rows by a forward pass over them, and on as many as equal compute
+    buys by a measuring pass."""
+    of, here = (
+        {"teacher": "llama2-13b", "student": "llama2-7b", "update": {"adapter": "some/adapter"}},
+        Hardware(8, 80e9),
+    )
+
+    def seconds(*arms: object) -> tuple[float, dict[str, float]]:
+        told = forecast(sweep(recipe=of, axes={"arm": ["lora", *arms]}, lr=[3e-4], repeats=8), here)
+        return told.steps["sweep"].seconds, {name: cost.seconds for name, cost in told.steps.items()}
+
+    plain, each = seconds("pissa")
+    longer, _ = seconds("lora_equal")
+    sizes = [Anatomy.of(of[who], who).geometry.weights for who in ("teacher", "student")]
+    assert longer - plain == pytest.approx(each["finetune"] * sizes[0] / sizes[1], rel=0.05)  # of whole rounds
+    equal, _ = seconds("distil")
+    assert equal - plain == pytest.approx(each["measure"])
+    tuned, asked = seconds("distil_tuned")
+    scored = each["teacher_score"]  # the teacher with the update that was given
+    assert tuned - plain == pytest.approx(asked["ask"] + scored)
+    rows = 1000 * 2048 * 2 * Anatomy.of(of["teacher"], "teacher").multiplied
+    assert asked["ask"] == pytest.approx(rows / (here.gpus or 1) / here.flops, rel=0.01)
+
+
+@pytest.mark.parametrize("hours", [12, 16, 30])
+def test_a_budget_is_what_the_plan_says_of_what_it_buys(hours: int) -> None:
+    """With a teacher that is tuned by the sweep, whose tries cost more than a student's."""
+    asked = sweep(
+        recipe={"teacher": "llama2-13b", "student": "llama2-7b"}, axes={"arm": ["lora", "pissa"]},
+        tuned_teacher=True, tuning_seeds=2, search={"kind": "random"},
+    )  # fmt: skip
+    bought = afford(asked, f"{hours}gpu-hours")
+    one = Hardware(1, 80e9)
+    paid, more = (
+        forecast(bought.model_copy(update={"trials": (bought.trials or 0) + some}), one).steps["sweep"].gpu_hours
+        for some in (0, 3 * asked.tuning_seeds)  # another setting for each of three arms
+    )
+    assert paid <= hours * 1.001 < more

@@ -52,11 +52,6 @@ class BaseArm(BaseModel):
         """Whether it takes over what the teacher knows, so that a claim of it asks whether the teacher does."""
         return cls.has_content and bool({*cls.needs} - {"student_states"})
 
-    @classmethod
-    def asks_more(cls) -> bool:
-        """Whether it takes more than a training and the passes over the teacher that a plan counts."""
-        return bool({*cls.needs} - {"factors", "labels"}) or cls.longer is not BaseArm.longer
-
     @property
     def cancels(self) -> bool:
         """Whether the base loses what the arm starts at, so that its function is the untouched student's."""
