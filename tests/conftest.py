@@ -11,7 +11,10 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: tests run beside each other
 import torch
+from hypothesis import settings
 
+settings.register_profile("untimed", deadline=None)  # a machine that is busy for a moment fails no test
+settings.load_profile("untimed")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Whoever starts the tests in the background makes them, and all that they start, deaf to Ctrl-C.

@@ -132,7 +132,7 @@ def test_arms_know_what_they_build_on() -> None:
     """Whose doing a result was is asked of every published way, by a control that differs in one thing."""
     cut = {"transfer", "random_window", "shuffled_seeds", "consistent_transfer", "consistent_transfer_random"}
     carrying = {"ridge", "theseus", "cross_lora", "transport_merge", "merged"}
-    learning = {"distil", "titok", "distil_titok", "distil_titok_random", "semalign"}
+    learning = {"distil", "distil_tuned", "titok", "distil_titok", "distil_titok_random", "semalign"}
     assert cut | carrying | learning | {"laten"} == OF_TEACHER  # another control has its size
     assert Transfer().extracts and Transfer().needs == ("factors",)
     twins = {f"{way}_{twin}": way for way in carrying for twin in ("random_map", "spectrum", "shuffled_texts")}
