@@ -145,7 +145,7 @@ def test_arms_know_what_they_build_on() -> None:
         "transfer",
         "consistent_transfer",
         *carrying,
-        *learning - {"distil", "distil_titok_random"},
+        *learning - {"distil", "distil_tuned", "distil_titok_random"},
         "laten",
         "spectral",
         "sta",
