@@ -159,4 +159,4 @@ def test_arms_know_what_they_build_on() -> None:
             control = ARMS[arm.judged_by]
             assert control.control_of == kind and control.takes_update == arm.takes_update
     updating = {kind for kind, arm in ARMS.items() if arm.takes_update and not arm.is_control}
-    assert updating == {"ridge", "theseus", "cross_lora", "merged", "titok", "distil_titok"}
+    assert updating == {"ridge", "theseus", "cross_lora", "merged", "titok", "distil_titok", "distil_tuned"}
