@@ -117,6 +117,15 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Go on where the plan says that memory won't do, or the teacher misses its gate."),
 ]
+WorkersPerTrial = Annotated[
+    int | None, typer.Option(min=1, help="Processes that share a training; by default one a GPU.")
+]
+ShardStudent = Annotated[
+    bool,
+    typer.Option(
+        "--shard-student", help="Each of these holds a part of the model that is trained: slower, less memory."
+    ),
+]
 STORE = "pkt-store"
 WHERE = (
     "store", "tracking", "cpus_per_trial", "gpus_per_trial", "workers_per_trial", "shard_student", "trials_at_once",

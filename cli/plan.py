@@ -56,6 +56,8 @@ def plan(
     flops: Annotated[str, typer.Option(help="Achieved by each in bfloat16, a second.")] = "400T",
     bandwidth: Annotated[str, typer.Option(help="Bytes a second that each receives from the others.")] = "100GB",
     tokens: o.Tokens = None,
+    workers_per_trial: o.WorkersPerTrial = None,
+    shard_student: o.ShardStudent = False,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> int:
@@ -77,7 +79,8 @@ def plan(
     from orchestrator.sweep.plan import forecast
 
     amounts = (o.amount(gpu_memory, "gpu-memory"), o.amount(flops, "flops"), o.amount(bandwidth, "bandwidth"))
-    hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None)
+    shared: dict[str, Any] = {"workers": workers_per_trial or 1, "sharded": shard_student}
+    hardware = Hardware(gpus, *amounts, tokens or Placement.tokens, fewer=tokens is None, **shared)
     with Terminal().lasting("reading the rows and what cuts them into tokens ..."):
         told = forecast(sweep, hardware, lengths_for(sweep))
     typer.echo(json.dumps(told.as_json()) if as_json else text(told, hardware, sweep.tasks))
@@ -101,6 +104,8 @@ def text(told: Forecast, hardware: Any, beside: Sequence[TaskChoice] = ()) -> st
                 f" {size(cost.network_bytes):>8}B {duration(cost.seconds):>9} {cost.gpu_hours:>9.2f}"
                 f"  {'yes' if cost.fits else 'NO'}"
             )
+    if (tune := told.steps.get("tune")) and not tune.fits and not hardware.sharded:
+        lines.append("The teacher is trained by one GPU here: --workers-per-trial N --shard-student shares it among N.")
     fitting = f"{sweep.smallest_cluster} GPU{'s'[: sweep.smallest_cluster - 1]}" if sweep.smallest_cluster else "none"
     lines += [f"can't be cut: {fault}" for fault in told.uncut]
     if told.held.tokens < hardware.tokens:

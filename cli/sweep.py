@@ -51,12 +51,8 @@ def sweep(
     gpus_per_trial: Annotated[
         float | None, typer.Option(min=0, help="Fractions share a GPU, more than one share a training; by default 1.")
     ] = None,
-    workers_per_trial: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share a training; by default one a GPU.")
-    ] = None,
-    shard_student: Annotated[
-        bool, typer.Option("--shard-student", help="Each of these holds a part of the student: slower, less memory.")
-    ] = False,
+    workers_per_trial: o.WorkersPerTrial = None,
+    shard_student: o.ShardStudent = False,
     trials_at_once: Annotated[int | None, typer.Option(min=1)] = None,
     keep_tuned: Annotated[
         bool, typer.Option("--keep-tuned", help="Keep the weights of settings that were only tried, too.")

@@ -36,6 +36,15 @@ def test_the_table_says_what_does_not_fit(pkt: Call) -> None:  # noqa: F811
     assert "Smallest cluster that fits: 3 GPUs." in out
 
 
+def test_a_teacher_that_no_gpu_can_train_is_planned_over_several(pkt: Call) -> None:  # noqa: F811
+    words = ("plan", "--teacher", "llama2-70b", "--arms", "lora,theseus", "--gpus", "8")
+    hint = "--workers-per-trial N --shard-student shares it among N"
+    for more, fits in (((), "NO"), (("--workers-per-trial", "8", "--shard-student"), "yes")):
+        _, out, _ = pkt(*words, *more)
+        tune = next(line for line in out.splitlines() if line.startswith("tune the teacher"))
+        assert tune.endswith(fits) and (hint in out) is (fits == "NO")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
