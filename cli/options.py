@@ -167,7 +167,7 @@ def check_memory(
     told, assumed = forecast(sweep, hardware, lengths), f"{lengths}: {lengths.unknown}" if lengths.unknown else ""
     for step in steps:
         if cost := told.steps.get(step):
-            remedy = "--workers-per-trial N --shard-student gives each GPU a part of it" if step == "tune" else ""
+            remedy = "pkt sweep --workers-per-trial N --shard-student gives each GPU a part" if step == "tune" else ""
             refuse_unless_fits(cost, f"{step} ({told.teacher.name} -> {told.student.name})", assumed, remedy)
     found = within(run, told, hardware)
     for field in ("tokens_at_once", *(["trials_at_once"] if isinstance(asked, Sweep) else [])):

@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.evidence import collect
+from orchestrator.report.evidence import collect, manifest
 from orchestrator.report.record import read_record, results
 from orchestrator.store import Store
 from orchestrator.verdict.asked import NEEDED
@@ -82,13 +82,13 @@ def scales(record: dict[str, Any], store: Store) -> dict[str, list[float]]:
             trained = _lineage(store, "finetune", lineage.get("adapter"))
             scaled = store.find("scale", trained["carried"]) if "carried" in trained else None
             if scaled:
-                chosen[row["label"]].append(json.loads((scaled / "manifest.json").read_text())["facts"]["scale"])
+                chosen[row["label"]].append(manifest(scaled)["facts"]["scale"])
     return dict(chosen)
 
 
 def _lineage(store: Store, step: str, key: str | None) -> dict[str, str]:
     folder = store.find(step, key) if key else None
-    return json.loads((folder / "manifest.json").read_text())["lineage"]["inputs"] if folder else {}
+    return manifest(folder)["lineage"]["inputs"] if folder else {}
 
 
 def _rounded(values: Any) -> list[float]:

@@ -152,7 +152,7 @@ def share_of_a_try(sweep: Sweep) -> float:
     return reduction ** -(rungs - 1) * (1 + (rungs - 1) * (1 - 1 / reduction))
 
 
-def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
+def shared_by(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, int]:
     """How often the teacher is gone through and cut for all of the sweep's trials together, by what it is for."""
     recipes = [cell.recipe.model_copy(update={"seed": seed}).settled() for cell, seed in trained(sweep, cells)]
     cut = [recipe for recipe in recipes if recipe.arm.extracts]
@@ -160,15 +160,14 @@ def shared_by(sweep: Sweep, cells: Iterable[Cell]) -> dict[str, int]:
     return {
         "teacher passes": len({recipe.measure for recipe in cut}),
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
-        "passes for distillation": len(labelled(sweep, cells)),
+        "passes for distillation": len(labelled(cells)),
         "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
     }
 
 
-def labelled(sweep: Sweep, cells: Iterable[Cell]) -> set[tuple[Any, ...]]:
+def labelled(cells: Iterable[Cell]) -> set[tuple[Any, ...]]:
     """The passes in which the teacher says what it predicts, for how many rows first: "equal" or "all"."""
-    recipes = [cell.recipe.model_copy(update={"seed": seed}).settled() for cell, seed in trained(sweep, cells)]
-    return {_labels(recipe) for recipe in recipes if "labels" in recipe.arm.needs}
+    return {_labels(cell.recipe) for cell in cells if "labels" in cell.recipe.arm.needs}
 
 
 def _labels(recipe: Recipe) -> tuple[Any, ...]:

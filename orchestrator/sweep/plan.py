@@ -145,7 +145,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     recompute = hardware.cuda and not ways[0]["finetune"].fits if said == "auto" else said
     again = {"finetune": recompute, "tune": hardware.cuda if said == "auto" else recompute}
     steps |= {name: _alone(ways[again[name]][name], hardware.workers) for name in trained}
-    forward = forward_passes(sweep, cells, teacher, student, held, lengths)
+    forward = forward_passes(recipe, cells, teacher, student, held, lengths)
     steps |= {name: _sized(cost, gpus) for name, (_, cost) in forward.items()}
     steps["score"], choosing = (
         _alone(judged(score_cost(student, lengths, rows, rank, hardware), rows))
@@ -162,7 +162,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     shared, share, at_once = shared_by(sweep, cells), share_of_a_try(sweep), max(1, gpus // hardware.workers)
     sizes = (teacher.geometry.weights, student.geometry.weights)
     longer = statistics.fmean(cell.recipe.arm.longer(*sizes) for cell in cells if cell.who == "student")
-    equal = sum(rows == "equal" for rows, *_ in labelled(sweep, cells))  # as long as measuring by design
+    equal = sum(rows == "equal" for rows, *_ in labelled(cells))  # as long as measuring by design
     times = {
         "measure": shared["teacher passes"] + equal,
         "extract": shared["extractions"],

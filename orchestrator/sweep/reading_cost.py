@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
-from orchestrator.recipe import Recipe, Sweep
+from orchestrator.recipe import Recipe
 from orchestrator.sweep.anatomy import Anatomy
 from orchestrator.sweep.cells import Cell
 from orchestrator.sweep.costs import measure_cost
@@ -22,7 +22,7 @@ from orchestrator.transfer.metrics import Wanda
 
 
 def forward_passes(
-    sweep: Sweep, cells: Sequence[Cell], teacher: Anatomy, student: Anatomy, held: Hardware, lengths: Lengths
+    recipe: Recipe, cells: Sequence[Cell], teacher: Anatomy, student: Anatomy, held: Hardware, lengths: Lengths
 ) -> dict[str, tuple[int, Callable[[int], Cost]]]:
     """By step how often it is done, and what it takes on so many ranks; a step that no arm asks for isn't there.
 
@@ -30,12 +30,12 @@ def forward_passes(
     predictions, or with its update and without. Rows are as the student's tokenizer cuts them.
     """
     found: dict[str, tuple[int, Callable[[int], Cost]]] = {}
-    recipe, arms = sweep.recipe, [cell.recipe.arm for cell in cells]
+    arms = [cell.recipe.arm for cell in cells]
     if any(isinstance(arm, Carried) and arm.reads == "texts" for arm in arms):
         texts = lengths.train[: recipe.carry.examples]
         found["read"] = 1, partial(_forward, [teacher, student], recipe, texts, held, lengths)
     excess = {cell.recipe.update for cell in cells if "excess" in cell.recipe.arm.needs}
-    if asked := sum(rows == "all" for rows, *_ in labelled(sweep, cells)) + 2 * len(excess):
+    if asked := sum(rows == "all" for rows, *_ in labelled(cells)) + 2 * len(excess):
         found["ask"] = asked, partial(_forward, [teacher], recipe, lengths.train, held, lengths)
     return found
 
@@ -45,7 +45,4 @@ def _forward(
 ) -> Cost:
     forward = recipe.model_copy(update={"measure": recipe.measure.model_copy(update={"metric": Wanda()})})
     own = replace(lengths, seed=rows)
-    first, *others = (measure_cost(model, forward, Scale(LARGEST_TILE), ranks, held, own) for model in models)
-    for other in others:
-        first = first.then(other)
-    return first
+    return reduce(Cost.then, (measure_cost(model, forward, Scale(LARGEST_TILE), ranks, held, own) for model in models))
