@@ -22,6 +22,7 @@ STEPS = {
     "tune": "tune the teacher",
     "read": "read texts",
     "ask": "ask the teacher",
+    "scale": "choose a scale",
     "finetune": "fine-tune, a trial",
     "score": "score, a trial",
     "sweep": "the whole sweep",

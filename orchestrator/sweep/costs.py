@@ -14,6 +14,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from orchestrator.carry.scale import SCALES
 from orchestrator.cluster.ranks import GATHERED
 from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
@@ -160,15 +161,36 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     room = (hardware.trial or hardware.memory) - fixed
     tokens = budgets.affordable(room, cache) if hardware.cuda else budgets.on_cpu(cache)
     most, seconds = _answering(student, [row.asked for row in rows], lengths.new, tokens, hardware)
-    padding = budgets.PADDING["cuda" if hardware.cuda else "cpu"]
-    for group in alike([row.tokens for row in rows], budgets.TOKENS, padding=padding):
-        count, longest, kept = _batch([rows[place] for place in group])
-        wide = min(count * kept * g.vocab * b, max(budgets.LOGITS, kept * g.vocab * b)) + 8 * kept * g.vocab
+    for group in _for_golds(rows, hardware):
+        count, longest, _ = group
         seen = 2 * cache * min(tokens, count * longest) if lengths.choices else 0  # a question's, and its choices'
-        most = max(most, student.forward_bytes(count * longest, wide) + seen)
+        most = max(most, _gold_bytes(student, group) + seen)
         seconds += 2 * student.multiplied * count * longest / hardware.flops
     need = PerRank(student.parameters * b, most, 0, fixed - student.parameters * b, hardware.process)
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
+
+
+def scale_cost(student: Anatomy, lengths: Lengths, rank: int, hardware: Hardware) -> Cost:
+    """The losses of the validation rows' gold answers at every scale of a carried update."""
+    weights, groups = student.parameters * student.width, _for_golds(lengths.validation, hardware)
+    flops = len(SCALES) * 2 * student.multiplied * sum(group.size * group.longest for group in groups)
+    most = max(_gold_bytes(student, group) for group in groups)
+    need = PerRank(weights, most, 0, 4 * _adapter(student, rank), hardware.process)
+    return Cost(1, need, 0, flops / hardware.flops, hardware.trial or hardware.memory)
+
+
+def _for_golds(rows: Sequence[Row], hardware: Hardware) -> list[Batch]:
+    """Rows as they go through a model for the losses of their gold answers."""
+    padding = budgets.PADDING["cuda" if hardware.cuda else "cpu"]
+    groups = alike([row.tokens for row in rows], budgets.TOKENS, padding=padding)
+    return [_batch([rows[place] for place in group]) for group in groups]
+
+
+def _gold_bytes(student: Anatomy, group: Batch) -> int:
+    """What such a batch takes: logits a slice at a time."""
+    vocab, b = student.geometry.vocab, student.width
+    wide = min(group.size * group.kept * vocab * b, max(budgets.LOGITS, group.kept * vocab * b))
+    return student.forward_bytes(group.size * group.longest, wide + 8 * group.kept * vocab)
 
 
 def judge_cost(judge: Anatomy, lengths: Lengths, rows: Sequence[Row], hardware: Hardware, memory: float) -> Cost:

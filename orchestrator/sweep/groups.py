@@ -162,7 +162,14 @@ def shared_by(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, int]:
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
         "passes for distillation": len(labelled(cells)),
         "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
+        "scales chosen": len({_scaled(recipe) for recipe in recipes if recipe.arm.injects}),
     }
+
+
+def _scaled(recipe: Recipe) -> tuple[Any, ...]:
+    """What the scale of an injected update depends on: of what is drawn at random, on the seed."""
+    drawn = recipe.arm.is_control and getattr(recipe.arm, "twin", None) != "shuffled_texts"
+    return recipe.update, recipe.carry, recipe.rank, str(recipe.arm), recipe.seed if drawn else None
 
 
 def labelled(cells: Iterable[Cell]) -> set[tuple[Any, ...]]:

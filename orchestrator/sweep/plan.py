@@ -24,6 +24,7 @@ from orchestrator.sweep.costs import (
     judge_cost,
     measure_cost,
     recorded_bytes,
+    scale_cost,
     score_cost,
     teacher_score_cost,
 )
@@ -46,7 +47,7 @@ from orchestrator.transfer.arms.carried import Carried
 from orchestrator.verdict.asked import questions
 
 LARGEST_CLUSTER = 1024
-STEPS = ("measure", "teacher_score", "extract", "tune", "read", "ask", "finetune", "score", "sweep")
+STEPS = ("measure", "teacher_score", "extract", "tune", "read", "ask", "scale", "finetune", "score", "sweep")
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Forecast:
     trials: int
     uncut: tuple[str, ...]
     recorded_bytes: int  # what the second pass of exact windows writes to the store, for extraction to read
-    # By name, of STEPS: extract where all can be cut, tune, read and ask where an arm or the gate asks for it; tune,
-    # finetune and score are one trial's
+    # By name, of STEPS: extract where all can be cut, tune, read, ask and scale where an arm or the gate asks for it;
+    # tune, scale, finetune and score are one trial's
     steps: dict[str, Cost]
     lengths: Lengths
     held: Hardware  # how the ranks hold the teacher, and what each takes through it at once
@@ -154,12 +155,15 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     for task, other in lengths.counted:
         there = judged(score_cost(student, other, other.test, rank, hardware), other.test, task, other)
         steps["score"] = steps["score"].then(there)
+    shared = shared_by(sweep, cells)
+    if shared["scales chosen"]:
+        steps["scale"] = _alone(scale_cost(student, lengths, rank, hardware))
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
     needs = [cost.smallest_cluster for cost in steps.values()]
     smallest = None if None in needs else max(need for need in needs if need)
-    shared, share, at_once = shared_by(sweep, cells), share_of_a_try(sweep), max(1, gpus // hardware.workers)
+    share, at_once = share_of_a_try(sweep), max(1, gpus // hardware.workers)
     sizes = (teacher.geometry.weights, student.geometry.weights)
     longer = statistics.fmean(cell.recipe.arm.longer(*sizes) for cell in cells if cell.who == "student")
     equal = sum(rows == "equal" for rows, *_ in labelled(cells))  # as long as measuring by design
@@ -168,6 +172,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         "extract": shared["extractions"],
         "tune": math.ceil(of_teacher.whole(share) / at_once),
         **{name: count for name, (count, _) in forward.items()},
+        "scale": math.ceil(shared["scales chosen"] / gpus),
         "finetune": math.ceil(longer * of_student.whole(share) / at_once),
         "teacher_score": 1 + sum(of_teacher),
         "score": math.ceil((of_student.compared + 1) / gpus),  # and the student as it is

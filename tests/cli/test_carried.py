@@ -69,7 +69,10 @@ def test_each_way_has_its_twin_and_the_teacher_with_its_adapter_is_asked(swept: 
     }
     assert rows["lora"]["before"] == rows["student"]["mean"] and rows["teacher"]["before"] is None
     assert told["gate"]["of"] in ("teacher", "teacher_tuned")
-    assert "2 carried updates" in pkt(folder, "sweep", "sweep.yaml", "--teacher-adapter", "own", "--dry-run").stdout
+    again = ("sweep", "sweep.yaml", "--teacher-adapter", "own", "--dry-run")
+    assert "2 carried updates" in pkt(folder, *again).stdout
+    made = [one for one in (folder / "pkt-store" / "scale").iterdir() if not one.name.startswith(".")]
+    assert json.loads(pkt(folder, *again, "--json").stdout)["scales_chosen"] == len(made)
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ def test_the_json_has_the_fields_that_are_promised(pkt: Call) -> None:  # noqa: 
     assert (code, err) == (0, "")
     steps = {name: step for name, step in told["steps"].items() if step}
     assert set(steps) == {"measure", "teacher_score", "extract", "finetune", "score", "sweep"}
-    assert told["steps"].keys() - steps == {"tune", "read", "ask"}  # nothing is carried over
+    assert told["steps"].keys() - steps == {"tune", "read", "ask", "scale"}  # nothing is carried over
     for step in steps.values():
         assert {"fits", "per_rank", "network_bytes", "seconds", "gpu_hours", "smallest_cluster"} <= set(step)
         parts = dict(step["per_rank"])

@@ -36,7 +36,8 @@ def test_a_teacher_that_is_its_own_student_takes_what_the_student_takes(demo_mod
     more = carried.steps["sweep"].seconds - plain.steps["sweep"].seconds
     once = [carried.steps[name].seconds for name in ("tune", "read", "teacher_score")]
     asked = 2 * carried.steps["ask"].seconds  # with the update and without, for TiTok's excess
-    assert more == pytest.approx(sum(once) + asked)
+    scales = 3 * (1 + 2) * carried.steps["scale"].seconds  # the ways' once; their random maps' for each random seed
+    assert more == pytest.approx(sum(once) + asked + scales)
 
 
 def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None:
@@ -52,7 +53,8 @@ def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None
     weights = sum(Anatomy.of(name, who).multiplied for who, name in models.items())
     assert read.steps["read"].seconds == pytest.approx(2 * weights * 3 * 20 / here.flops)
     assert "read" not in unread.steps and "tune" in unread.steps
-    larger = Anatomy.of(models["teacher"], "teacher")
+    smaller, larger = (Anatomy.of(models[who], who) for who in ("student", "teacher"))
+    assert read.steps["scale"].seconds == pytest.approx(7 * 2 * smaller.multiplied * 20 / here.flops)
     assert read.steps["read"].per_rank.weights_bytes == larger.parameters * larger.width
 
 
