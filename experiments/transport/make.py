@@ -128,7 +128,6 @@ def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
         "tuning_seeds": 1,
         "repeats": 8,
         "gate": 0.8,
-        "portable": True,
         "max_trials": 400,
     }  # fmt: skip
 

@@ -18,6 +18,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from orchestrator.report.evidence import collect, manifest
 from orchestrator.report.record import read_record, results
 from orchestrator.store import Store
@@ -36,8 +38,10 @@ def main() -> int:
     asked.add_argument("--table", action="store_true")
     said = asked.parse_args()
     if said.table:
-        for file in sorted(HERE.glob("*.json")):
-            print(f"\n### {file.stem}\n\n{table(json.loads(file.read_text()))}")
+        found = {file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("*.json"))}
+        for name, told in found.items():
+            print(f"\n### {name}\n\n{table(told)}")
+        print(f"\n### All\n\n{summary(found)}")
         return 0
     if said.folder is None:
         asked.error("name the folder that make.py made")
@@ -46,8 +50,9 @@ def main() -> int:
     for name in only:
         if (HERE / f"{name}.json").is_file():
             continue
-        store = said.folder / "store"
-        code = subprocess.run([PKT, "sweep", said.folder / f"{name}.yaml", "--store", store, "--yes"]).returncode
+        store, file = said.folder / "store", said.folder / f"{name}.yaml"
+        rate = teachers_rate(file, store)
+        code = subprocess.run([PKT, "sweep", file, "--set", f"update.lr={rate}", "--store", store, "--yes"]).returncode
         if code > 1 or code < 0:  # 1: it came to its end, and some of its trials failed
             return code
         told = kept(Store(store), f"transport-{name}", store)
@@ -55,11 +60,27 @@ def main() -> int:
     return 0
 
 
+def teachers_rate(file: Path, store: Path) -> float:
+    """Of the sweep's learning rates the one at which the teacher is best on validation rows: no arm is looked at."""
+    asked = yaml.safe_load(file.read_text())
+    name = f"{asked['name']}-teacher"
+    small = asked | {"name": name, "axes": {"arm": ["lora"]}, "repeats": 2, "tuned_teacher": True, "gate": None}
+    own = file.with_name(f"{name}.yml")
+    own.write_text(yaml.safe_dump(small, sort_keys=False))
+    subprocess.run([PKT, "sweep", own, "--store", store, "--yes"], check=True)
+    (row,) = (row for row in _compared(name, store)["rows"] if row["arm"] == "teacher_tuned")
+    return float(row["lr"])
+
+
+def _compared(name: str, store: Path) -> dict[str, Any]:
+    told = subprocess.run([PKT, "compare", name, "--json", "--store", store], stdout=subprocess.PIPE, check=True).stdout
+    found: dict[str, Any] = json.loads(told)
+    return found
+
+
 def kept(store: Store, name: str, where: Path) -> dict[str, Any]:
     """What a finished sweep tells, with its maps."""
-    told = json.loads(
-        subprocess.run([PKT, "compare", name, "--json", "--store", where], stdout=subprocess.PIPE, check=True).stdout
-    )
+    told = _compared(name, where)
     record = read_record(store, name)
     found = results(record, store)
     told["maps"] = {
@@ -115,6 +136,24 @@ def table(told: dict[str, Any]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def summary(found: dict[str, dict[str, Any]]) -> str:
+    """A line a way: on how many of a pair's tasks it is better than plain LoRA, PiSSA and its own control at once."""
+    pairs = list(dict.fromkeys(name.partition("-")[0] for name in found))
+    lines = [f"| way | {' | '.join(pairs)} |", f"|---|{'---|' * len(pairs)}"]
+    for way, control in NEEDED.items():
+        cells = []
+        for pair in pairs:
+            won = [_better(told, way, control) for name, told in found.items() if name.startswith(f"{pair}-")]
+            cells.append(f"{sum(won)} of {len(won)}")
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _better(told: dict[str, Any], way: str, control: str) -> bool:
+    than = {one["against"] for one in told["verdict"]["comparisons"] if (one["arm"], one["outcome"]) == (way, "better")}
+    return than >= {"lora", "pissa", control}
 
 
 def _score(value: float | None) -> str:
