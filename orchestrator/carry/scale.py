@@ -40,13 +40,7 @@ def scale(
     """Write the adapter, its strongest directions at the `rank` of the trial, at the one of `scales` of least mean loss
     of gold answers, and all their losses (scale.json). The smaller scale wins a tie.
     """
-    name = json.loads((carried / "adapter_config.json").read_text())["base_model_name_or_path"]
-    embeddings, starts = adapters.embeddings_of(carried), {}
-    for module, start in adapters.read_update(carried).items():
-        kept = product_svd(*start).truncate(rank)
-        starts[module] = (kept.u * kept.s, kept.vh)
-    starts = adapters.of_one_rank(starts)
-    adapters.write_start(folder, starts, base_name=name, embeddings=embeddings)
+    _write(folder, carried, rank, 1.0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, losses = load_tokenizer(model), {}
     encoded = fitted(data.read(rows), template, tokenizer, max_tokens).rows
@@ -57,8 +51,34 @@ def scale(
             for layer, one in zip(layers, whole, strict=True):
                 layer.scaling["default"] = one * factor
             losses[factor] = statistics.fmean(gold_losses(network, encoded, tokenizer.pad_token_id))
-    best = min(losses, key=lambda factor: (losses[factor], factor))
-    chosen = {module: (best * b, a) for module, (b, a) in starts.items()}
-    adapters.write_start(folder, chosen, base_name=name, embeddings=embeddings)
+    best = _least(losses)
+    _write(folder, carried, rank, best)
     (folder / SCALE).write_text(json.dumps({str(factor): loss for factor, loss in losses.items()}) + "\n")
     return {"scale": best, "losses": losses}
+
+
+def as_scaled(folder: Path, *, carried: Path, scaled: Path, rank: int) -> dict[str, Any]:
+    """Write a control's adapter at the scale that its arm was given (`scaled`), so that both are of one norm.
+
+    A scale of its own would be chosen before any step, where a random update of four times the size may happen to lower
+    the loss that it then never learns to lower further: to beat such a control is nothing.
+    """
+    losses = json.loads((scaled / SCALE).read_text())
+    best = _least({float(factor): loss for factor, loss in losses.items()})
+    _write(folder, carried, rank, best)
+    return {"scale": best}
+
+
+def _least(losses: dict[float, float]) -> float:
+    return min(losses, key=lambda factor: (losses[factor], factor))
+
+
+def _write(folder: Path, carried: Path, rank: int, factor: float) -> None:
+    """The strongest directions of a carried update, times a factor."""
+    name = json.loads((carried / "adapter_config.json").read_text())["base_model_name_or_path"]
+    starts = {}
+    for module, start in adapters.read_update(carried).items():
+        kept = product_svd(*start).truncate(rank)
+        starts[module] = (factor * kept.u * kept.s, kept.vh)
+    embeddings = adapters.embeddings_of(carried)
+    adapters.write_start(folder, adapters.of_one_rank(starts), base_name=name, embeddings=embeddings)

@@ -9,7 +9,7 @@ from orchestrator.carry.inputs import inputs
 from orchestrator.carry.merge import merge
 from orchestrator.carry.neurons import answers, laten
 from orchestrator.carry.pairs import pairs
-from orchestrator.carry.scale import SCALES, scale
+from orchestrator.carry.scale import SCALES, as_scaled, scale
 from orchestrator.carry.twin import twin
 from orchestrator.carry.update import adapter, difference
 from orchestrator.pipeline.asked import dtype_of, states_step
@@ -112,10 +112,18 @@ def laten_step(recipe: Recipe, ready: Ready) -> Step:
 
 
 def carried_step(recipe: Recipe, ready: Ready, update: Step | None) -> Step:
-    """The carried update as the student is given it: where it is injected, at the scale that validation rows choose."""
-    carried = laten_step(recipe, ready) if isinstance(recipe.arm, Laten) else carry_step(recipe, ready, update)
-    if recipe.arm.cancels:
+    """The carried update as the student is given it: where it is injected, at the scale that validation rows choose.
+
+    A control is given the scale of the arm that it controls.
+    """
+    arm: Any = recipe.arm
+    carried = laten_step(recipe, ready) if isinstance(arm, Laten) else carry_step(recipe, ready, update)
+    if arm.cancels:
         return carried
+    if arm.is_control:
+        way = ARMS[arm.control_of].model_validate(arm.carrying() | {"arrives": arm.arrives})
+        scaled = carried_step(recipe.model_copy(update={"arm": way}), ready, update)
+        return Step("scale", as_scaled, {"rank": recipe.rank}, {"carried": carried, "scaled": scaled})
     return Step(
         "scale", scale, needs="model",
         config={

@@ -167,9 +167,9 @@ def shared_by(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, int]:
 
 
 def _scaled(recipe: Recipe) -> tuple[Any, ...]:
-    """What the scale of an injected update depends on: of what is drawn at random, on the seed."""
-    drawn = recipe.arm.is_control and getattr(recipe.arm, "twin", None) != "shuffled_texts"
-    return recipe.update, recipe.carry, recipe.rank, str(recipe.arm), recipe.seed if drawn else None
+    """What the scale of an injected update depends on: a control is given its arm's."""
+    arm: Any = recipe.arm
+    return recipe.update, recipe.carry, recipe.rank, str(arm.carrying())
 
 
 def labelled(cells: Iterable[Cell]) -> set[tuple[Any, ...]]:

@@ -118,6 +118,18 @@ def test_the_scale_is_that_of_least_loss_on_validation_rows(store: Store, demo_m
         torch.testing.assert_close(b @ a, best * (whole[0] @ whole[1]), rtol=1e-4, atol=1e-6)
 
 
+def test_a_control_is_given_the_scale_of_its_arm(store: Store, demo_models: dict[str, Path]) -> None:
+    """So that both are of one norm in every matrix, for each random seed and each kind of twin."""
+    ready = prepare(asked("theseus"))
+    own = adapters.read_update(materialise(pipeline.carried_step(asked("theseus"), ready), store))
+    assert any(norm_of(b, a) > 0 for b, a in own.values())
+    for kind, seed in (("random_map", 0), ("random_map", 1), ("spectrum", 0), ("shuffled_texts", 0)):
+        one = asked(f"theseus_{kind}", seed)
+        twin = adapters.read_update(materialise(pipeline.carried_step(one, ready), store))
+        for name, (b, a) in twin.items():
+            assert norm_of(b, a) == pytest.approx(norm_of(*own[name]), rel=1e-3)
+
+
 def test_an_update_that_only_hurts_is_given_at_scale_zero(
     store: Store, demo_models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -71,8 +71,8 @@ def test_each_way_has_its_twin_and_the_teacher_with_its_adapter_is_asked(swept: 
     assert told["gate"]["of"] in ("teacher", "teacher_tuned")
     again = ("sweep", "sweep.yaml", "--teacher-adapter", "own", "--dry-run")
     assert "2 carried updates" in pkt(folder, *again).stdout
-    made = [one for one in (folder / "pkt-store" / "scale").iterdir() if not one.name.startswith(".")]
-    assert json.loads(pkt(folder, *again, "--json").stdout)["scales_chosen"] == len(made)
+    made = list((folder / "pkt-store" / "scale").glob("[!.]*/scale.json"))
+    assert json.loads(pkt(folder, *again, "--json").stdout)["scales_chosen"] == len(made) == 2
 
 
 @pytest.mark.long
