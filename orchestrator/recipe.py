@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from orchestrator.errors import UserError
-from orchestrator.transfer.arms import Arm, Transfer
+from orchestrator.transfer.arms import Arm, Lora, Transfer
 from orchestrator.transfer.arms.carried import ALIKE, Carried
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
@@ -94,6 +94,7 @@ class Update(Section):
     base: str | None = None  # or what the teacher was trained from: the difference is factorised at the rank
     rank: int = Field(16, ge=1)
     lr: float = Field(3e-4, gt=0)
+    epochs: float | None = Field(None, gt=0)  # None: as many as the student's
 
     @model_validator(mode="after")
     def _one_source(self) -> Update:
@@ -166,11 +167,22 @@ class Recipe(Section):
             raise ValueError("name at least one of attention, ffn, embedding")
         return None if value is None else tuple(origin for origin in ORIGINS if origin in value)
 
+    def of_teacher(self) -> Recipe:
+        """The training that makes the update: plain LoRA of the teacher itself."""
+        own = self.finetune.model_copy(update={"epochs": self.update.epochs or self.finetune.epochs})
+        made = {"arm": Lora(), "rank": self.update.rank, "lr": self.update.lr, "finetune": own}
+        return self.model_copy(update=made)
+
+    def longer(self, theirs: int, own: int) -> float:
+        """How many times as long as was asked for its arm trains, where teacher and student have so many weights."""
+        return self.arm.longer(theirs * (self.update.epochs or self.finetune.epochs) / self.finetune.epochs, own)
+
     def settled(self) -> Recipe:
         """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
         carries = {*self.arm.needs} & {"teacher_update", "carried", "excess"}  # of no seed example
         unused: dict[str, Any] = {} if "carried" in carries else {"carry": Carry()}
-        unused |= {} if self.arm.takes_update else {"update": Update()}
+        if not self.arm.takes_update:
+            unused["update"] = Update(epochs=self.update.epochs if self.arm.outlasts else None)
         if not self.arm.extracts:
             unused |= dict.fromkeys(("layers", "structure", "modules"))
             alike = isinstance(self.arm, Carried) and isinstance(self.arm.layers, ALIKE)

@@ -42,6 +42,11 @@ MADE = {  # layers, width, heads, K/V heads, neurons; steps of pre-training
     "deep-teacher": ((8, 96, 6, 3, 288), 400),
     "deep-student": ((3, 64, 4, 2, 192), 400),
 }
+WAYS = [  # each brings its own control, but for transfer
+    "lora", "pissa", "lora_equal", "distil", "distil_tuned", "transfer", "spectrum_control", "consistent_transfer",
+    "cross_lora", "ridge", "theseus", "transport_merge", "laten", "merged", "spectral", "sta", "semalign", "titok",
+    "distil_titok",
+]  # fmt: skip
 PAIRS = {
     "demo": ("demo-teacher", "demo-student"),
     "known": ("known-teacher", "demo-student"),
@@ -121,9 +126,9 @@ def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
             "teacher": teacher, "student": student, "rank": 8,
             "task": {"name": str(folder / "tasks" / f"{task}.jsonl")},
             "finetune": {"examples": 576, "batch_size": 36, "dropout": 0.0},
-            "update": {"rank": 8, "lr": 8.0e-3}, "carry": {"examples": 576},
+            "update": {"rank": 8, "epochs": 6}, "carry": {"examples": 576},
         },
-        "axes": {"arm": ["all"]},
+        "axes": {"arm": WAYS},
         "lr": [1.0e-3, 3.0e-3, 8.0e-3, 2.0e-2, 5.0e-2],
         "tuning_seeds": 1,
         "repeats": 8,

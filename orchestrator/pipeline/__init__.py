@@ -31,7 +31,7 @@ from orchestrator.student.finetune import finetune
 from orchestrator.tasks.base import Split, Task
 from orchestrator.tasks.rows import data_step
 from orchestrator.teacher.teacher_score import teacher_score
-from orchestrator.transfer.arms import Lora, Need
+from orchestrator.transfer.arms import Need
 
 __all__ = ["activations_step", "extract_step", "labels_step", "measure_step", "states_step"]
 
@@ -40,8 +40,7 @@ def update_step(recipe: Recipe, ready: Ready) -> Step:
     """What training changed of the teacher: its own on the task by plain LoRA, or what was made elsewhere."""
     if ready.update:
         return carried.given_update(recipe, ready, *ready.update)
-    own = {"arm": Lora(), "seed": 0, "rank": recipe.update.rank, "lr": recipe.update.lr}
-    return finetune_step(recipe.model_copy(update=own), ready, "teacher")
+    return finetune_step(recipe.of_teacher().model_copy(update={"seed": 0}), ready, "teacher")
 
 
 def carry_step(recipe: Recipe, ready: Ready) -> Step:
@@ -110,7 +109,7 @@ def finetune_step(recipe: Recipe, ready: Ready, who: Who = "student", shares: Se
             "until": shares[-1],
             "template": template_of(recipe, ready.task),
             **part.model_dump(exclude={"examples", "alpha", "dtype", "gradient_checkpointing"}),
-            "epochs": part.epochs * recipe.arm.longer(ready.teacher.geometry.weights, ready.student.geometry.weights),
+            "epochs": part.epochs * recipe.longer(ready.teacher.geometry.weights, ready.student.geometry.weights),
             "dtype": dtype_of(recipe, ready, who),
         },
         inputs=inputs,

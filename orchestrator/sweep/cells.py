@@ -19,7 +19,6 @@ from orchestrator.recipe import SEEDS, Asha, Recipe, Sweep, one_line
 from orchestrator.student.batches import steps_of
 from orchestrator.tasks import TASKS
 from orchestrator.tasks.base import Split
-from orchestrator.transfer.arms import Lora
 from orchestrator.verdict.words import label
 
 if TYPE_CHECKING:  # to count a sweep takes none of what runs it
@@ -128,11 +127,10 @@ def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
     carried = {recipe.update: recipe for recipe in recipes if recipe.arm.takes_update}
     for update, recipe in carried.items():
         if not update.base:  # else the teacher is the one that was trained
-            tuned = recipe.model_copy(update={"arm": Lora(), "rank": update.rank, "lr": update.lr})
-            cells.append(Cell(tuned, "teacher", rate=tuned.lr))
+            cells.append(Cell(recipe.of_teacher(), "teacher", rate=update.lr))
     if sweep.tuned_teacher and not carried:
         largest = max(recipes, key=lambda recipe: recipe.rank)
-        cells.append(Cell(largest.model_copy(update={"arm": Lora()}).settled(), "teacher"))
+        cells.append(Cell(largest.of_teacher().model_copy(update={"rank": largest.rank}).settled(), "teacher"))
     return tuple(cells)
 
 

@@ -132,13 +132,13 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     asking = judged(replace(scored(gpus, held), smallest_cluster=enough), lengths.test)
     steps = {"measure": measure, "teacher_score": asking}
     rank = max(cell.recipe.rank for cell in cells if cell.who == "student")
-    trained = {"finetune": (student, rank)}
-    if theirs := [cell.recipe.rank for cell in cells if cell.trains_teacher]:
-        trained["tune"] = teacher, max(theirs)
+    trained = {"finetune": (student, recipe, rank)}
+    if theirs := [cell.recipe for cell in cells if cell.trains_teacher]:
+        trained["tune"] = teacher, theirs[0], max(one.rank for one in theirs)
     ways = [
         {
-            name: finetune_cost(model, recipe, most, hardware, lengths, recompute=recompute)
-            for name, (model, most) in trained.items()
+            name: finetune_cost(model, own, most, hardware, lengths, recompute=recompute)
+            for name, (model, own, most) in trained.items()
         }
         for recompute in (False, True)
     ]
@@ -165,7 +165,7 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     smallest = None if None in needs else max(need for need in needs if need)
     share, at_once = share_of_a_try(sweep), max(1, gpus // hardware.workers)
     sizes = (teacher.geometry.weights, student.geometry.weights)
-    longer = statistics.fmean(cell.recipe.arm.longer(*sizes) for cell in cells if cell.who == "student")
+    longer = statistics.fmean(cell.recipe.longer(*sizes) for cell in cells if cell.who == "student")
     equal = sum(rows == "equal" for rows, *_ in labelled(cells))  # as long as measuring by design
     times = {
         "measure": shared["teacher passes"] + equal,

@@ -316,6 +316,20 @@ def test_equal_compute_is_so_many_more_steps(demo_models: dict[str, Path]) -> No
     assert pipeline.finetune_step(recipe("lora", **SHORT), ready).config["epochs"] == 1
 
 
+def test_a_teacher_may_train_for_longer_and_equal_compute_grows_with_it(demo_models: dict[str, Path]) -> None:
+    def epochs(arm: str, **update: float) -> tuple[float, float]:
+        one = recipe(arm, update=update, **SHORT).settled()
+        ready = prepare(one)
+        steps = (pipeline.update_step(one, ready), pipeline.finetune_step(one, ready))
+        return steps[0].config["epochs"], steps[1].config["epochs"]
+
+    (usual, once), (longer, more) = epochs("lora_equal"), epochs("lora_equal", epochs=3)
+    assert (usual, longer) == (1, 3)
+    assert more - 1 == pytest.approx(3 * (once - 1))
+    assert epochs("lora", epochs=3)[1] == epochs("theseus", epochs=3)[1] == 1
+    assert epochs("theseus", epochs=3)[0] == 3
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

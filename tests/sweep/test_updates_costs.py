@@ -40,6 +40,18 @@ def test_a_teacher_that_is_its_own_student_takes_what_the_student_takes(demo_mod
     assert more == pytest.approx(sum(once) + asked + scales)
 
 
+def test_a_teacher_that_trains_for_longer_takes_longer(demo_models: dict[str, Path]) -> None:
+    models = {who: str(demo_models[f"demo-{who}"]) for who in ("teacher", "student")}
+    once, thrice = (
+        forecast(
+            sweep(recipe={**models, "update": update}, axes={"arm": ["lora", "cross_lora"]}), Hardware(1, FOUR)
+        ).steps
+        for update in ({}, {"epochs": 9})
+    )
+    assert thrice["tune"].seconds == pytest.approx(3 * once["tune"].seconds)
+    assert thrice["finetune"] == once["finetune"]
+
+
 def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None:
     """Two FLOP a weight and token, of rows of one length; an arm that reads weights alone has none read."""
     models = {who: str(demo_models[f"demo-{who}"]) for who in ("teacher", "student")}

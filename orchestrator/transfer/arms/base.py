@@ -40,6 +40,7 @@ class BaseArm(BaseModel):
     control_of: ClassVar[str] = "transfer"  # which
     judged_by: ClassVar[str | None] = None  # the control that a sweep brings along: whose doing was it?
     changes_base: ClassVar[bool] = True  # starts away from zero, and takes its start from the base
+    outlasts: ClassVar[bool] = False  # trains for longer than was asked for
     initialiser: ClassVar[str | None] = None  # PEFT's name of it, where PEFT makes the start
 
     @classmethod
@@ -97,8 +98,8 @@ class BaseArm(BaseModel):
         """Whether the adapter of one of so many layers is trained; of None, what is outside of layers."""
         return True
 
-    def longer(self, theirs: int, own: int) -> float:
-        """How many times as long as was asked for it trains, where teacher and student have so many weights."""
+    def longer(self, theirs: float, own: float) -> float:
+        """How many times as long as was asked for it trains, where a step of teacher and student takes so much."""
         return 1.0
 
     def check(self, rank: int, side: int) -> None:

@@ -71,13 +71,15 @@ class LoraEqual(BaseArm):
     """Plain LoRA for so much longer as the teacher's own training takes: what its compute buys without a teacher.
 
     A step of both costs in proportion to their weights, so that it makes 1 + weights of the teacher / weights of the
-    student as many epochs. Maps and sensitivities, which take less, aren't counted.
+    student as many epochs; of a teacher that trains for other epochs (`update.epochs`), by so much more. Maps and
+    sensitivities, which take less, aren't counted.
     """
 
     kind: Literal["lora_equal"] = "lora_equal"
     starts_at: ClassVar[str] = "plain LoRA, trained longer by what the teacher's training costs"
     changes_base: ClassVar[bool] = False
+    outlasts: ClassVar[bool] = True
 
-    def longer(self, theirs: int, own: int) -> float:
+    def longer(self, theirs: float, own: float) -> float:
         """By the teacher's share."""
         return 1 + theirs / own
