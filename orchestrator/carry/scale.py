@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from orchestrator.transfer.lowrank import product_svd
 
 SCALE = "scale.json"
 SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the carried update; Theseus looks between 0 and 5
+OTHERS = (0.0, 0.5, 2.0)  # of the common scale, for each role's matrices
 
 
 def scale(
@@ -34,27 +35,40 @@ def scale(
     dtype: str,
     scales: Sequence[float],
     rank: int,
+    by_role: bool = False,
     partial: Path | None = None,
     track: Track[Any] = silent,
 ) -> dict[str, Any]:
     """Write the adapter, its strongest directions at the `rank` of the trial, at the one of `scales` of least mean loss
-    of gold answers, and all their losses (scale.json). The smaller scale wins a tie.
+    of gold answers, and all their losses (scale.json). The smaller scale wins a tie. `by_role`: from there on, each
+    role's matrices (all q, all k, ...) in turn at the one of OTHERS that lowers the loss, if one does.
     """
-    _write(folder, carried, rank, 1.0)
+    _write(folder, carried, rank, {})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, losses = load_tokenizer(model), {}
     encoded = fitted(data.read(rows), template, tokenizer, max_tokens).rows
     with borrowed(model, dtype=dtype, device=device) as base, adapters.wearing(base, folder) as network:
-        layers = adapters.lora_layers(network).values()
-        whole = [layer.scaling["default"] for layer in layers]
+        layers = adapters.lora_layers(network)
+        whole = {name: layer.scaling["default"] for name, layer in layers.items()}
+
+        def loss(chosen: Mapping[str, float]) -> float:
+            for name, layer in layers.items():
+                layer.scaling["default"] = whole[name] * chosen[_role(name)]
+            return statistics.fmean(gold_losses(network, encoded, tokenizer.pad_token_id))
+
+        roles = sorted({_role(name) for name in layers})
         for factor in track(sorted(scales), "choosing a scale", len(scales)):
-            for layer, one in zip(layers, whole, strict=True):
-                layer.scaling["default"] = one * factor
-            losses[factor] = statistics.fmean(gold_losses(network, encoded, tokenizer.pad_token_id))
-    best = _least(losses)
-    _write(folder, carried, rank, best)
-    (folder / SCALE).write_text(json.dumps({str(factor): loss for factor, loss in losses.items()}) + "\n")
-    return {"scale": best, "losses": losses}
+            losses[factor] = loss(dict.fromkeys(roles, factor))
+        best = min(losses, key=lambda factor: (losses[factor], factor))
+        chosen = dict.fromkeys(roles, best)
+        if by_role and best:
+            for role in track(roles, "choosing a scale for each role", len(roles)):
+                ways = [chosen, *(chosen | {role: best * other} for other in OTHERS)]
+                chosen = min(ways, key=loss)
+    _write(folder, carried, rank, chosen)
+    told = {"losses": {str(factor): one for factor, one in losses.items()}, "chosen": chosen}
+    (folder / SCALE).write_text(json.dumps(told) + "\n")
+    return {"scale": best, "losses": losses} | ({"chosen": chosen} if by_role else {})
 
 
 def as_scaled(folder: Path, *, carried: Path, scaled: Path, rank: int) -> dict[str, Any]:
@@ -63,22 +77,21 @@ def as_scaled(folder: Path, *, carried: Path, scaled: Path, rank: int) -> dict[s
     A scale of its own would be chosen before any step, where a random update of four times the size may happen to lower
     the loss that it then never learns to lower further: to beat such a control is nothing.
     """
-    losses = json.loads((scaled / SCALE).read_text())
-    best = _least({float(factor): loss for factor, loss in losses.items()})
-    _write(folder, carried, rank, best)
-    return {"scale": best}
+    chosen = json.loads((scaled / SCALE).read_text())["chosen"]
+    _write(folder, carried, rank, chosen)
+    return {"scale": max(chosen.values())}
 
 
-def _least(losses: dict[float, float]) -> float:
-    return min(losses, key=lambda factor: (losses[factor], factor))
+def _role(module: str) -> str:
+    return module.rsplit(".", 1)[-1]
 
 
-def _write(folder: Path, carried: Path, rank: int, factor: float) -> None:
-    """The strongest directions of a carried update, times a factor."""
+def _write(folder: Path, carried: Path, rank: int, chosen: Mapping[str, float]) -> None:
+    """The strongest directions of a carried update, times a factor for each role."""
     name = json.loads((carried / "adapter_config.json").read_text())["base_model_name_or_path"]
     starts = {}
     for module, start in adapters.read_update(carried).items():
         kept = product_svd(*start).truncate(rank)
-        starts[module] = (factor * kept.u * kept.s, kept.vh)
+        starts[module] = (chosen.get(_role(module), 1.0) * kept.u * kept.s, kept.vh)
     embeddings = adapters.embeddings_of(carried)
     adapters.write_start(folder, adapters.of_one_rank(starts), base_name=name, embeddings=embeddings)

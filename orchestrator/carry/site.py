@@ -76,6 +76,10 @@ class Model:
         found = self.inputs(role, layer)
         return found @ self.weight(role, layer).to(found.dtype).t()
 
+    def after(self, layer: int) -> Tensor:
+        """(k, m) of the residual stream after a layer, as whatever comes next reads it."""
+        return self.inputs(*(("q", layer + 1) if layer + 1 < self.geometry.layers else ("head", None)))
+
 
 @dataclass(frozen=True)
 class Site:
@@ -206,6 +210,8 @@ class Site:
         """Kept while a layer's other matrices may want it."""
         if outputs and axis == "ffn" and self.maps.neurons == "after":
             role, outputs = "down", False  # before it, 28,672 neurons are a linear function of 8,192 channels
+        if outputs and role == "o" and self.method.writes == "next":
+            role, outputs = "up", False
         key = (role if outputs or layer is None else SITES[role], outputs, layer, at)
         side = self.sides.pop(key, None) or self._read(role, layer, at, axis, outputs)
         self.sides[key] = side  # as the newest
@@ -216,7 +222,10 @@ class Site:
     def _read(self, role: str, layer: int | None, at: int | None, axis: str, outputs: bool) -> Side:
         if outputs:
             assert layer is not None and at is not None
-            found = self.theirs.outputs(role, at), self.own.outputs(role, layer)
+            if axis == "residual" and self.method.writes == "next":
+                found = self.theirs.after(at), self.own.after(layer)
+            else:
+                found = self.theirs.outputs(role, at), self.own.outputs(role, layer)
         else:
             found = self.theirs.inputs(role, at), self.own.inputs(role, layer)
         theirs, own = (tensor.to(device()) for tensor in found)

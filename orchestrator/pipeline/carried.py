@@ -123,12 +123,13 @@ def carried_step(recipe: Recipe, ready: Ready, update: Step | None) -> Step:
     if arm.is_control:
         way = ARMS[arm.control_of].model_validate(arm.carrying() | {"arrives": arm.arrives})
         scaled = carried_step(recipe.model_copy(update={"arm": way}), ready, update)
-        return Step("scale", as_scaled, {"rank": recipe.rank}, {"carried": carried, "scaled": scaled})
+        return Step("scale", as_scaled, {"rank": recipe.rank}, {"carried": carried, "scaled": scaled}, version=2)
     return Step(
-        "scale", scale, needs="model",
+        "scale", scale, needs="model", version=2,
         config={
             "template": template_of(recipe, ready.task), "max_tokens": recipe.finetune.max_tokens,
             "dtype": dtype_of(recipe, ready, "student"), "scales": SCALES, "rank": recipe.rank,
+            "by_role": arm.by_role,
         },
         inputs={"carried": carried, "rows": data_step(used_rows(recipe, ready.splits, "validation"))},
         identity={"model": ready.student.sha256}, where={"model": ready.student.folder},

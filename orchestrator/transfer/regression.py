@@ -18,11 +18,11 @@ BETTER = 1e-12
 WITHOUT = 1e-10  # where nothing is held out to choose by
 
 
-def fitted(x: Float[Tensor, "k m"], y: Float[Tensor, "k r"], held: int) -> Float[Tensor, "m r"]:
+def fitted(x: Float[Tensor, "k m"], y: Float[Tensor, "k r"], held: int, most: float = math.inf) -> Float[Tensor, "m r"]:
     """W of y ≈ x·W, of the penalty with the least error on the last `held` tokens, of which no W is made.
 
     W = (XᵀX + λ)⁻¹XᵀY, or Xᵀ(XXᵀ + λ)⁻¹Y where tokens are fewer than channels; in float64. Without held-out tokens:
-    of next to none.
+    of next to none. `most`: only of penalties with which ‖W‖ (Frobenius) is no more.
     """
     until = len(x) - held
     exact, target = x.double(), y.double()
@@ -34,15 +34,23 @@ def fitted(x: Float[Tensor, "k m"], y: Float[Tensor, "k r"], held: int) -> Float
         found = _solved(gram, right, penalty)
         return seen.t() @ found if dual else found
 
-    return _best(solved, lambda found: explained(target[until:], exact[until:] @ found), held).to(x.dtype)
+    def good(found: Tensor) -> float:
+        return explained(target[until:], exact[until:] @ found)
+
+    return _best(solved, good, held, lambda found: bool(found.norm() <= most)).to(x.dtype)
 
 
 def through(
-    z: Float[Tensor, "r n"], x: Float[Tensor, "k n"], y: Float[Tensor, "k m"], held: int
+    z: Float[Tensor, "r n"],
+    x: Float[Tensor, "k n"],
+    y: Float[Tensor, "k m"],
+    held: int,
+    fits: Callable[[Float[Tensor, "r m"]], bool] = lambda found: True,
 ) -> Float[Tensor, "r m"]:
     """z·W of the regression y ≈ x·W as in `fitted`, without the n x m matrix W: of the rows z alone.
 
-    z·(XᵀX + λ)⁻¹·XᵀY, where (XᵀX + λ)⁻¹ is solved for zᵀ; or z·Xᵀ·(XXᵀ + λ)⁻¹·Y.
+    z·(XᵀX + λ)⁻¹·XᵀY, where (XᵀX + λ)⁻¹ is solved for zᵀ; or z·Xᵀ·(XXᵀ + λ)⁻¹·Y. `fits`: only of penalties whose
+    result is said to.
     """
     until = len(x) - held
     exact, target = x.double(), y.double()
@@ -55,18 +63,23 @@ def through(
         found = _solved(gram, right, penalty).t()
         return found @ known if dual else (found @ seen.t()) @ known
 
-    return _best(solved, lambda found: explained(target[until:], found[len(z) :]), held)[: len(z)].to(z.dtype)
+    def good(found: Tensor) -> float:
+        return explained(target[until:], found[len(z) :])
+
+    return _best(solved, good, held, lambda found: fits(found[: len(z)]))[: len(z)].to(z.dtype)
 
 
-def _best(solved: Callable[[float], Tensor], good: Callable[[Tensor], float], held: int) -> Tensor:
-    """The solution that explains most of what is held out."""
+def _best(
+    solved: Callable[[float], Tensor], good: Callable[[Tensor], float], held: int, fits: Callable[[Tensor], bool]
+) -> Tensor:
+    """The solution that explains most of what is held out, of those that fit; where none does, the smallest."""
     if not held:
         return solved(WITHOUT)
     best = solved(PENALTIES[0])
     most = good(best)
     for penalty in PENALTIES[1:]:
         found = solved(penalty)
-        if (explains := good(found)) > most + BETTER:
+        if fits(found) and (explains := good(found)) > most + BETTER:
             best, most = found, explains
     return best
 

@@ -14,8 +14,9 @@ from trainings import recipe
 from orchestrator import pipeline
 from orchestrator.carry.carry import CARRIED
 from orchestrator.carry.merge import merge
-from orchestrator.carry.scale import SCALE, scale
+from orchestrator.carry.scale import OTHERS, SCALE, scale
 from orchestrator.models import adapters
+from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import load, load_tokenizer, source_of
 from orchestrator.pipeline.carried import carry_step
 from orchestrator.prepare.ready import prepare
@@ -102,7 +103,7 @@ def test_the_scale_is_that_of_least_loss_on_validation_rows(store: Store, demo_m
     ready = prepare(one)
     step = pipeline.carried_step(one, ready)
     folder, carried = materialise(step, store), materialise(step.inputs["carried"], store)
-    losses = {float(factor): loss for factor, loss in json.loads((folder / SCALE).read_text()).items()}
+    losses = {float(factor): loss for factor, loss in json.loads((folder / SCALE).read_text())["losses"].items()}
     rows, tokenizer = data.read(materialise(step.inputs["rows"], store)), load_tokenizer(ready.student.folder)
     encoded = fitted(rows, "plain", tokenizer, 2048).rows
     for factor in (0.0, 0.5, 2.0):
@@ -116,6 +117,37 @@ def test_the_scale_is_that_of_least_loss_on_validation_rows(store: Store, demo_m
     for name, (b, a) in adapters.read_update(folder).items():
         whole = adapters.read_update(carried)[name]
         torch.testing.assert_close(b @ a, best * (whole[0] @ whole[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_each_role_has_the_scale_that_lowers_the_loss_most(store: Store, demo_models: dict[str, Path]) -> None:
+    """Of the last role that was looked at, all scales by weights that are changed by hand; its control has the same."""
+    one = asked("theseus_roles")
+    ready = prepare(one)
+    step = pipeline.carried_step(one, ready)
+    folder, carried = materialise(step, store), materialise(step.inputs["carried"], store)
+    said = json.loads((folder / SCALE).read_text())
+    best, chosen = min(said["losses"], key=lambda factor: said["losses"][factor]), said["chosen"]
+    assert set(chosen) == {*FAMILIES["llama"].targets}
+    assert {value / float(best) for value in chosen.values()} - {1.0} <= {*OTHERS}
+    rows, tokenizer = data.read(materialise(step.inputs["rows"], store)), load_tokenizer(ready.student.folder)
+    encoded = fitted(rows, "plain", tokenizer, 2048).rows
+
+    def loss(scales: dict[str, float]) -> float:
+        model = load(ready.student.folder)
+        with torch.no_grad():
+            for name, (b, a) in adapters.read_update(carried).items():
+                model.get_submodule(name).weight += scales[name.rsplit(".", 1)[-1]] * (b @ a)
+        own = gold_losses(model, encoded, tokenizer.pad_token_id)
+        return sum(own) / len(own)
+
+    last = max(chosen)
+    ways = {factor: loss(chosen | {last: float(best) * factor}) for factor in (1.0, *OTHERS)}
+    assert chosen[last] == float(best) * min(ways, key=lambda factor: ways[factor])
+    assert min(ways.values()) <= said["losses"][best] + 1e-5
+    twin = asked("theseus_roles_random_map", 1)
+    worn = adapters.read_update(materialise(pipeline.carried_step(twin, ready), store))
+    for name, (b, a) in adapters.read_update(folder).items():
+        assert norm_of(*worn[name]) == pytest.approx(norm_of(b, a), rel=1e-3, abs=1e-9)
 
 
 def test_a_control_is_given_the_scale_of_its_arm(store: Store, demo_models: dict[str, Path]) -> None:
@@ -265,7 +297,9 @@ def test_copies_of_an_update_are_merged_into_it(
 
 
 def test_only_what_carries_an_update_over_is_merged() -> None:
-    with pytest.raises(ValueError, match="'lora' carries no update over; known: cross_lora, ridge, theseus"):
+    with pytest.raises(
+        ValueError, match="'lora' carries no update over; known: cross_lora, ridge, ridge_bounded, theseus"
+    ):
         asked({"kind": "merged", "of": ["theseus", "lora"]})
     with pytest.raises(ValueError, match="the same way twice is that way"):
         asked({"kind": "merged", "of": ["theseus", "theseus"]})

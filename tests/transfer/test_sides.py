@@ -84,6 +84,24 @@ def test_ridge_undoes_any_invertible_map_and_a_wider_student() -> None:
     assert good.min() > 0.999
 
 
+def test_a_bound_keeps_what_texts_seldom_have_from_growing() -> None:
+    """Ridge follows directions of which there is next to nothing; within the bound the others are followed as well."""
+    directions, weak = orthogonal(32), torch.ones(32, dtype=torch.float64)
+    weak[16:] = 1e-4
+    x = drawn(400, 32)
+    student = (x * weak) @ directions
+    y = drawn(400, 24)
+    b, a, *free, good = carried("ridge", (x, student), (y, y))
+    arm = ARMS["ridge_bounded"]()
+    assert isinstance(arm, Carried)
+    kept, bounded = arm.carry(Matrix(b, a, Side(x, student, 40), Side(y, y, 40)))
+    longer = float(x[:-40].norm() / student[:-40].norm())
+    assert norm_of(*free) > 100 * norm_of(b, a)
+    assert float(kept[1].norm()) <= float(a.norm()) * longer * (1 + 1e-5)
+    assert good[0] > 0.99 and 0.3 < bounded["read"] < 0.7  # half of what is read is of the weak directions
+    torch.testing.assert_close(kept[0], b, rtol=1e-4, atol=1e-5)
+
+
 def test_shuffled_texts_explain_nothing() -> None:
     x, y = drawn(300, 16), drawn(300, 16)
     shuffle = torch.randperm(300, generator=GENERATOR)

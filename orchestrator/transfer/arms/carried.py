@@ -64,6 +64,7 @@ class Arriving(BaseArm):
     """An update of the student's own matrices, made before the trial: it is injected, or a start that is cancelled."""
 
     needs: ClassVar[tuple[Need, ...]] = ("carried",)
+    by_role: ClassVar[bool] = False  # each role's matrices are injected at a scale of their own
     arrives: Literal["inject", "start"] = "inject"
 
     @property
@@ -112,6 +113,8 @@ class Carried(Arriving, TwoSided):
     reads: ClassVar[Literal["texts", "weights"]] = "texts"  # what the maps are made of
     layers: LayerMap = Uniform()  # which of the teacher's layers each of the student's takes over from
     neurons: Literal["after", "before"] = "after"
+    # What a layer writes into the residual stream is mapped by what it itself writes, or as what comes next reads it.
+    writes: ClassVar[Literal["own", "next"]] = "own"
 
 
 class CarriedWeights(Carried):

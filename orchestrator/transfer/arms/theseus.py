@@ -45,4 +45,31 @@ class Theseus(Carried):
         return self.read(z, side)
 
 
-twins(Theseus, "random_map", "spectrum", "shuffled_texts")
+class TheseusStream(Theseus):
+    """Theseus, but what a layer writes is rotated as what comes next reads it.
+
+    What attention and feed-forward networks add to the residual stream has maps of its own in Theseus, which explain
+    next to nothing of it on held-out tokens (R² below 0, experiments/transport), and need not agree with the maps by
+    which later layers' updates read the same stream. Here an update of `o` is written through the rotation of the
+    feed-forward network's inputs after it, and one of `down` through that of the next layer's, or the head's. Ours.
+    """
+
+    kind: Literal["theseus_stream"] = "theseus_stream"  # type: ignore[assignment]
+    starts_at: ClassVar[str] = "the teacher's update rotated, what it writes as what comes next reads"
+    writes: ClassVar[Literal["own", "next"]] = "next"
+
+
+class TheseusRoles(Theseus):
+    """Theseus, with a scale for each role's matrices (q, k, ..., head) in place of one for all.
+
+    Their maps aren't equally good. From the common scale on, each role in turn takes what lowers the loss of the
+    validation rows most. Ours.
+    """
+
+    kind: Literal["theseus_roles"] = "theseus_roles"  # type: ignore[assignment]
+    starts_at: ClassVar[str] = "the teacher's update rotated, with a scale for each role's matrices"
+    by_role: ClassVar[bool] = True
+
+
+for _arm in (Theseus, TheseusStream, TheseusRoles):
+    twins(_arm, "random_map", "spectrum", "shuffled_texts")
