@@ -113,7 +113,7 @@ def control(of: type[BaseArm], name: str, starts_at: str, **differs: Any) -> Non
     """
     own = of.model_fields["kind"].default
     kind = f"{own}_{name}"
-    of.judged_by = of.judged_by or kind
+    of.judged_by = vars(of).get("judged_by") or kind  # its own: one that extends another arm has controls of its own
     values = {"control_of": own, "starts_at": starts_at, "is_control": True, "judged_by": None, **differs}
     define: Any = type(of)
     define(
