@@ -6,7 +6,8 @@
 Four pairs: the demo's; a known answer, whose teacher is the student twice as wide and a little disturbed; one of
 another ratio of widths (3 : 1) and one of another of depths (8 : 3; 3 : 2 in width), both pre-trained from scratch on
 the demo's text. Three tasks in words that no model has seen: backwards and in order, which pre-training has in other
-words, and in falling order, which is both one after the other.
+words, and in falling order, which is both one after the other. The sweeps whose names end in "-again" are the second
+stage, on rows drawn anew.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ WAYS = [  # each brings its own control, but for transfer
     "cross_lora", "ridge", "theseus", "transport_merge", "laten", "merged", "spectral", "sta", "semalign", "titok",
     "distil_titok",
 ]  # fmt: skip
+AGAIN = ["lora", "pissa", "cross_lora", "theseus", "theseus_stream", "theseus_roles", "ridge_bounded"]
+STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, then a few on new rows with more seeds
+    "": {"axes": {"arm": WAYS}, "repeats": 8},
+    "-again": {"axes": {"arm": AGAIN}, "repeats": 16},
+}
 PAIRS = {
     "demo": ("demo-teacher", "demo-student"),
     "known": ("known-teacher", "demo-student"),
@@ -69,11 +75,13 @@ def main() -> None:
         scores = {skill: knows(model, skill) for skill in demo.SKILLS}
         told = ", ".join(f"{skill} {score:.2f}" for skill, score in scores.items())
         print(f"{name}: {steps} steps, {model.num_parameters():,} parameters; held-out strings: {told}", flush=True)
-    for task in TASKS:
-        write_task(folder / "tasks" / f"{task}.jsonl", task)
-    for pair in PAIRS:
+    for stage, asked in STAGES.items():
         for task in TASKS:
-            (folder / f"{pair}-{task}.yaml").write_text(yaml.safe_dump(sweep(folder, pair, task), sort_keys=False))
+            write_task(folder / "tasks" / f"{task}{stage}.jsonl", task, f"transport {task}{stage}")
+        for pair in PAIRS:
+            for task in TASKS:
+                document = sweep(folder, pair, f"{task}{stage}") | asked
+                (folder / f"{pair}-{task}{stage}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 
 def known(folder: Path) -> None:
@@ -99,11 +107,11 @@ def knows(model: Any, skill: str, count: int = 200) -> float:
     return right / count
 
 
-def write_task(file: Path, name: str) -> None:
+def write_task(file: Path, name: str, seed: str) -> None:
     """Chat rows of strings that pre-training left out, each once."""
     file.parent.mkdir(parents=True, exist_ok=True)
     said, answer = TASKS[name]
-    draw = random.Random(f"transport {name}")
+    draw = random.Random(seed)
     texts: dict[str, None] = {}
     while len(texts) < ROWS:
         text = "".join(draw.choices(string.ascii_lowercase, k=draw.randint(4, 6)))
@@ -118,7 +126,7 @@ def write_task(file: Path, name: str) -> None:
 
 
 def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
-    """Every way beside its own control and plain LoRA, PiSSA and distillation; nothing chosen by which arm wins."""
+    """What both stages have in common; nothing is chosen by which arm wins."""
     teacher, student = (str(folder / name) if (folder / name).is_dir() else name for name in PAIRS[pair])
     return {
         "name": f"transport-{pair}-{task}",
@@ -128,10 +136,8 @@ def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
             "finetune": {"examples": 576, "batch_size": 36, "dropout": 0.0},
             "update": {"rank": 8, "epochs": 6}, "carry": {"examples": 576},
         },
-        "axes": {"arm": WAYS},
         "lr": [1.0e-3, 3.0e-3, 8.0e-3, 2.0e-2, 5.0e-2],
         "tuning_seeds": 1,
-        "repeats": 8,
         "gate": 0.8,
         "max_trials": 400,
     }  # fmt: skip

@@ -41,7 +41,9 @@ def main() -> int:
         found = {file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("*.json"))}
         for name, told in found.items():
             print(f"\n### {name}\n\n{table(told)}")
-        print(f"\n### All\n\n{summary(found)}")
+        for stage in (False, True):
+            if some := {name: told for name, told in found.items() if name.endswith("-again") == stage}:
+                print(f"\n### All{', again' * stage}\n\n{summary(some)}")
         return 0
     if said.folder is None:
         asked.error("name the folder that make.py made")
@@ -141,8 +143,11 @@ def table(told: dict[str, Any]) -> str:
 def summary(found: dict[str, dict[str, Any]]) -> str:
     """A line a way: on how many of a pair's tasks it is better than plain LoRA, PiSSA and its own control at once."""
     pairs = list(dict.fromkeys(name.partition("-")[0] for name in found))
+    asked = {one["arm"] for told in found.values() for one in told["verdict"]["comparisons"]}
     lines = [f"| way | {' | '.join(pairs)} |", f"|---|{'---|' * len(pairs)}"]
     for way, control in NEEDED.items():
+        if way not in asked:
+            continue
         cells = []
         for pair in pairs:
             won = [_better(told, way, control) for name, told in found.items() if name.startswith(f"{pair}-")]
