@@ -100,6 +100,8 @@ class Update(Section):
     def _one_source(self) -> Update:
         if self.adapter and self.base:
             raise ValueError("an adapter and a base are two updates; name one of them")
+        if self.epochs and (self.adapter or self.base):
+            raise ValueError("epochs are of a training, and this update is there already")
         return self
 
 

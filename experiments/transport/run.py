@@ -1,6 +1,6 @@
 """Runs the sweeps whose results aren't here yet, one after another, and keeps what each comes to.
 
-    python experiments/transport/run.py transport                          # all twelve: some five hours on two cores
+    python experiments/transport/run.py transport                          # both stages: some seven hours on two cores
     python experiments/transport/run.py transport --only demo-backwards
     python experiments/transport/run.py --table                            # what is here, as a table
 
@@ -42,12 +42,13 @@ def main() -> int:
         for name, told in found.items():
             print(f"\n### {name}\n\n{table(told)}")
         for stage in (False, True):
-            if some := {name: told for name, told in found.items() if name.endswith("-again") == stage}:
+            if some := {name: told for name, told in found.items() if _stage(name)[0] == stage}:
                 print(f"\n### All{', again' * stage}\n\n{summary(some)}")
         return 0
     if said.folder is None:
         asked.error("name the folder that make.py made")
-    only = said.only.split(",") if said.only else sorted(file.stem for file in said.folder.glob("*-*.yaml"))
+    every = sorted((file.stem for file in said.folder.glob("*-*.yaml")), key=_stage)
+    only = said.only.split(",") if said.only else every
     HERE.mkdir(exist_ok=True)
     for name in only:
         if (HERE / f"{name}.json").is_file():
@@ -60,6 +61,10 @@ def main() -> int:
         told = kept(Store(store), f"transport-{name}", store)
         (HERE / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0
+
+
+def _stage(name: str) -> tuple[bool, str]:
+    return name.endswith("-again"), name
 
 
 def teachers_rate(file: Path, store: Path) -> float:

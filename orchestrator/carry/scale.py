@@ -18,9 +18,11 @@ from orchestrator.step import Track, silent
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import TemplateName, fitted
 from orchestrator.transfer.lowrank import product_svd
+from orchestrator.transfer.sides import norm_of
 
 SCALE = "scale.json"
 SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the carried update; Theseus looks between 0 and 5
+TINY = 1e-30  # of nothing nothing is made
 OTHERS = (0.0, 0.5, 2.0)  # of the common scale, for each role's matrices
 
 
@@ -62,24 +64,30 @@ def scale(
         best = min(losses, key=lambda factor: (losses[factor], factor))
         chosen = dict.fromkeys(roles, best)
         if by_role and best:
+            least = losses[best]
             for role in track(roles, "choosing a scale for each role", len(roles)):
-                ways = [chosen, *(chosen | {role: best * other} for other in OTHERS)]
-                chosen = min(ways, key=loss)
+                for other in (chosen | {role: best * other} for other in OTHERS):
+                    if (found := loss(other)) < least:
+                        chosen, least = other, found
     _write(folder, carried, rank, chosen)
-    told = {"losses": {str(factor): one for factor, one in losses.items()}, "chosen": chosen}
+    told = {"scale": best, "losses": {str(factor): one for factor, one in losses.items()}, "chosen": chosen}
     (folder / SCALE).write_text(json.dumps(told) + "\n")
-    return {"scale": best, "losses": losses} | ({"chosen": chosen} if by_role else {})
+    return told
 
 
 def as_scaled(folder: Path, *, carried: Path, scaled: Path, rank: int) -> dict[str, Any]:
-    """Write a control's adapter at the scale that its arm was given (`scaled`), so that both are of one norm.
+    """Write a control's adapter, each matrix at the norm that its arm's was given (`scaled`).
 
     A scale of its own would be chosen before any step, where a random update of four times the size may happen to lower
     the loss that it then never learns to lower further: to beat such a control is nothing.
     """
-    chosen = json.loads((scaled / SCALE).read_text())["chosen"]
-    _write(folder, carried, rank, chosen)
-    return {"scale": max(chosen.values())}
+    starts, given = _kept(carried, rank), adapters.read_update(scaled)
+    for module, (b, a) in starts.items():
+        wanted = norm_of(*given[module]) if module in given else 0.0
+        starts[module] = (b * (wanted / max(norm_of(b, a), TINY)), a)
+    _save(folder, carried, starts)
+    told = json.loads((scaled / SCALE).read_text())
+    return {name: told[name] for name in ("scale", "chosen")}
 
 
 def _role(module: str) -> str:
@@ -88,10 +96,19 @@ def _role(module: str) -> str:
 
 def _write(folder: Path, carried: Path, rank: int, chosen: Mapping[str, float]) -> None:
     """The strongest directions of a carried update, times a factor for each role."""
-    name = json.loads((carried / "adapter_config.json").read_text())["base_model_name_or_path"]
-    starts = {}
+    starts = {name: (chosen.get(_role(name), 1.0) * b, a) for name, (b, a) in _kept(carried, rank).items()}
+    _save(folder, carried, starts)
+
+
+def _kept(carried: Path, rank: int) -> dict[str, adapters.Start]:
+    found = {}
     for module, start in adapters.read_update(carried).items():
         kept = product_svd(*start).truncate(rank)
-        starts[module] = (chosen.get(_role(module), 1.0) * kept.u * kept.s, kept.vh)
+        found[module] = (kept.u * kept.s, kept.vh)
+    return found
+
+
+def _save(folder: Path, carried: Path, starts: dict[str, adapters.Start]) -> None:
+    name = json.loads((carried / "adapter_config.json").read_text())["base_model_name_or_path"]
     embeddings = adapters.embeddings_of(carried)
     adapters.write_start(folder, adapters.of_one_rank(starts), base_name=name, embeddings=embeddings)

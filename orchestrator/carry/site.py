@@ -76,10 +76,6 @@ class Model:
         found = self.inputs(role, layer)
         return found @ self.weight(role, layer).to(found.dtype).t()
 
-    def after(self, layer: int) -> Tensor:
-        """(k, m) of the residual stream after a layer, as whatever comes next reads it."""
-        return self.inputs(*(("q", layer + 1) if layer + 1 < self.geometry.layers else ("head", None)))
-
 
 @dataclass(frozen=True)
 class Site:
@@ -210,8 +206,9 @@ class Site:
         """Kept while a layer's other matrices may want it."""
         if outputs and axis == "ffn" and self.maps.neurons == "after":
             role, outputs = "down", False  # before it, 28,672 neurons are a linear function of 8,192 channels
-        if outputs and role == "o" and self.method.writes == "next":
-            role, outputs = "up", False
+        if outputs and axis == "residual" and self.method.writes == "next":
+            role, layer, at = self._next(role, layer, at)
+            outputs = False
         key = (role if outputs or layer is None else SITES[role], outputs, layer, at)
         side = self.sides.pop(key, None) or self._read(role, layer, at, axis, outputs)
         self.sides[key] = side  # as the newest
@@ -219,13 +216,19 @@ class Site:
             del self.sides[next(iter(self.sides))]
         return side
 
+    def _next(self, role: str, layer: int | None, at: int | None) -> tuple[str, int | None, int | None]:
+        """What reads the stream after this matrix, and from which of the teacher's layers that is carried."""
+        assert layer is not None
+        if role == "o":
+            return "up", layer, at
+        if layer + 1 == self.own.geometry.layers:
+            return "head", None, None
+        return "q", layer + 1, max(self.layers[layer + 1], key=lambda source: source[1])[0]
+
     def _read(self, role: str, layer: int | None, at: int | None, axis: str, outputs: bool) -> Side:
         if outputs:
             assert layer is not None and at is not None
-            if axis == "residual" and self.method.writes == "next":
-                found = self.theirs.after(at), self.own.after(layer)
-            else:
-                found = self.theirs.outputs(role, at), self.own.outputs(role, layer)
+            found = self.theirs.outputs(role, at), self.own.outputs(role, layer)
         else:
             found = self.theirs.inputs(role, at), self.own.inputs(role, layer)
         theirs, own = (tensor.to(device()) for tensor in found)

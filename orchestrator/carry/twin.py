@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from orchestrator.carry.carry import CARRIED
+from orchestrator.carry.scale import TINY
 from orchestrator.carry.site import Site
 from orchestrator.models import adapters
 from orchestrator.transfer.arms import ARMS
@@ -16,8 +17,6 @@ from orchestrator.transfer.arms.carried import Carried
 from orchestrator.transfer.lowrank import product_svd
 from orchestrator.transfer.random_map import RandomMap
 from orchestrator.transfer.sides import norm_of
-
-TINY = 1e-30  # of nothing nothing is made
 
 
 def twin(

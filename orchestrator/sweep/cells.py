@@ -130,14 +130,15 @@ def cells_of(sweep: Sweep) -> tuple[Cell, ...]:
             cells.append(Cell(recipe.of_teacher(), "teacher", rate=update.lr))
     if sweep.tuned_teacher and not carried:
         largest = max(recipes, key=lambda recipe: recipe.rank)
-        cells.append(Cell(largest.of_teacher().model_copy(update={"rank": largest.rank}).settled(), "teacher"))
+        own = largest.model_copy(update={"update": sweep.recipe.update}).of_teacher()  # a settled one may lack it
+        cells.append(Cell(own.model_copy(update={"rank": largest.rank}).settled(), "teacher"))
     return tuple(cells)
 
 
 def check_rungs(sweep: Sweep, cell: Cell, rows: int | None = None) -> None:
     """UserError where a training has too few steps to end after ASHA's first rung. `rows`: once they are known."""
     part, search = cell.recipe.finetune, sweep.search
-    if not isinstance(search, Asha):
+    if not isinstance(search, Asha) or cell.rate:  # a rate that is given isn't searched
         return
     count = steps_of(min(part.examples, rows or part.examples), part.batch_size, part.epochs)
     if count < (least := search.reduction ** (search.rungs - 1)):

@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.carry.scale import SCALES
+from orchestrator.carry.scale import OTHERS, SCALES
 from orchestrator.cluster.ranks import GATHERED
 from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
@@ -170,10 +170,11 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
 
 
-def scale_cost(student: Anatomy, lengths: Lengths, rank: int, hardware: Hardware) -> Cost:
-    """The losses of the validation rows' gold answers at every scale of a carried update."""
+def scale_cost(student: Anatomy, lengths: Lengths, rank: int, hardware: Hardware, *, by_role: bool = False) -> Cost:
+    """The losses of the validation rows' gold answers at every scale of a carried update; `by_role`: of each role's."""
+    passes = len(SCALES) + len(OTHERS) * len(student.family.targets) * by_role
     weights, groups = student.parameters * student.width, _for_golds(lengths.validation, hardware)
-    flops = len(SCALES) * 2 * student.multiplied * sum(group.size * group.longest for group in groups)
+    flops = passes * 2 * student.multiplied * sum(group.size * group.longest for group in groups)
     most = max(_gold_bytes(student, group) for group in groups)
     need = PerRank(weights, most, 0, 4 * _adapter(student, rank), hardware.process)
     return Cost(1, need, 0, flops / hardware.flops, hardware.trial or hardware.memory)

@@ -162,14 +162,18 @@ def shared_by(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, int]:
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
         "passes for distillation": len(labelled(cells)),
         "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
-        "scales chosen": len({_scaled(recipe) for recipe in recipes if recipe.arm.injects}),
+        "scales chosen": len(_scaled(recipes)),
+        "scales by role": sum(by_role for by_role, *_ in _scaled(recipes)),
     }
 
 
-def _scaled(recipe: Recipe) -> tuple[Any, ...]:
-    """What the scale of an injected update depends on: a control is given its arm's."""
-    arm: Any = recipe.arm
-    return recipe.update, recipe.carry, recipe.rank, str(arm.carrying())
+def _scaled(recipes: Iterable[Recipe]) -> set[tuple[Any, ...]]:
+    """What scales of injected updates depend on, first whether each role has its own: a control is given its arm's."""
+    injected: list[tuple[Recipe, Any]] = [(recipe, recipe.arm) for recipe in recipes if recipe.arm.injects]
+    return {
+        (arm.by_role, one.update, one.carry, one.rank, one.finetune.max_tokens, one.measure, str(arm.carrying()))
+        for one, arm in injected
+    }
 
 
 def labelled(cells: Iterable[Cell]) -> set[tuple[Any, ...]]:

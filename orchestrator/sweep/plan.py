@@ -132,20 +132,18 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     asking = judged(replace(scored(gpus, held), smallest_cluster=enough), lengths.test)
     steps = {"measure": measure, "teacher_score": asking}
     rank = max(cell.recipe.rank for cell in cells if cell.who == "student")
-    trained = {"finetune": (student, recipe, rank)}
-    if theirs := [cell.recipe for cell in cells if cell.trains_teacher]:
-        trained["tune"] = teacher, theirs[0], max(one.rank for one in theirs)
-    ways = [
-        {
-            name: finetune_cost(model, own, most, hardware, lengths, recompute=recompute)
-            for name, (model, own, most) in trained.items()
-        }
-        for recompute in (False, True)
-    ]
+    theirs = [cell.recipe for cell in cells if cell.trains_teacher]
+
+    def trained(recompute: bool) -> dict[str, Cost]:
+        own = {"finetune": finetune_cost(student, recipe, rank, hardware, lengths, recompute=recompute)}
+        each = [finetune_cost(teacher, one, one.rank, hardware, lengths, recompute=recompute) for one in theirs]
+        return own | ({"tune": _typical(each)} if each else {})
+
+    ways = [trained(recompute) for recompute in (False, True)]
     said = recipe.finetune.gradient_checkpointing
     recompute = hardware.cuda and not ways[0]["finetune"].fits if said == "auto" else said
     again = {"finetune": recompute, "tune": hardware.cuda if said == "auto" else recompute}
-    steps |= {name: _alone(ways[again[name]][name], hardware.workers) for name in trained}
+    steps |= {name: _alone(ways[again[name]][name], hardware.workers) for name in ways[0]}
     forward = forward_passes(recipe, cells, teacher, student, held, lengths)
     steps |= {name: _sized(cost, gpus) for name, (_, cost) in forward.items()}
     steps["score"], choosing = (
@@ -156,8 +154,11 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
         there = judged(score_cost(student, other, other.test, rank, hardware), other.test, task, other)
         steps["score"] = steps["score"].then(there)
     shared = shared_by(sweep, cells)
-    if shared["scales chosen"]:
-        steps["scale"] = _alone(scale_cost(student, lengths, rank, hardware))
+    by_role = shared["scales by role"]
+    if scaled := shared["scales chosen"]:
+        once, more = (_alone(scale_cost(student, lengths, rank, hardware, by_role=each)) for each in (False, True))
+        seconds = (once.seconds * (scaled - by_role) + more.seconds * by_role) / scaled
+        steps["scale"] = replace(once, seconds=seconds)
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))
     if not uncut:
         steps["extract"] = _alone(extract_cost(teacher, student, recipe, scale, gpus, hardware, lengths))
@@ -275,6 +276,12 @@ def _sized(cost: Callable[[int], Cost], ranks: int | None) -> Cost:
     """The step on the ranks that there are, or on as few as it fits on; with that number noted."""
     smallest = _smallest(cost)
     return replace(cost(ranks or smallest or 1), smallest_cluster=smallest)
+
+
+def _typical(costs: Sequence[Cost]) -> Cost:
+    """The memory of the fullest, for as long as they take on average."""
+    fullest = max(costs, key=lambda cost: cost.per_rank.peak_bytes)
+    return replace(fullest, seconds=statistics.fmean(cost.seconds for cost in costs))
 
 
 def _alone(cost: Cost, least: int = 1) -> Cost:

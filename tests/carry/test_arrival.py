@@ -15,6 +15,7 @@ from orchestrator import pipeline
 from orchestrator.carry.carry import CARRIED
 from orchestrator.carry.merge import merge
 from orchestrator.carry.scale import OTHERS, SCALE, scale
+from orchestrator.carry.site import Site
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
 from orchestrator.models.loading import load, load_tokenizer, source_of
@@ -28,6 +29,8 @@ from orchestrator.student.given import read
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import fitted
 from orchestrator.teacher.states import read_states
+from orchestrator.transfer.arms import ARMS
+from orchestrator.transfer.arms.carried import Carried
 from orchestrator.transfer.lowrank import product_svd
 from orchestrator.transfer.matching import monotone, similarity
 from orchestrator.transfer.sides import norm_of
@@ -119,6 +122,27 @@ def test_the_scale_is_that_of_least_loss_on_validation_rows(store: Store, demo_m
         torch.testing.assert_close(b @ a, best * (whole[0] @ whole[1]), rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_written_goes_by_the_map_of_what_reads_it_next(store: Store, demo_models: dict[str, Path]) -> None:
+    """The very same map, and not another of the same stream: the teacher has six layers, and the student four."""
+    one = asked("theseus_stream")
+    ready = prepare(one)
+    step = carry_step(one, ready, pipeline.update_step(one, ready))
+    found = {name: materialise(given, store) for name, given in step.inputs.items()}
+    layers = [[(0, 1.0)], [(2, 1.0)], [(3, 1.0)], [(5, 1.0)]]
+    folders = (ready.teacher.folder, ready.student.folder)
+    seen = [found[name] for name in ("pairs", "of_teacher", "of_student")]
+    for kind, same in (("theseus_stream", True), ("theseus", False)):
+        method = ARMS[kind]()
+        assert isinstance(method, Carried)
+        site = Site.open(*folders, adapters.read_update(found["update"]), method, layers, seen)
+        for writer, reader in (
+            (("o", 1), ("up", 1, 2)), (("down", 0), ("q", 1, 2)), (("down", 2), ("q", 3, 5)),
+            (("down", 3), ("head", None, None)),
+        ):  # fmt: skip
+            written = site._side(*writer, layers[writer[1]][0][0], "residual", outputs=True)
+            assert (written is site._side(*reader, "residual")) == same, (kind, writer)
+
+
 def test_each_role_has_the_scale_that_lowers_the_loss_most(store: Store, demo_models: dict[str, Path]) -> None:
     """Of the last role that was looked at, all scales by weights that are changed by hand; its control has the same."""
     one = asked("theseus_roles")
@@ -151,12 +175,13 @@ def test_each_role_has_the_scale_that_lowers_the_loss_most(store: Store, demo_mo
 
 
 def test_a_control_is_given_the_scale_of_its_arm(store: Store, demo_models: dict[str, Path]) -> None:
-    """So that both are of one norm in every matrix, for each random seed and each kind of twin."""
-    ready = prepare(asked("theseus"))
-    own = adapters.read_update(materialise(pipeline.carried_step(asked("theseus"), ready), store))
+    """So that both are of one norm in every matrix, for each random seed and each kind of twin, whatever is cut off."""
+    ready, rank = prepare(asked("theseus")), {"rank": 2}
+    step = pipeline.carried_step(asked("theseus").model_copy(update=rank), ready)
+    own = adapters.read_update(materialise(step, store))
     assert any(norm_of(b, a) > 0 for b, a in own.values())
     for kind, seed in (("random_map", 0), ("random_map", 1), ("spectrum", 0), ("shuffled_texts", 0)):
-        one = asked(f"theseus_{kind}", seed)
+        one = asked(f"theseus_{kind}", seed).model_copy(update=rank)
         twin = adapters.read_update(materialise(pipeline.carried_step(one, ready), store))
         for name, (b, a) in twin.items():
             assert norm_of(b, a) == pytest.approx(norm_of(*own[name]), rel=1e-3)

@@ -9,6 +9,7 @@ import pytest
 from cli.intent import afford
 from orchestrator.recipe import Sweep
 from orchestrator.sweep.anatomy import Anatomy
+from orchestrator.sweep.cells import cells_of
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.lengths import Lengths, Row
 from orchestrator.sweep.plan import counts, forecast
@@ -50,6 +51,30 @@ def test_a_teacher_that_trains_for_longer_takes_longer(demo_models: dict[str, Pa
     )
     assert thrice["tune"].seconds == pytest.approx(3 * once["tune"].seconds)
     assert thrice["finetune"] == once["finetune"]
+    axes = {"arm": ["lora", "cross_lora"], "update.epochs": [9, 3]}
+    both = forecast(sweep(recipe=models, axes=axes), Hardware(1, FOUR)).steps
+    assert both["tune"].seconds == pytest.approx(2 * once["tune"].seconds)
+
+
+def test_a_teacher_that_is_only_scored_trains_for_its_own_epochs_too(demo_models: dict[str, Path]) -> None:
+    """Whichever arms are beside it: those that take no update have none of its settings."""
+    models = {who: str(demo_models[f"demo-{who}"]) for who in ("teacher", "student")}
+    for arms in (["lora"], ["lora", "lora_equal"], ["lora_equal", "lora"], ["lora", "theseus"]):
+        document = {"recipe": {**models, "update": {"epochs": 6}}, "axes": {"arm": arms}, "tuned_teacher": True}
+        (teacher,) = (cell for cell in cells_of(sweep(**document)) if cell.trains_teacher)
+        assert teacher.recipe.finetune.epochs == 6, arms
+
+
+def test_a_scale_for_each_role_takes_so_many_more_passes(demo_models: dict[str, Path]) -> None:
+    models = {who: str(demo_models[f"demo-{who}"]) for who in ("teacher", "student")}
+
+    def seconds(*arms: str) -> float:
+        asked = sweep(recipe=models, axes={"arm": ["lora", *arms]})
+        return forecast(asked, Hardware(1, FOUR)).steps["scale"].seconds
+
+    one, roles, both = seconds("theseus"), seconds("theseus_roles"), seconds("theseus", "theseus_roles")
+    assert roles == pytest.approx(one * (7 + 3 * 9) / 7)
+    assert both == pytest.approx((one + roles) / 2)
 
 
 def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None:

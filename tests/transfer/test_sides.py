@@ -97,9 +97,32 @@ def test_a_bound_keeps_what_texts_seldom_have_from_growing() -> None:
     kept, bounded = arm.carry(Matrix(b, a, Side(x, student, 40), Side(y, y, 40)))
     longer = float(x[:-40].norm() / student[:-40].norm())
     assert norm_of(*free) > 100 * norm_of(b, a)
-    assert float(kept[1].norm()) <= float(a.norm()) * longer * (1 + 1e-5)
+    assert norm_of(*kept) <= norm_of(b, a) * longer * (1 + 1e-5)
     assert good[0] > 0.99 and 0.3 < bounded["read"] < 0.7  # half of what is read is of the weak directions
-    torch.testing.assert_close(kept[0], b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("held", [40, 0])
+def test_a_bounded_update_is_no_longer_however_it_is_factored(held: int) -> None:
+    """Where a direction that grows is small in A and large in B; where no penalty is within the bound; with no token
+    to choose a penalty by."""
+    weak = torch.ones(32, dtype=torch.float64)
+    weak[16:] = 1e-4
+    x, y = drawn(400, 32), drawn(400, 24)
+    narrow = torch.zeros(24, dtype=torch.float64)
+    narrow[0] = 1  # all that the student writes is in one channel
+    b, a = drawn(24, 4), drawn(4, 32)
+    a[0], b[:, 0] = a[0] * (weak < 1) / 20, b[:, 0] * 20
+    arm = ARMS["ridge_bounded"]()
+    assert isinstance(arm, Carried)
+    for student, written in ((x * weak, y), (x, y.sum(1, keepdim=True) * narrow)):
+        sides = Side(x, student, held), Side(y, written, held)
+        fitted = [side.fitted for side in sides]
+        read, wrote = (float(side.student.norm() / side.teacher.norm()) for side in fitted)
+        kept, _ = arm.carry(Matrix(b, a, *sides))
+        assert norm_of(*kept) <= norm_of(b, a) / read * wrote * (1 + 1e-5)
+        uneven = torch.tensor([10.0, 0.1, 1, 1], dtype=torch.float64)
+        again, _ = arm.carry(Matrix(b * uneven, a / uneven[:, None], *sides))
+        torch.testing.assert_close(again[0] @ again[1], kept[0] @ kept[1], rtol=1e-4, atol=1e-5)
 
 
 def test_shuffled_texts_explain_nothing() -> None:

@@ -26,8 +26,8 @@ class Merged(Carried):
     @field_validator("of")
     @classmethod
     def _of(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        ways = [kind for kind, arm in ARMS.items() if issubclass(arm, Carried) and arm.takes_update]
-        known = [kind for kind in ways if kind not in ("merged", *(k for k in ways if ARMS[k].is_control))]
+        ways = {kind: arm for kind, arm in ARMS.items() if issubclass(arm, Carried) and arm.takes_update}
+        known = [kind for kind, arm in ways.items() if kind != "merged" and not arm.is_control and not arm.by_role]
         if unknown := [kind for kind in value if kind not in known]:
             raise ValueError(f"{unknown[0]!r} carries no update over; known: {', '.join(known)}")
         if len({*value}) < len(value):

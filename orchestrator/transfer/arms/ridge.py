@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from orchestrator.transfer.arms.carried import Carried, twins
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from orchestrator.transfer.sides import Side
+    from orchestrator.transfer.arms.base import Start
+    from orchestrator.transfer.sides import Matrix, Side
 
 
 ROUNDING = 1 + 1e-6  # a true map may be as long as is allowed
@@ -41,16 +43,35 @@ class Ridge(Carried):
 
 
 class RidgeBounded(Ridge):
-    """Ridge's maps, none of which may make an update longer than the models' activations differ in length.
+    """Ridge's maps, which may not make an update longer than the models' activations differ in length.
 
-    Of ridge's penalties only those with which ‖A'‖ ≤ ‖A‖·‖X_T‖/‖X_S‖ and ‖B'‖ ≤ ‖B‖·‖Y_S‖/‖Y_T‖ (Frobenius, over the
-    tokens that maps are made of), which the true map of a rotated, scaled or widened copy keeps. Without it an update
-    that reads what texts seldom have arrived at up to 12,891 times its norm, and nothing learnt from it
+    ΔW = B·A with B = U·√Σ and A = √Σ·Vᵀ. Of ridge's penalties only those with which ‖A'‖ ≤ ‖A‖·g and ‖B'‖ ≤ ‖B‖·h
+    (Frobenius), g = ‖X_T‖/‖X_S‖ and h = ‖Y_S‖/‖Y_T‖ over the tokens that maps are made of; where B'·A' is longer than
+    ‖B·A‖·g·h still, it is shortened to that. The true map of a rotated, scaled or widened copy keeps all three. Without
+    them an update that reads what texts seldom have arrived at up to 12,891 times its norm, and nothing learnt from it
     (experiments/transport). Ours.
     """
 
     kind: Literal["ridge_bounded"] = "ridge_bounded"  # type: ignore[assignment]
     starts_at: ClassVar[str] = "the teacher's update through linear maps that don't lengthen it"
+
+    def carry(self, matrix: Matrix) -> tuple[Start, dict[str, float]]:
+        """As every map's, and no longer than that."""
+        from orchestrator.transfer.lowrank import product_svd
+        from orchestrator.transfer.sides import Side, norm_of
+
+        whole = product_svd(matrix.b, matrix.a)
+        root = whole.s.sqrt()
+        b, a = (whole.u * root).to(matrix.b), (root[:, None] * whole.vh).to(matrix.a)
+        (b, a), good = super().carry(replace(matrix, b=b, a=a))
+        most = norm_of(matrix.b, matrix.a)
+        if isinstance(matrix.inputs, Side):
+            most /= _longer(matrix.inputs)
+        if isinstance(matrix.outputs, Side):
+            most *= _longer(matrix.outputs)
+        if (length := norm_of(b, a)) > most * ROUNDING:
+            b = b * (most / length)
+        return (b, a), good
 
     def read(self, z: Float[Tensor, "r mt"], side: Side) -> Float[Tensor, "r ms"]:
         """As ridge's."""

@@ -50,8 +50,9 @@ class TheseusStream(Theseus):
 
     What attention and feed-forward networks add to the residual stream has maps of its own in Theseus, which explain
     next to nothing of it on held-out tokens (R² below 0, experiments/transport), and need not agree with the maps by
-    which later layers' updates read the same stream. Here an update of `o` is written through the rotation of the
-    feed-forward network's inputs after it, and one of `down` through that of the next layer's, or the head's. Ours.
+    which later layers' updates read the same stream. Here an update of `o` is written through the very rotation by
+    which the same layer's `gate` and `up` read, and one of `down` through that of the next layer's `q`, or the head's.
+    Ours.
     """
 
     kind: Literal["theseus_stream"] = "theseus_stream"  # type: ignore[assignment]
