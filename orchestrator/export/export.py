@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,8 +207,9 @@ def write_task(source: Source, student: Checkpoint, adapter: Path, target: Path)
         if dtype == "bfloat16":
             about += " In bfloat16, near ties may fall otherwise in other batches: lm-eval's score moves with its own."
         if padding:
-            tokenizer.add_tokens(padding, special_tokens=True)
-            tokenizer.save_pretrained(folder / "tokenizer")
+            padded = deepcopy(tokenizer)  # the process' own is nobody's to change
+            padded.add_tokens(padding, special_tokens=True)
+            padded.save_pretrained(folder / "tokenizer")
         untied = _write_untied(student, source.folder, folder / "student")
         if untied:
             about += " `student` is the student with a head of its own, since lm-eval can't adapt a tied one."

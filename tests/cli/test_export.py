@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from test_bad_input import pkt  # noqa: F401  (a fixture)
 from tiny import saved
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.models import adapters
+from orchestrator.models.loading import load_tokenizer, source_of
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -177,6 +178,8 @@ def test_the_best_row_of_a_sweep_or_of_an_arm(
     assert code == 0, err
     assert out.splitlines()[2].startswith("task: task pkt_demo, 60 examples, exact_match,whole-answer 0.")
     assert f",peft={swept / 'finetune'}" in out.splitlines()[3]
+    own = load_tokenizer(source_of("demo-student", "student"))  # the process' own, which export has read, too
+    assert own.get_vocab() == AutoTokenizer.from_pretrained(demo_models["demo-student"]).get_vocab()
     stock = AutoModelForCausalLM.from_pretrained(demo_models["demo-student"])
     ids = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
