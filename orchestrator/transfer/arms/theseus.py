@@ -49,8 +49,8 @@ class TheseusStream(Theseus):
     """Theseus, but what a layer writes is rotated as what comes next reads it.
 
     What attention and feed-forward networks add to the residual stream has maps of its own in Theseus, which explain
-    next to nothing of it on held-out tokens (R² below 0, experiments/transport), and need not agree with the maps by
-    which later layers' updates read the same stream. Here an update of `o` is written through the very rotation by
+    next to nothing of it on held-out tokens (R² mostly below 0, experiments/transport), and need not agree with those
+    by which later layers' updates read the same stream. Here an update of `o` is written through the very rotation by
     which the same layer's `gate` and `up` read, and one of `down` through that of the next layer's `q`, or the head's.
     Ours.
     """
