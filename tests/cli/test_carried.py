@@ -195,6 +195,7 @@ def test_a_way_brings_its_random_map_where_it_has_no_control() -> None:
             "teacher-adapter: 'nowhere' is no folder and no hub id of the form",
         ),
         (["--teacher-adapter", "a", "--teacher-base", "b"], "an adapter and a base are two updates; name one of them"),
+        (["--teacher-adapter", "a", "--set", "update.epochs=2"], "epochs are of a training, and this update is there"),
         (["--teacher-base", "demo-student"], "teacher-base: demo-student has other sizes than demo-teacher; name what"),
         (["--set", "carry.tokens=8"], "carry: the texts give 8 tokens that both models read, and maps need 32"),
     ],
