@@ -103,7 +103,8 @@ def _carried(rows: Sequence[dict[str, Any]], recipe: dict[str, Any]) -> dict[str
     arms = [ARMS[row["recipe"]["arm"]["kind"]] for row in rows]
     found, update, carry = {}, recipe.get("update", {}), recipe.get("carry", {})
     if any(arm.takes_update for arm in arms):
-        own = f"plain LoRA of rank {update['rank']} at {update['lr']:g}, trained here"
+        length = f" for {update['epochs']:g} epochs" if update.get("epochs") else ""
+        own = f"plain LoRA of rank {update['rank']} at {update['lr']:g}, trained here{length}"
         given = update["adapter"] or (update["base"] and f"{update['base']}, rank {update['rank']}")
         found["the teacher's update"] = str(given or own)
     if any("carried" in arm.needs for arm in arms):
