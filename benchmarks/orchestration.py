@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from benchmarks.measuring import table
-from orchestrator.recipe import Run, Sweep
+from orchestrator.recipe import Sweep
+from orchestrator.run import Run
 from orchestrator.step import Step
 from orchestrator.store import Store
 from orchestrator.sweep.groups import trained

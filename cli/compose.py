@@ -38,7 +38,8 @@ def compose(
         from orchestrator.models.portable import portable
         from orchestrator.pipeline.composing import composed_step
         from orchestrator.prepare.ready import prepare
-        from orchestrator.recipe import Recipe, Run
+        from orchestrator.recipe import Recipe
+        from orchestrator.run import Run
         from orchestrator.sweep.alone import alone
 
         if record["sweep"].get("portable"):

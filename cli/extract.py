@@ -52,7 +52,7 @@ def extract(
     recipe = asked.recipe
 
     from cli.screen import Terminal
-    from orchestrator.recipe import Run
+    from orchestrator.run import Run
     from orchestrator.store import Store
 
     kept = Store(store)

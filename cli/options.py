@@ -13,7 +13,8 @@ import typer
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.recipe import Recipe, Run, Sweep
+    from orchestrator.recipe import Recipe, Sweep
+    from orchestrator.run import Run
     from orchestrator.store import Store
     from orchestrator.tracking.tracker import Tracker
 

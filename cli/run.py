@@ -57,7 +57,7 @@ def run(
     recipe = asked.recipe.settled()
 
     from cli.screen import Terminal
-    from orchestrator.recipe import Run
+    from orchestrator.run import Run
     from orchestrator.store import Store
     from orchestrator.verdict.words import room_lines
 

@@ -91,7 +91,7 @@ def sweep(
     from cli.compare import show
     from cli.intent import DEFAULT_MEMORY, afford, as_begun, intent, refuse_another, too_many_of
     from cli.screen import Terminal
-    from orchestrator.recipe import Run
+    from orchestrator.run import Run
     from orchestrator.store import Store
     from orchestrator.sweep.plan import counts
     from orchestrator.verdict.words import room_lines

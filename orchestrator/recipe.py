@@ -3,13 +3,13 @@
     Recipe(teacher="llama2-70b", student="llama2-7b", task={"name": "gsm8k"}, arm="transfer", rank=16, seed=3)
 
 A recipe is one trial. Its sections are the steps' parts: a step's result is named by its section and by what it builds
-on, so that trials that agree on a section share that step. Where and how things run is `Run`, which is never hashed.
+on, so that trials that agree on a section share that step. Where and how things run is another value, which is never
+hashed: `orchestrator.run.Run`.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -23,7 +23,6 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.errors import UserError
 from orchestrator.transfer.arms import Arm, Lora, Transfer
 from orchestrator.transfer.arms.carried import ALIKE, Carried
 from orchestrator.transfer.blocks import BlockSelection, Window
@@ -272,43 +271,6 @@ class Sweep(Section):
     gate: float | None = Field(None, ge=0, le=1)  # the least score at which the teacher counts as knowing the task
     max_trials: int = Field(48, ge=1)
     portable: bool = False  # by kernels that all x86-64 CPUs with AVX2 have: the same bits on each, at 2/3 of the speed
-
-
-class Run(BaseModel):
-    """Where and how: never part of a fingerprint, so that it can differ between a run and its repetition."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    store: Path | str = "pkt-store"  # a folder that all share, or the URL of an object store
-    cpus_per_trial: int = Field(1, ge=1)
-    gpus_per_trial: float | None = Field(None, ge=0)  # None: one, or one a worker, where there is one
-    workers_per_trial: int | None = Field(None, ge=1)  # that share a fine-tuning; None: one a GPU
-    shard_student: bool = False  # each of them holds a part of it
-    trials_at_once: int | None = Field(None, ge=1)
-    ranks: int | None = Field(None, ge=1)  # over which the teacher is spread; None: one a GPU
-    offload: str | None = None  # where a shard's parameters wait: "cpu", or a folder on a local disk
-    replicate: bool = False  # each rank holds the whole teacher, as the plan finds room for it
-    gradient_checkpointing: bool = False  # where the recipe leaves it open, as the plan finds it needed
-    keep_tuned: bool = False  # the weights of settings that were only tried, too
-    portable: bool = False  # a sweep's
-    system_metrics: bool = False  # sample CPU, memory, disk, network and GPUs while trials train
-    # of a machine without GPUs, as the plan says: bytes that a process takes, by what it does
-    memory: dict[str, float] = {}
-    tokens_at_once: int | None = Field(None, ge=1)  # padded ones, of a rank; no score depends on it
-    answers_at_once: int | None = Field(None, ge=1)  # the teacher's, in tokens with their questions
-
-    @property
-    def workers(self) -> int:
-        """Processes that share a fine-tuning. UserError where they can't have a GPU each, or the student in shards."""
-        gpus = self.gpus_per_trial or 0.0
-        count = self.workers_per_trial or max(1, int(gpus))
-        if gpus and gpus != count and (count > 1 or gpus > 1):
-            each, remedy = "worker", "give a whole number, or at most 1"
-            if self.workers_per_trial:
-                each, remedy = f"of {count} workers", f"give {count}, or leave it out"
-            raise UserError(f"gpus-per-trial: {gpus:g} GPUs are not one for each {each}; {remedy}")
-        if self.shard_student and count == 1:
-            raise UserError("shard-student: a training has one worker; give --gpus-per-trial 2 or more")
-        return count
 
 
 def one_line(error: ValidationError) -> str:

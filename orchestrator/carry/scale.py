@@ -17,13 +17,12 @@ from orchestrator.scoring.engine import gold_losses
 from orchestrator.step import Track, silent
 from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import TemplateName, fitted
+from orchestrator.transfer.arms.carried import OTHERS
 from orchestrator.transfer.lowrank import product_svd
 from orchestrator.transfer.sides import norm_of
 
 SCALE = "scale.json"
-SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the carried update; Theseus looks between 0 and 5
 TINY = 1e-30  # of nothing nothing is made
-OTHERS = (0.0, 0.5, 2.0)  # of the common scale, for each role's matrices
 
 
 def scale(

@@ -9,7 +9,7 @@ from orchestrator.carry.inputs import inputs
 from orchestrator.carry.merge import merge
 from orchestrator.carry.neurons import answers, laten
 from orchestrator.carry.pairs import pairs
-from orchestrator.carry.scale import SCALES, as_scaled, scale
+from orchestrator.carry.scale import as_scaled, scale
 from orchestrator.carry.twin import twin
 from orchestrator.carry.update import adapter, difference
 from orchestrator.pipeline.asked import dtype_of, states_step
@@ -20,7 +20,7 @@ from orchestrator.step import Step
 from orchestrator.tasks.base import draw
 from orchestrator.tasks.rows import data_step
 from orchestrator.transfer.arms import ARMS
-from orchestrator.transfer.arms.carried import ALIKE
+from orchestrator.transfer.arms.carried import ALIKE, SCALES
 from orchestrator.transfer.arms.laten import Laten
 from orchestrator.transfer.arms.merged import Merged
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.cluster.session import nodes
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.hands import placement_of, refuse_unless_shared

@@ -14,7 +14,6 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from orchestrator.carry.scale import OTHERS, SCALES
 from orchestrator.cluster.ranks import GATHERED
 from orchestrator.models.families import pairs
 from orchestrator.recipe import Recipe
@@ -25,6 +24,7 @@ from orchestrator.sweep.hardware import Cost, Hardware, PerRank
 from orchestrator.sweep.lengths import Lengths, Row
 from orchestrator.tasks.template import alike
 from orchestrator.teacher.scale import Scale
+from orchestrator.transfer.arms.carried import OTHERS, SCALES
 from orchestrator.transfer.metrics import Magnitude, Wanda
 from orchestrator.transfer.scores import SLAB
 

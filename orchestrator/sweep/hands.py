@@ -21,7 +21,7 @@ from orchestrator.cluster.searches import Bundles
 from orchestrator.cluster.session import cores, nodes, room
 from orchestrator.cluster.trials import Rungs
 from orchestrator.errors import UserError
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.step import Step, lacking
 from orchestrator.store import Store
 from orchestrator.sweep.work import Work

@@ -12,7 +12,7 @@ from orchestrator.cluster import gpus
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.session import USABLE, connected, cores, nodes
 from orchestrator.prepare.native import workers_have_bfloat16
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.plan import Forecast
 

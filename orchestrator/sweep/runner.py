@@ -21,7 +21,7 @@ from orchestrator.cluster.searches import FAILED, Halving, Proposals, judged
 from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import Rungs, run_trials
 from orchestrator.errors import UserError, disk_is_full
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.step import Step, lacking
 from orchestrator.store import Store

@@ -16,9 +16,10 @@ from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.prepare.ready import Ready, Who, check, prepare
-from orchestrator.recipe import SEEDS, Run, Sweep
+from orchestrator.recipe import SEEDS, Sweep
 from orchestrator.report.drawn import write_pictures
 from orchestrator.report.record import begun, read_scores, write_record
+from orchestrator.run import Run
 from orchestrator.store import Store, fingerprint
 from orchestrator.sweep.cells import Cell, asked_flat, cells_of, seeds_of
 from orchestrator.sweep.groups import Group, fine_tunings, groups_of

@@ -14,7 +14,7 @@ from trainings import recipe
 from orchestrator import pipeline
 from orchestrator.carry.carry import CARRIED
 from orchestrator.carry.merge import merge
-from orchestrator.carry.scale import OTHERS, SCALE, scale
+from orchestrator.carry.scale import SCALE, scale
 from orchestrator.carry.site import Site
 from orchestrator.models import adapters
 from orchestrator.models.families import FAMILIES
@@ -30,7 +30,7 @@ from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import fitted
 from orchestrator.teacher.states import read_states
 from orchestrator.transfer.arms import ARMS
-from orchestrator.transfer.arms.carried import Carried
+from orchestrator.transfer.arms.carried import OTHERS, Carried
 from orchestrator.transfer.lowrank import product_svd
 from orchestrator.transfer.matching import monotone, similarity
 from orchestrator.transfer.sides import norm_of

@@ -20,7 +20,8 @@ from orchestrator import pipeline
 from orchestrator.cluster.ranks import HERE, Placement, spread
 from orchestrator.cluster.session import connected
 from orchestrator.prepare.ready import prepare
-from orchestrator.recipe import Run, Sweep
+from orchestrator.recipe import Sweep
+from orchestrator.run import Run
 from orchestrator.scoring.evaluate import read_metrics
 from orchestrator.store import Store
 from orchestrator.sweep.alone import alone

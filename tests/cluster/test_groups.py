@@ -21,7 +21,7 @@ from orchestrator.cluster.session import session
 from orchestrator.cluster.trials import run_trials
 from orchestrator.errors import UserError
 from orchestrator.prepare.ready import prepare
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.hands import Hands

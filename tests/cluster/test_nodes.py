@@ -16,7 +16,8 @@ from cli.options import check_memory
 from orchestrator.cluster import ranks
 from orchestrator.cluster.ranks import Placement, spread
 from orchestrator.errors import UserError
-from orchestrator.recipe import Run, Sweep
+from orchestrator.recipe import Sweep
+from orchestrator.run import Run
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.room import here
 

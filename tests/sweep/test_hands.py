@@ -18,7 +18,7 @@ from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.searches import Halving
 from orchestrator.cluster.session import USABLE, session
 from orchestrator.errors import UserError
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.step import Step
 from orchestrator.store import Store
 from orchestrator.store.objects import Objects

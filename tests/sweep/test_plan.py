@@ -18,7 +18,8 @@ from orchestrator.cluster.ranks import Member, Placement
 from orchestrator.cluster.sharding import GATHERED
 from orchestrator.errors import UserError
 from orchestrator.models.families import FAMILIES as ROWS
-from orchestrator.recipe import Recipe, Run, Sweep, TaskChoice
+from orchestrator.recipe import Recipe, Sweep, TaskChoice
+from orchestrator.run import Run
 from orchestrator.scoring import budgets
 from orchestrator.scoring.caches import held
 from orchestrator.sweep.costs import (

@@ -13,7 +13,7 @@ import pytest
 
 from cli.screen import Terminal
 from orchestrator.errors import UserError
-from orchestrator.recipe import Run
+from orchestrator.run import Run
 from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.kept import noted

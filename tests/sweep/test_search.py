@@ -15,7 +15,8 @@ from trainings import shared_of
 from cli.screen import Terminal
 from orchestrator.cluster.searches import FAILED, Halving
 from orchestrator.errors import UserError
-from orchestrator.recipe import RATES, Run, Sweep
+from orchestrator.recipe import RATES, Sweep
+from orchestrator.run import Run
 from orchestrator.store import Store
 from orchestrator.sweep.cells import TUNING_SEED, cells_of
 from orchestrator.sweep.groups import Trainings, fine_tunings, groups_of, share_of_a_try, shared_by

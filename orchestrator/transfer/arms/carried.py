@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from orchestrator.transfer.arms.base import Start
 
+SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the carried update; Theseus looks between 0 and 5
+OTHERS = (0.0, 0.5, 2.0)  # of the common scale, for each role's matrices
 Twin = Literal["random_map", "spectrum", "shuffled_texts"]
 TWINS: dict[Twin, str] = {
     "random_map": "the same update through random orthogonal maps",
