@@ -146,7 +146,10 @@ def table(told: dict[str, Any]) -> str:
 
 
 def summary(found: dict[str, dict[str, Any]]) -> str:
-    """A line a way: on how many of a pair's tasks it is better than plain LoRA, PiSSA and its own control at once."""
+    """A line a way: on how many of a pair's tasks it is better than plain LoRA, PiSSA and its own control at once.
+
+    In parentheses: on how many of these its mean is also above that of every other random map of the sweep.
+    """
     pairs = list(dict.fromkeys(name.partition("-")[0] for name in found))
     asked = {one["arm"] for told in found.values() for one in told["verdict"]["comparisons"]}
     lines = [f"| way | {' | '.join(pairs)} |", f"|---|{'---|' * len(pairs)}"]
@@ -155,8 +158,9 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
             continue
         cells = []
         for pair in pairs:
-            won = [_better(told, way, control) for name, told in found.items() if name.startswith(f"{pair}-")]
-            cells.append(f"{sum(won)} of {len(won)}")
+            of_pair = [told for name, told in found.items() if name.startswith(f"{pair}-")]
+            won = [told for told in of_pair if _better(told, way, control)]
+            cells.append(f"{len(won)} of {len(of_pair)} ({sum(_above_all_maps(told, way) for told in won)})")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -164,6 +168,11 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
 def _better(told: dict[str, Any], way: str, control: str) -> bool:
     than = {one["against"] for one in told["verdict"]["comparisons"] if (one["arm"], one["outcome"]) == (way, "better")}
     return than >= {"lora", "pissa", control}
+
+
+def _above_all_maps(told: dict[str, Any], way: str) -> bool:
+    means = {row["arm"]: row["mean"] for row in told["rows"]}
+    return all(means[way] > mean for arm, mean in means.items() if arm.endswith("_random_map"))
 
 
 def _score(value: float | None) -> str:
