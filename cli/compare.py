@@ -94,13 +94,16 @@ def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store:
     where = "" if store == str(Path(o.STORE).absolute()) else f" --store {shlex.quote(store)}"
     name = record["name"]
     verbs = (f"report {name}", f"compare {name} --json", "ui", f"export {name} --lora DIR")
-    tried = record.get("tried", {})
+    tried, how = record.get("tried", {}), how_chosen(told.twins)
     chosen = [
         f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried){_other_row(arm, told.scores[arm], rows)}"
         for arm, settings in told.chosen.items()
     ]
+    if told.grid() and len({row["arm"] for row in rows}) == len(rows):  # many ways, whose settings are in their rows
+        counts = dict.fromkeys(sorted(max(tried.get(arm, 1), 1) for arm in told.chosen))
+        chosen = [f"  of {' or '.join(map(str, counts))} tried, the one in its row"]
     return [
-        *([f"Each arm was taken at its {how_chosen(told.twins)}:", *chosen] if chosen else []),
+        *([f"Each arm was taken at its {how}:", *chosen] if chosen else []),
         "One task and one pair of models: no evidence for others.",
         f"Look further: {'   |   '.join(f'pkt {verb}{where}' for verb in verbs)}",
     ]

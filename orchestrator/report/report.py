@@ -33,13 +33,12 @@ SECONDS = (
 def page(record: dict[str, Any], found: Sequence[Result], store: Store) -> str:
     """The whole report as HTML."""
     evidence, told = collect(record, found, store), verdict_of(record, found)
-    headline, *rest = told.lines()
     title = f"{record['name']}: {record['task']}, {record['metric']}"
     pictures = drawn(evidence)
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="verdict">{escape(headline)}</p>',
-        _list(line.strip() for line in rest),
+        f'<p class="verdict">{escape(told.headline)}</p>',
+        _compared(told),
         "<p>One task and one pair of models: no evidence for others.</p>",
         _warnings(record, evidence),
         "<h2>What was asked</h2>",
@@ -134,6 +133,15 @@ def _warnings(record: dict[str, Any], evidence: Evidence) -> str:
     return f"<section class=warnings><h2>Warnings</h2>{_list(lines)}</section>" if lines else ""
 
 
+def _compared(told: Verdict) -> str:
+    """The differences that the headline rests on; all that belongs to them is at the page's end (`_rests`)."""
+    if (found := told.grid()) is None:
+        return _list(line.strip() for line in told.lines()[1:])
+    about, head, rows, reasons = found
+    notes = [*reasons, *(line.strip() for line in told.cost_lines())]
+    return f"{_list(told.warnings)}<p>{about}</p>{_table(head, rows, 'grid')}{_list(notes)}"
+
+
 def _section(key: str, pictures: Sequence[Any], evidence: Evidence) -> str:
     """One kind of picture, with how to read it and what is missing of it."""
     own = [picture for picture in pictures if picture.section == key]
@@ -164,18 +172,8 @@ def _paid(told: Verdict) -> str:
     """What the chosen rows' trainings cost on tasks that were not trained on."""
     if not told.costs:
         return ""
-    head = [
-        "arm",
-        "task",
-        "untouched",
-        "difference",
-        "95 %",
-        "p",
-        f"p beyond {told.costs[0].margin:g}",
-        "",
-        "lost",
-        "won",
-    ]
+    beyond = f"p beyond {told.costs[0].margin:g}"
+    head = ["arm", "task", "untouched", "difference", "95 %", "p", beyond, "", "lost", "won"]
     rows = [
         [
             one.arm, one.task, f"{one.before:.3f}", f"{one.delta:+.3f}", _span(one.ci95, "+"), f"{one.p:.3f}",
@@ -284,7 +282,7 @@ p,li{max-width:50em} ul{padding-left:1.3em} li{overflow-wrap:anywhere}
 .wide{overflow-x:auto} table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 td,th{text-align:left;padding:4px 12px 4px 0;border-bottom:1px solid var(--grid);vertical-align:top}
 th{border-bottom:2px solid var(--muted)} #asked td:first-child{color:var(--muted);white-space:nowrap;padding-right:24px}
-#rows td,#rests td+td{white-space:nowrap} figure{margin:12px 0 28px} figcaption{font-size:15px;font-weight:600}
+#rows td,#grid td,#rests td+td{white-space:nowrap} figure{margin:12px 0 28px} figcaption{font-size:15px;font-weight:600}
 svg{width:100%;height:auto;display:block}
 svg text{font-family:system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif}
 svg image{image-rendering:pixelated}

@@ -59,7 +59,7 @@ def with_verdict(record: Record, rows: list[dict[str, Any]], lines: list[str], f
     columns = [name for name in rows[0] if name not in ("other", "also")] if rows else []
     table = {"columns": columns, "data": [[_cell(row[name]) for name in columns] for row in rows]}
     best = max((row["mean"] for row in rows if row["arm"] not in BOUNDS), default=0.0)
-    note = "\n\n".join(line.strip() for line in lines)
+    note = "\n\n".join(line.strip() for line in lines).replace("|\n\n|", "|\n|")  # rows of one table
     return replace(
         record,
         tags={**record.tags, "mlflow.note.content": note},

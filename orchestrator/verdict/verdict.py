@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.transfer.arms import ARMS
+from orchestrator.verdict.answers import about_grid, grid, headline, in_columns, many
 from orchestrator.verdict.asked import (
     BOUNDS,
     CONTROLS,
@@ -36,7 +37,7 @@ from orchestrator.verdict.cost import sentence as told_of
 from orchestrator.verdict.estimates import PLACE, Estimate, Result, difference, holm
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.power import LEVEL, smallest_effect
-from orchestrator.verdict.words import MANY, headline, in_short, sentence, warnings
+from orchestrator.verdict.words import sentence, warnings
 
 ENOUGH_SEEDS = 6
 DOUBTS: tuple[Outcome, ...] = ("worse", "better", "can't tell", "described")  # of an arm's rows the last one counts
@@ -61,12 +62,27 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """For people."""
-        count = sum(len(question.against) for question in self.questions)
-        if count > MANY:
-            compared = in_short(self.comparisons, count)
+        if (told := self.grid()) is None:
+            compared = [f"  {one.arm} {sentence(one, self.asked)}" for one in self.comparisons]
         else:
-            compared = [f"  {one.arm} {sentence(one, count)}" for one in self.comparisons]
-        return [self.headline, *self.warnings, *compared, *(f"  {told_of(one)}" for one in self.costs)]
+            about, head, rows, reasons = told
+            compared = [about, *in_columns([head, *rows]), *reasons]
+        return [self.headline, *self.warnings, *compared, *self.cost_lines()]
+
+    @property
+    def asked(self) -> int:
+        """Comparisons, those that could not be made too: p-values are corrected for as many."""
+        return sum(len(question.against) for question in self.questions)
+
+    def grid(self) -> tuple[str, list[str], list[list[str]], list[str]] | None:
+        """Of many ways all differences in one table: how to read it, its head, its rows, why some are not claimed."""
+        if not (many(self.questions) and self.comparisons):
+            return None
+        return about_grid(self.asked), *grid(self.comparisons)
+
+    def cost_lines(self) -> list[str]:
+        """On tasks that were not trained on."""
+        return [f"  {told_of(one)}" for one in self.costs]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.verdict.asked import ABOUT, BOUNDS, CONTROLS, NEEDED, OF_TEACHER
+from orchestrator.verdict.asked import ABOUT, BOUNDS, CONTROLS, OF_TEACHER
 from orchestrator.verdict.estimates import PLACE
 from orchestrator.verdict.gate import answer_of
 
 if TYPE_CHECKING:
-    from orchestrator.verdict.asked import Comparison, Question
+    from orchestrator.verdict.asked import Comparison
     from orchestrator.verdict.estimates import Result
 
 ROOM = {
@@ -20,76 +20,9 @@ ROOM = {
     "left_out": "are left out, since their question alone is too long",
     "not_asked": "are counted as wrong, since they don't fit into the student's context",
 }
-MANY = 12  # comparisons, above which each is told in short
+MANY = 12  # arms, of which not each is told of
+FEW = 0.05  # of the answers
 PASSED = {"knows it": "passed", "doesn't": "not passed", None: "not passed", "can't tell": "can't tell"}
-REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
-
-
-def headline(
-    questions: Sequence[Question],
-    baseline: str,
-    comparisons: Sequence[Comparison],
-    gate: Mapping[str, Any] | None,
-    lost: Sequence[str],
-) -> str:
-    """The answer to each question in a sentence or two. `lost`: arms that were asked for, of which no trial ended."""
-    if gate and gate["set"] and gate["score"] is None:
-        return "No verdict: the teacher could not be scored on the task, so whether it passes its gate isn't known."
-    if gate and gate["set"] and answer_of(gate) == "doesn't":
-        return (
-            f"No verdict: the teacher scores {gate['score']:.2f} on the task, below the gate of {gate['least']:.2f}."
-            " It has nothing to hand over here, so nothing speaks for or against it."
-        )
-    answers = [
-        _answer(one.arm, baseline, [pair for pair in comparisons if pair.arm == one.arm], lost) for one in questions
-    ]
-    return " ".join(dict.fromkeys(answers))  # what is said of several is said once
-
-
-def _answer(arm: str, baseline: str, comparisons: Sequence[Comparison], lost: Sequence[str]) -> str:
-    by = {one.against: one for one in comparisons}
-    if arm in lost:
-        return f"No verdict: no trial of {arm} ended."
-    if not comparisons:
-        return f"No verdict: {arm} has no other arm to be compared with."
-    if arm not in NEEDED:
-        told = [f"{one.against} {REVERSED[one.outcome]}" for one in comparisons]
-        return f"Against {arm}: {', '.join(told)}."
-    if baseline not in by:
-        reason = f"no trial of {baseline} ended" if baseline in lost else f"{baseline} was not run"
-        return f"Whether {arm} helped isn't known: {reason}."
-    losers = [one.against for one in comparisons if one.outcome == "worse" and one.against != baseline]
-    more = f" {' and '.join(losers)} did better than {arm}." if losers else ""
-    return _of_teacher(arm, baseline, by, lost) + more
-
-
-def _of_teacher(arm: str, baseline: str, by: Mapping[str, Comparison], lost: Sequence[str]) -> str:
-    """Whether it helped, and then whether that was the teacher."""
-    first, controls, needed = by[baseline], [one for one in by.values() if one.against in CONTROLS], NEEDED[arm]
-    if first.outcome == "described":
-        return f"No claim: {first.why}. What follows is what was seen."
-    if first.outcome == "worse":
-        return f"{arm.capitalize()} hurt: the student learns the task better from plain {baseline}."
-    if first.outcome == "can't tell":
-        return (
-            f"Undecided: {arm} may or may not be better than {baseline} ({reach(first.smallest)} would reliably have"
-            " been found here)."
-        )
-    if missed := [one for one in controls if one.outcome != "better"]:
-        how = {"worse": "is worse than", "described": "can't be claimed to be better than"}
-        told = [(how.get(one.outcome, "can't be told from"), one.against, one.why or CONTROLS[one.against])
-                for one in missed]  # fmt: skip
-        what = " and ".join(f"{is_} {other} ({about})" for is_, other, about in told)
-        whose = "the teacher's doing" if arm in OF_TEACHER else "its own doing"
-        return f"Better than {baseline}, but not shown to be {whose}: {arm} {what}."
-    if needed not in by:
-        reason = f"no trial of {needed} ended" if needed in lost else f"{needed} wasn't run"
-        of = "" if arm == "transfer" else f" of {arm}"
-        by_what = "by what the teacher knows" if arm in OF_TEACHER else "by its own doing"
-        return f"Better than {baseline}; whether {by_what} can't be said{of}: {reason}."
-    names = " and than ".join([baseline, *(one.against for one in controls)])
-    who = "The teacher" if arm in OF_TEACHER else arm.capitalize()
-    return f"{who} helped: {arm} is better than {names}."
 
 
 def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost: Sequence[str]) -> tuple[str, ...]:
@@ -152,9 +85,12 @@ def about_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     ]
     if any("before" in row for row in rows):
         lines.append("before: the score before any training step, with what of the teacher's update was carried over.")
+    if many := len(kinds) > MANY:
+        kinds = [kind for kind in kinds if kind not in CONTROLS]
     if kinds:
         starts = ", ".join(f"{one} ({ABOUT[one]})" for one in kinds)
-        lines.append(f"Every arm trains a LoRA on the student and starts at: {starts}.")
+        more = "; `pkt strategies` tells what their controls do" if many else ""
+        lines.append(f"Every arm trains a LoRA on the student and starts at: {starts}{more}.")
     if set(arms) & {*BOUNDS}:
         tuned = "; teacher_tuned: the teacher, fine-tuned with a LoRA of its own" if "teacher_tuned" in arms else ""
         lines.append(f"student, teacher: pre-trained, as they are, not fine-tuned on the task{tuned}.")
@@ -169,9 +105,14 @@ def clipped_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             shares.setdefault(row["arm"], []).append(100 * row["clipped"])
     if max((share for some in shares.values() for share in some), default=0) <= 50:
         return []
+    often = {arm for arm, some in shares.items() if min(some) > 50}
+    others = shares.keys() - often
+    if len(shares) > MANY and len(others) <= MANY:
+        shares = {arm: some for arm, some in shares.items() if arm in others}
     spans = {arm: dict.fromkeys((f"{min(some):.0f}", f"{max(some):.0f}")) for arm, some in shares.items()}
     told = ", ".join(f"{arm} {' to '.join(span)} %" for arm, span in spans.items())
-    return [f"Steps whose gradient was clipped (finetune.max_grad_norm): {told}."]
+    rest = f"more than half in {len(often)} arms{', ' * bool(told)}" * (not often <= shares.keys())
+    return [f"Steps whose gradient was clipped (finetune.max_grad_norm): {rest}{told}."]
 
 
 def gate_line(gate: Mapping[str, Any]) -> str:
@@ -204,23 +145,6 @@ def sentence(one: Comparison, comparisons: int) -> str:
     return f"against {one.against}{meaning}: {figures}: {end}"
 
 
-def in_short(comparisons: Sequence[Comparison], count: int) -> list[str]:
-    """A line each, where there are many: what all have in common is said once, above them."""
-    reasons = list(dict.fromkeys(one.why for one in comparisons if one.why))
-    marks = {why: f" [{place}]" for place, why in enumerate(reasons, 1)}
-    told = [
-        f"Differences with their 95 % intervals, each by itself; p after Holm's correction for {count} comparisons.",
-        *(f"{marks[why].strip()} not claimed: {why}" for why in reasons),
-    ]
-    wide = max((len(f"{one.arm} against {one.against}") for one in comparisons), default=0)
-    for one in comparisons:
-        low, high = one.ci95
-        pair = f"{one.arm} against {one.against}"
-        figures = f"{one.delta:+.3f} [{low:+.3f}, {high:+.3f}], p {_p(one.p_holm)}"
-        told.append(f"{pair:<{wide}}  {figures}: {one.outcome}{marks.get(one.why, '')}")
-    return [f"  {line}" for line in told]
-
-
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
@@ -237,7 +161,11 @@ def room_lines(record: Mapping[str, Any]) -> list[str]:
 
 def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whose answers had not ended when they had as many tokens as they may have."""
-    told = [f"{name} {row['cut']:.1%}" for name, row in zip(_names(rows), rows, strict=True) if row["cut"]]
+    shares = {name: row["cut"] for name, row in zip(_names(rows), rows, strict=True) if row["cut"]}
+    few = [share for share in shares.values() if share <= FEW] if len(shares) > MANY else []
+    told = [f"{name} {share:.1%}" for name, share in shares.items() if not few or share > FEW]
+    if few:
+        told.append(f"of {len(few)} others at most {max(few):.1%}")
     return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""
 
 

@@ -27,6 +27,7 @@ from orchestrator.sweep.presets import complete
 from orchestrator.sweep.search import Choice, Setting
 from orchestrator.sweep.sweep import Plan, _row
 from orchestrator.verdict.estimates import leaderboard
+from orchestrator.verdict.verdict import verdict_of
 
 SWEEP = {
     "name": "small",
@@ -40,6 +41,13 @@ SWEEP = {
     "lr": [0.02],
     "repeats": 2,
     "tuned_teacher": False,
+}
+OWN = {
+    "ridge": "_random_map",
+    "theseus": "_random_map",
+    "cross_lora": "_random_map",
+    "laten": "_random",
+    "sta": "_random",
 }
 PICTURES = ["leaderboard", "rank-by-strategy", "curves", "layers", "windows-1", "windows-2", "cost"]
 
@@ -284,6 +292,19 @@ def test_a_sweep_of_one_rank_and_strategy_has_no_heat_map(store: Store) -> None:
     _, parsed = told(store, rows=few)
     assert "rank-by-strategy" not in parsed.figures
     assert "no arm was run at more than one rank or by more than one strategy" in parsed.text
+
+
+def test_differences_of_many_ways_are_a_table_under_the_headline(store: Store) -> None:
+    (row, *_) = (one for one in read_record(store, "small")["rows"] if one["label"] == "transfer")
+    arms = ["lora", "pissa", *OWN, *(way + own for way, own in OWN.items())]
+    rows = [{**row, "label": arm} for arm in arms]
+    gate = {"set": True, "least": 0.8, "score": 0.9, "passed": True}
+    _, parsed = told(store, rows=rows, tried=dict.fromkeys(arms, 1), gate=gate, failed={})
+    record = {**read_record(store, "small"), "rows": rows, "tried": dict.fromkeys(arms, 1), "gate": gate, "failed": {}}
+    about, head, shown, reasons = verdict_of(record, results(record, store)).grid() or ("", [], [], [])
+    assert parsed.tables["grid"] == [head, *shown] and len(shown) == 5
+    assert parsed.text.index(about) < parsed.text.index(reasons[0]) < parsed.text.index("What was asked")
+    assert "ridge against lora" not in parsed.text.split("What was asked")[0]
 
 
 def test_the_pictures_lie_beside_the_record(swept: Path) -> None:

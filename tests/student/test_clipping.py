@@ -79,3 +79,7 @@ def test_the_line_says_which_arms_steps() -> None:
     assert clipped_line(rows) == [told]
     assert clipped_line([row("lora", 0.5), row("transfer", 0.2)]) == []
     assert clipped_line([row("student", None)]) == []
+    many = [row(f"arm{place}", 0.9) for place in range(12)]
+    assert "arm0 90 %, arm1 90 %" in clipped_line(many)[0]
+    assert clipped_line([*many, row("lora", 0.44)])[0].endswith(": more than half in 12 arms, lora 44 %.")
+    assert clipped_line([*many, row("lora", 0.99)])[0].endswith(": more than half in 13 arms.")

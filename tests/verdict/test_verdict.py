@@ -192,6 +192,13 @@ def test_rows_that_look_alike_are_told_apart_where_they_are_named() -> None:
     )
 
 
+def test_of_many_rows_those_with_many_answers_that_do_not_end_are_named() -> None:
+    rows = [{"arm": f"arm{place}", "rank": 8, "cut": place / 1000} for place in range(13)]
+    assert cut_line(rows).count("%") == 12
+    rows += [{"arm": "student", "rank": None, "cut": 0.85}]
+    assert cut_line(rows).endswith(": student 85.0%, of 12 others at most 1.2%.")
+
+
 def test_a_difference_that_no_score_can_have_is_not_named() -> None:
     none = "not even the largest true difference"
     assert [reach(one) for one in (None, 3.96, 0.181)] == [none, none, "only a true difference of 0.18 or more"]
