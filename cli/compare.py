@@ -99,9 +99,9 @@ def footer(record: dict[str, Any], told: Any, rows: list[dict[str, Any]], store:
         f"  {arm}: {settings} (of {max(tried.get(arm, 1), 1)} tried){_other_row(arm, told.scores[arm], rows)}"
         for arm, settings in told.chosen.items()
     ]
-    if told.grid() and len({row["arm"] for row in rows}) == len(rows):  # many ways, whose settings are in their rows
-        counts = dict.fromkeys(sorted(max(tried.get(arm, 1), 1) for arm in told.chosen))
-        chosen = [f"  of {' or '.join(map(str, counts))} tried, the one in its row"]
+    counts = {max(tried.get(arm, 1), 1) for arm in told.chosen}
+    if told.grid() and len(counts) == 1 and len({row["arm"] for row in rows}) == len(rows):
+        chosen = [f"  of {counts.pop()} tried, the one in its row"]  # many ways, whose settings have been told
     return [
         *([f"Each arm was taken at its {how}:", *chosen] if chosen else []),
         "One task and one pair of models: no evidence for others.",

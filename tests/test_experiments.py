@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from transport.run import summary
 
 from orchestrator.recipe import Sweep
 from orchestrator.sweep.cells import cells_of
@@ -26,3 +28,17 @@ def test_it_expands_within_its_own_limit(path: Path) -> None:
 
 def test_there_are_some() -> None:
     assert len(FILES) >= 3
+
+
+def test_a_way_is_above_all_random_maps_or_not() -> None:
+    """What experiments/transport counts, by hand: won, won and above every map, and a task whose teacher fails."""
+
+    def told(*, other: float, passed: bool = True) -> dict[str, Any]:
+        means = {"theseus": 0.9, "theseus_random_map": 0.5, "ridge_random_map": other}
+        against = ("lora", "pissa", "theseus_random_map")
+        compared = [{"arm": "theseus", "against": rival, "outcome": "better"} for rival in against]
+        rows = [{"arm": arm, "mean": mean} for arm, mean in means.items()]
+        return {"rows": rows, "gate": {"passed": passed}, "verdict": {"comparisons": compared}}
+
+    found = {"demo-a": told(other=0.4), "demo-b": told(other=0.95), "demo-c": told(other=0.4, passed=False)}
+    assert summary(found).splitlines()[-1] == "| theseus | 2 of 2 (1) |"

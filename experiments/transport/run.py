@@ -148,7 +148,8 @@ def table(told: dict[str, Any]) -> str:
 def summary(found: dict[str, dict[str, Any]]) -> str:
     """A line a way: on how many of a pair's tasks it is better than plain LoRA, PiSSA and its own control at once.
 
-    In parentheses: on how many of these its mean is also above that of every other random map of the sweep.
+    Of those tasks at which the teacher passes the gate. In parentheses: on how many of those that were won its mean is
+    also above that of every other random map of the sweep.
     """
     pairs = list(dict.fromkeys(name.partition("-")[0] for name in found))
     asked = {one["arm"] for told in found.values() for one in told["verdict"]["comparisons"]}
@@ -158,7 +159,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
             continue
         cells = []
         for pair in pairs:
-            of_pair = [told for name, told in found.items() if name.startswith(f"{pair}-")]
+            of_pair = [told for name, told in found.items() if name.startswith(f"{pair}-") and told["gate"]["passed"]]
             won = [told for told in of_pair if _better(told, way, control)]
             cells.append(f"{len(won)} of {len(of_pair)} ({sum(_above_all_maps(told, way) for told in won)})")
         lines.append(f"| {way} | {' | '.join(cells)} |")

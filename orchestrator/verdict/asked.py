@@ -56,10 +56,15 @@ def _in_order(arms: Sequence[str], baseline: str) -> tuple[str, ...]:
 
 
 def judged_by(arms: Sequence[str], baseline: str) -> str:
-    """The baseline; in place of what is judged, or of a model that bounds the scale, plain LoRA or the first arm."""
-    if baseline not in NEEDED and baseline not in BOUNDS:
+    """The baseline; in place of what is judged, or of a model that bounds the scale, plain LoRA or the first arm.
+
+    So, too, in place of a way's own control, against which only that way is held.
+    """
+    several = {*NEEDED} & {*arms} - {"transfer"}
+    others = (*NEEDED, *BOUNDS, *(CONTROLS if several else ()))
+    if baseline not in others:
         return baseline
-    return next((arm for arm in ("lora", *arms) if arm in arms and arm not in (*NEEDED, *BOUNDS)), baseline)
+    return next((arm for arm in ("lora", *arms) if arm in arms and arm not in others), baseline)
 
 
 @dataclass(frozen=True)

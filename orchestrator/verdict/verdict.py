@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.transfer.arms import ARMS
-from orchestrator.verdict.answers import about_grid, grid, headline, in_columns, many
+from orchestrator.verdict.answers import grid, headline, in_columns, many
 from orchestrator.verdict.asked import (
     BOUNDS,
     CONTROLS,
@@ -78,7 +78,7 @@ class Verdict:
         """Of many ways all differences in one table: how to read it, its head, its rows, why some are not claimed."""
         if not (many(self.questions) and self.comparisons):
             return None
-        return about_grid(self.asked), *grid(self.comparisons)
+        return grid(self.questions, self.comparisons)
 
     def cost_lines(self) -> list[str]:
         """On tasks that were not trained on."""

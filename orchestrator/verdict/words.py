@@ -85,7 +85,7 @@ def about_rows(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     ]
     if any("before" in row for row in rows):
         lines.append("before: the score before any training step, with what of the teacher's update was carried over.")
-    if many := len(kinds) > MANY:
+    if many := len(kinds) > MANY and {*kinds} & {*CONTROLS}:
         kinds = [kind for kind in kinds if kind not in CONTROLS]
     if kinds:
         starts = ", ".join(f"{one} ({ABOUT[one]})" for one in kinds)
@@ -105,14 +105,16 @@ def clipped_line(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             shares.setdefault(row["arm"], []).append(100 * row["clipped"])
     if max((share for some in shares.values() for share in some), default=0) <= 50:
         return []
-    often = {arm for arm, some in shares.items() if min(some) > 50}
-    others = shares.keys() - often
-    if len(shares) > MANY and len(others) <= MANY:
-        shares = {arm: some for arm, some in shares.items() if arm in others}
-    spans = {arm: dict.fromkeys((f"{min(some):.0f}", f"{max(some):.0f}")) for arm, some in shares.items()}
-    told = ", ".join(f"{arm} {' to '.join(span)} %" for arm, span in spans.items())
-    rest = f"more than half in {len(often)} arms{', ' * bool(told)}" * (not often <= shares.keys())
-    return [f"Steps whose gradient was clipped (finetune.max_grad_norm): {rest}{told}."]
+    often = [arm for arm, some in shares.items() if min(some) > 50]
+    others = [arm for arm in shares if arm not in often]
+    named, told = list(shares), []
+    if len(shares) > MANY:
+        named, alike = sorted((often, others), key=len)
+        told = [f"{'more than' if alike is often else 'at most'} half in {len(alike)} arms"]
+    for arm in named:
+        span = dict.fromkeys((f"{min(shares[arm]):.0f}", f"{max(shares[arm]):.0f}"))
+        told.append(f"{arm} {' to '.join(span)} %")
+    return [f"Steps whose gradient was clipped (finetune.max_grad_norm): {', '.join(told)}."]
 
 
 def gate_line(gate: Mapping[str, Any]) -> str:
@@ -124,11 +126,15 @@ def gate_line(gate: Mapping[str, Any]) -> str:
     return f"{score}; {asked} needed for a claim: {PASSED[answer]}"
 
 
-def reach(smallest: float | None) -> str:
-    """The smallest true difference that is found four times of five; scores have no difference above 1."""
+def reach(smallest: float | None, most: float | None = None) -> str:
+    """The smallest true difference that is found four times of five, `most` at the most of several comparisons.
+
+    Scores have no difference above 1.
+    """
     if smallest is None or smallest > 1:
         return "not even the largest true difference"
-    return f"only a true difference of {smallest:.2f} or more"
+    sizes = dict.fromkeys(f"{one:.2f}" if one >= 0.01 else f"{one:.1g}" for one in (smallest, most or smallest))
+    return f"only a true difference of {' to '.join(sizes)} or more"
 
 
 def sentence(one: Comparison, comparisons: int) -> str:
@@ -161,11 +167,11 @@ def room_lines(record: Mapping[str, Any]) -> list[str]:
 
 def cut_line(rows: Sequence[Mapping[str, Any]]) -> str:
     """Whose answers had not ended when they had as many tokens as they may have."""
-    shares = {name: row["cut"] for name, row in zip(_names(rows), rows, strict=True) if row["cut"]}
-    few = [share for share in shares.values() if share <= FEW] if len(shares) > MANY else []
-    told = [f"{name} {share:.1%}" for name, share in shares.items() if not few or share > FEW]
+    shares = [(name, row["cut"]) for name, row in zip(_names(rows), rows, strict=True) if row["cut"]]
+    few = [share for _, share in shares if share <= FEW] if len(shares) > MANY else []
+    told = [f"{name} {share:.1%}" for name, share in shares if not few or share > FEW]
     if few:
-        told.append(f"of {len(few)} others at most {max(few):.1%}")
+        told.append(f"{'in the others' if told else 'in all rows'} at most {max(few):.1%}")
     return f"Answers without an end within the tokens that they may have: {', '.join(told)}." if told else ""
 
 

@@ -83,3 +83,5 @@ def test_the_line_says_which_arms_steps() -> None:
     assert "arm0 90 %, arm1 90 %" in clipped_line(many)[0]
     assert clipped_line([*many, row("lora", 0.44)])[0].endswith(": more than half in 12 arms, lora 44 %.")
     assert clipped_line([*many, row("lora", 0.99)])[0].endswith(": more than half in 13 arms.")
+    rarely = [row(f"arm{place}", 0.1) for place in range(12)]
+    assert clipped_line([*rarely, row("lora", 0.9)])[0].endswith(": at most half in 12 arms, lora 90 %.")

@@ -196,7 +196,8 @@ def test_of_many_rows_those_with_many_answers_that_do_not_end_are_named() -> Non
     rows = [{"arm": f"arm{place}", "rank": 8, "cut": place / 1000} for place in range(13)]
     assert cut_line(rows).count("%") == 12
     rows += [{"arm": "student", "rank": None, "cut": 0.85}]
-    assert cut_line(rows).endswith(": student 85.0%, of 12 others at most 1.2%.")
+    assert cut_line(rows).endswith(": student 85.0%, in the others at most 1.2%.")
+    assert cut_line([{"arm": "lora", "rank": 8, "cut": 0.01}] * 13).endswith(": in all rows at most 1.0%.")
 
 
 def test_a_difference_that_no_score_can_have_is_not_named() -> None:
