@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,15 @@ def test_a_way_is_above_all_random_maps_or_not() -> None:
         against = ("lora", "pissa", "theseus_random_map")
         compared = [{"arm": "theseus", "against": rival, "outcome": "better"} for rival in against]
         rows = [{"arm": arm, "mean": mean} for arm, mean in means.items()]
-        return {"rows": rows, "gate": {"passed": passed}, "verdict": {"comparisons": compared}}
+        return {
+            "rows": rows,
+            "gate": {"answer": "knows it" if passed else "doesn't"},
+            "verdict": {"comparisons": compared},
+        }
 
+    kept = {file.stem: json.loads(file.read_text()) for file in (ROOT / "experiments/transport/results").glob("*.json")}
+    assert kept and all(
+        len(summary({name: one}).splitlines()) == 15 for name, one in kept.items() if "again" not in name
+    )
     found = {"demo-a": told(other=0.4), "demo-b": told(other=0.95), "demo-c": told(other=0.4, passed=False)}
     assert summary(found).splitlines()[-1] == "| theseus | 2 of 2 (1) |"

@@ -27,6 +27,7 @@ from orchestrator.verdict.asked import NEEDED
 
 HERE = Path(__file__).resolve().parent / "results"
 PKT = Path(sys.executable).with_name("pkt")
+KNOWS = "knows it"  # the answer of a gate
 RIVALS = ("lora", "pissa", "lora_equal", "distil", "distil_tuned")
 
 
@@ -43,6 +44,9 @@ def main() -> int:
             print(f"\n### {name}\n\n{table(told)}")
         for stage in (False, True):
             if some := {name: told for name, told in found.items() if _stage(name)[0] == stage}:
+                for task in dict.fromkeys(name.partition("-")[2] for name in some):
+                    of_task = {name.partition("-")[0]: told for name, told in some.items() if name.endswith(f"-{task}")}
+                    print(f"\n### {task}, all pairs\n\n{overview(of_task)}")
                 print(f"\n### All{', again' * stage}\n\n{summary(some)}")
         return 0
     if said.folder is None:
@@ -145,6 +149,31 @@ def table(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def overview(pairs: dict[str, dict[str, Any]]) -> str:
+    """A line an arm, a column a pair: its score, in parentheses its own control's; what it is claimed to be better than
+    (l: lora, p: pissa, c: its control).
+    """
+    lines = [f"| arm | {' | '.join(pairs)} |", f"|---|{'---|' * len(pairs)}"]
+    for arm in ("teacher_tuned", *RIVALS, *NEEDED):
+        cells = [_cell(told, arm) for told in pairs.values()]
+        if {*cells} != {"-"}:
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(told: dict[str, Any], arm: str) -> str:
+    means = {row["arm"]: row["mean"] for row in told["rows"]}
+    if arm not in means:
+        return "-"
+    control = NEEDED.get(arm, "")
+    beats = {
+        one["against"] for one in told["verdict"]["comparisons"] if (one["arm"], one["outcome"]) == (arm, "better")
+    }
+    marks = "".join(mark for mark, rival in (("l", "lora"), ("p", "pissa"), ("c", control)) if rival in beats)
+    own = f" ({means[control]:.2f})" if control in means else ""
+    return f"{means[arm]:.2f}{own} {marks}".strip()
+
+
 def summary(found: dict[str, dict[str, Any]]) -> str:
     """A line a way: on how many of a pair's tasks it is better than plain LoRA, PiSSA and its own control at once.
 
@@ -159,7 +188,9 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
             continue
         cells = []
         for pair in pairs:
-            of_pair = [told for name, told in found.items() if name.startswith(f"{pair}-") and told["gate"]["passed"]]
+            of_pair = [
+                told for name, told in found.items() if name.startswith(f"{pair}-") and told["gate"]["answer"] == KNOWS
+            ]
             won = [told for told in of_pair if _better(told, way, control)]
             cells.append(f"{len(won)} of {len(of_pair)} ({sum(_above_all_maps(told, way) for told in won)})")
         lines.append(f"| {way} | {' | '.join(cells)} |")
