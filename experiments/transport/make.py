@@ -7,7 +7,7 @@ Four pairs: the demo's; a known answer, whose teacher is the student twice as wi
 another ratio of widths (3 : 1) and one of another of depths (8 : 3; 3 : 2 in width), both pre-trained from scratch on
 the demo's text. Three tasks in words that no model has seen: backwards and in order, which pre-training has in other
 words, and in falling order, which is both one after the other. The sweeps whose names end in "-again" are the second
-stage, on rows drawn anew.
+stage, on rows drawn anew; those in "-starts" are aside, on the first stage's.
 """
 
 from __future__ import annotations
@@ -49,10 +49,16 @@ WAYS = [  # each brings its own control, but for transfer
     "distil_titok",
 ]  # fmt: skip
 AGAIN = ["lora", "pissa", "cross_lora", "theseus", "theseus_stream", "theseus_roles", "ridge_bounded"]
+STARTS = [  # what needs no teacher, and two ways and their controls that are taken away from the base, not injected
+    "lora", "pissa", "olora", "orthogonal", "eva", "lora_ga",
+    *({"kind": f"{way}{own}", "arrives": "start"} for way in ("cross_lora", "theseus") for own in ("", "_random_map")),
+]  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, then a few on new rows with more seeds
     "": {"axes": {"arm": WAYS}, "repeats": 8},
     "-again": {"axes": {"arm": AGAIN}, "repeats": 16},
+    "-starts": {"axes": {"arm": STARTS}, "repeats": 8},  # aside: whether it is what arrives, or where a LoRA starts
 }
+NEW = ("-again",)  # on rows drawn anew
 PAIRS = {
     "demo": ("demo-teacher", "demo-student"),
     "known": ("known-teacher", "demo-student"),
@@ -76,12 +82,14 @@ def main() -> None:
         told = ", ".join(f"{skill} {score:.2f}" for skill, score in scores.items())
         print(f"{name}: {steps} steps, {model.num_parameters():,} parameters; held-out strings: {told}", flush=True)
     for stage, asked in STAGES.items():
+        rows = stage if stage in NEW else ""
         for task in TASKS:
-            write_task(folder / "tasks" / f"{task}{stage}.jsonl", task, f"transport {task}{stage}")
+            write_task(folder / "tasks" / f"{task}{rows}.jsonl", task, f"transport {task}{rows}")
         for pair in PAIRS:
             for task in TASKS:
-                document = sweep(folder, pair, f"{task}{stage}") | asked
-                (folder / f"{pair}-{task}{stage}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+                name = f"{pair}-{task}{stage}"
+                document = sweep(folder, pair, f"{task}{rows}") | asked | {"name": f"transport-{name}"}
+                (folder / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 
 def known(folder: Path) -> None:
@@ -129,7 +137,6 @@ def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
     """What both stages have in common; nothing is chosen by which arm wins."""
     teacher, student = (str(folder / name) if (folder / name).is_dir() else name for name in PAIRS[pair])
     return {
-        "name": f"transport-{pair}-{task}",
         "recipe": {
             "teacher": teacher, "student": student, "rank": 8,
             "task": {"name": str(folder / "tasks" / f"{task}.jsonl")},

@@ -23,10 +23,11 @@ import yaml
 from orchestrator.report.evidence import collect, manifest
 from orchestrator.report.record import read_record, results
 from orchestrator.store import Store
-from orchestrator.verdict.asked import NEEDED
+from orchestrator.verdict.asked import BOUNDS, CONTROLS, NEEDED
 
 HERE = Path(__file__).resolve().parent / "results"
 PKT = Path(sys.executable).with_name("pkt")
+ASIDE = 2  # of a sweep that is run when it is named
 KNOWS = "knows it"  # the answer of a gate
 RIVALS = ("lora", "pissa", "lora_equal", "distil", "distil_tuned")
 
@@ -42,17 +43,18 @@ def main() -> int:
         found = {file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("*.json"))}
         for name, told in found.items():
             print(f"\n### {name}\n\n{table(told)}")
-        for stage in (False, True):
-            if some := {name: told for name, told in found.items() if _stage(name)[0] == stage}:
-                for task in dict.fromkeys(name.partition("-")[2] for name in some):
-                    of_task = {name.partition("-")[0]: told for name, told in some.items() if name.endswith(f"-{task}")}
-                    print(f"\n### {task}, all pairs\n\n{overview(of_task)}")
-                print(f"\n### All{', again' * stage}\n\n{summary(some)}")
+        for place, stage in enumerate(("", ", again")):
+            some = {name: told for name, told in found.items() if _stage(name)[0] == place}
+            for task in dict.fromkeys(name.partition("-")[2] for name in some):
+                of_task = {name.partition("-")[0]: told for name, told in some.items() if name.endswith(f"-{task}")}
+                print(f"\n### {task}, all pairs\n\n{overview(of_task)}")
+            if some:
+                print(f"\n### All{stage}\n\n{summary(some)}")
         return 0
     if said.folder is None:
         asked.error("name the folder that make.py made")
     every = sorted((file.stem for file in said.folder.glob("*-*.yaml")), key=_stage)
-    only = said.only.split(",") if said.only else every
+    only = said.only.split(",") if said.only else [name for name in every if _stage(name)[0] < ASIDE]
     HERE.mkdir(exist_ok=True)
     for name in only:
         if (HERE / f"{name}.json").is_file():
@@ -67,8 +69,8 @@ def main() -> int:
     return 0
 
 
-def _stage(name: str) -> tuple[bool, str]:
-    return name.endswith("-again"), name
+def _stage(name: str) -> tuple[int, str]:
+    return 1 if name.endswith("-again") else ASIDE if name.endswith("-starts") else 0, name
 
 
 def teachers_rate(file: Path, store: Path) -> float:
@@ -131,8 +133,9 @@ def table(told: dict[str, Any]) -> str:
     """A line a way: its score before any step and after, and how much better it is than what it is held against."""
     rows = {row["arm"]: row for row in told["rows"]}
     found = {(one["arm"], one["against"]): one for one in told["verdict"]["comparisons"]}
+    others = [arm for arm in rows if arm not in {*NEEDED, *CONTROLS, *BOUNDS} or arm == "teacher_tuned"]
     lines = [
-        ", ".join(f"{arm} {rows[arm]['mean']:.2f}" for arm in ("teacher_tuned", *RIVALS) if arm in rows) + ".\n",
+        ", ".join(f"{arm} {rows[arm]['mean']:.2f}" for arm in others) + ".\n",
         "| way | before | after | minus lora | minus pissa | its control | minus it | better than |",
         "|---|---|---|---|---|---|---|---|",
     ]
