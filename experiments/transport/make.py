@@ -48,7 +48,7 @@ WAYS = [  # each brings its own control, but for transfer
     "cross_lora", "ridge", "theseus", "transport_merge", "laten", "merged", "spectral", "sta", "semalign", "titok",
     "distil_titok",
 ]  # fmt: skip
-AGAIN = ["lora", "pissa", "cross_lora", "theseus", "theseus_stream", "theseus_roles", "ridge_bounded"]
+AGAIN = ["lora", "pissa", "cross_lora", "theseus", "theseus_stream", "theseus_scaled", "theseus_roles", "ridge_bounded"]
 STARTS = [  # what needs no teacher, and two ways and their controls that are taken away from the base, not injected
     "lora", "pissa", "olora", "orthogonal", "eva", "lora_ga",
     *({"kind": f"{way}{own}", "arrives": "start"} for way in ("cross_lora", "theseus") for own in ("", "_random_map")),
@@ -58,7 +58,8 @@ STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, 
     "-again": {"axes": {"arm": AGAIN}, "repeats": 16},
     "-starts": {"axes": {"arm": STARTS}, "repeats": 8},  # aside: whether it is what arrives, or where a LoRA starts
 }
-NEW = ("-again",)  # on rows drawn anew
+NEW = ("-again",)  # on rows drawn anew, with maps made of what both models were pre-trained on
+TEXTS = 1500  # lines of it
 PAIRS = {
     "demo": ("demo-teacher", "demo-student"),
     "known": ("known-teacher", "demo-student"),
@@ -81,6 +82,7 @@ def main() -> None:
         scores = {skill: knows(model, skill) for skill in demo.SKILLS}
         told = ", ".join(f"{skill} {score:.2f}" for skill, score in scores.items())
         print(f"{name}: {steps} steps, {model.num_parameters():,} parameters; held-out strings: {told}", flush=True)
+    write_texts(folder / "texts.jsonl")
     for stage, asked in STAGES.items():
         rows = stage if stage in NEW else ""
         for task in TASKS:
@@ -88,7 +90,8 @@ def main() -> None:
         for pair in PAIRS:
             for task in TASKS:
                 name = f"{pair}-{task}{stage}"
-                document = sweep(folder, pair, f"{task}{rows}") | asked | {"name": f"transport-{name}"}
+                carry = {"examples": TEXTS, "texts": str(folder / "texts.jsonl")} if rows else {"examples": 576}
+                document = sweep(folder, pair, f"{task}{rows}", carry) | asked | {"name": f"transport-{name}"}
                 (folder / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 
@@ -133,7 +136,16 @@ def write_task(file: Path, name: str, seed: str) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
+def write_texts(file: Path) -> None:
+    """Lines of the pre-training text, in its own words, whose strings no task has."""
+    lines = []
+    for place, (prompt, answer) in zip(range(TEXTS), demo.pretraining_lines(11), strict=False):
+        turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+        lines.append(json.dumps({"id": f"text_{place}", "messages": turns}))
+    file.write_text("\n".join(lines) + "\n")
+
+
+def sweep(folder: Path, pair: str, task: str, carry: dict[str, Any]) -> dict[str, Any]:
     """What both stages have in common; nothing is chosen by which arm wins."""
     teacher, student = (str(folder / name) if (folder / name).is_dir() else name for name in PAIRS[pair])
     return {
@@ -141,7 +153,7 @@ def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
             "teacher": teacher, "student": student, "rank": 8,
             "task": {"name": str(folder / "tasks" / f"{task}.jsonl")},
             "finetune": {"examples": 576, "batch_size": 36, "dropout": 0.0},
-            "update": {"rank": 8, "epochs": 6}, "carry": {"examples": 576},
+            "update": {"rank": 8, "epochs": 6}, "carry": carry,
         },
         "lr": [1.0e-3, 3.0e-3, 8.0e-3, 2.0e-2, 5.0e-2],
         "tuning_seeds": 1,

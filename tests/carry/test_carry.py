@@ -15,6 +15,7 @@ from updates import carried, texts
 
 from orchestrator.carry.carry import CARRIED
 from orchestrator.models import adapters
+from orchestrator.models.cloning import widen, widen_adapter
 from orchestrator.models.families import FAMILIES, Geometry
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.tasks.template import encode
@@ -87,7 +88,7 @@ def logits(folder: Path, adapter: Path | None) -> Tensor:
         return torch.cat([worn(torch.tensor([ids])).logits[0] for ids in rows])
 
 
-@pytest.mark.parametrize("kind", ["ridge", "ridge_bounded", "theseus", "theseus_stream"])
+@pytest.mark.parametrize("kind", ["ridge", "ridge_bounded", "theseus", "theseus_stream", "theseus_scaled"])
 def test_an_update_does_in_other_channels_what_it_did(kind: str, tmp_path: Path) -> None:
     """Loaded by plain PEFT onto the turned copy, the carried update gives the logits of the teacher with its own."""
     teacher, student = tmp_path / "teacher", tmp_path / "student"
@@ -106,6 +107,23 @@ def test_an_update_does_in_other_channels_what_it_did(kind: str, tmp_path: Path)
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
     said = json.loads((found / CARRIED).read_text())
     assert len(said["modules"]) == 7 * 3 + 2 and said["layers"] == [[[0, 1.0]], [[1, 1.0]], [[2, 1.0]]]
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_an_update_that_was_carried_up_by_widening_comes_back(times: int, tmp_path: Path) -> None:
+    """As long as it was, in the embedding and the head too, where a rotation alone would keep the wide one's length."""
+    student, teacher = tmp_path / "student", tmp_path / "teacher"
+    model = saved(student, "llama", vocab_size=104)
+    without_stretch(model)
+    model.save_pretrained(student)
+    widen(str(student), teacher, times)
+    an_update(tmp_path / "own", model)
+    (tmp_path / "update").mkdir()
+    widen_adapter(tmp_path / "own", tmp_path / "update", model.config, times, "teacher")
+    found = carried(tmp_path, teacher, student, {"kind": "theseus_scaled"})
+    plain, wanted, got = (logits(student, one) for one in (None, tmp_path / "own", found))
+    assert float((wanted - plain).abs().max()) > 1
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.long

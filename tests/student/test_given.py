@@ -131,7 +131,7 @@ def test_what_plain_lora_changes_of_the_teacher_is_given(demo_models: dict[str, 
 def test_arms_know_what_they_build_on() -> None:
     """Whose doing a result was is asked of every published way, by a control that differs in one thing."""
     cut = {"transfer", "random_window", "shuffled_seeds", "consistent_transfer", "consistent_transfer_random"}
-    maps = {"ridge", "ridge_bounded", "theseus", "theseus_stream", "theseus_roles", "cross_lora"}
+    maps = {"ridge", "ridge_bounded", "theseus", "theseus_stream", "theseus_scaled", "theseus_roles", "cross_lora"}
     carrying = {*maps, "transport_merge", "merged"}
     learning = {"distil", "distil_tuned", "titok", "distil_titok", "distil_titok_random", "semalign"}
     assert cut | carrying | learning | {"laten"} == OF_TEACHER  # another control has its size

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy
 import torch
+from scipy import optimize
 from torch import Tensor
 
 from orchestrator.transfer.arms import ARMS
@@ -99,6 +100,31 @@ def test_a_bound_keeps_what_texts_seldom_have_from_growing() -> None:
     assert norm_of(*free) > 100 * norm_of(b, a)
     assert norm_of(*kept) <= norm_of(b, a) * longer * (1 + 1e-5)
     assert good[0] > 0.99 and 0.3 < bounded["read"] < 0.7  # half of what is read is of the weak directions
+
+
+def test_the_size_of_a_rotation_is_that_of_least_squares() -> None:
+    """By a search over sizes; of a scaled copy it is the scale, where nothing is in common next to nothing."""
+    turn, wide = torch.linalg.qr(drawn(24, 24))[0], torch.linalg.qr(drawn(24, 16))[0]
+    x, y = drawn(400, 24), drawn(400, 24)
+    arm = ARMS["theseus_scaled"]()
+    assert isinstance(arm, Carried)
+    b, a = drawn(24, 4), drawn(4, 24)
+    (up, down), good = arm.carry(Matrix(b, a, Side(x, 3 * x @ turn, 40), Side(y, y @ turn / 5, 40)))
+    torch.testing.assert_close(up, turn.t() @ b / 5, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(down, a @ turn / 3, rtol=1e-5, atol=1e-6)
+    assert good == pytest.approx({"read": 1, "written": 1})
+    side = Side(x, (x + drawn(400, 24)) @ wide, 40)
+    plain = ARMS["theseus"]()
+    assert isinstance(plain, Carried)
+    seen, rotated = side.fitted, plain.read(torch.eye(24, dtype=x.dtype), side)  # T (m_T, m_S)
+    for way, error in (
+        (arm.read, lambda size: float((seen.teacher - size * seen.student @ rotated.t()).square().sum())),
+        (arm.written, lambda size: float((seen.student - size * seen.teacher @ rotated).square().sum())),
+    ):
+        best = optimize.minimize_scalar(error, bounds=(0, 5), method="bounded", options={"xatol": 1e-9}).x
+        torch.testing.assert_close(way(a, side), best * (a @ rotated), rtol=1e-5, atol=1e-6)
+    apart = Side(x, drawn(400, 24), 40)
+    assert float(arm.read(a, apart).norm()) < 0.4 * float(plain.read(a, apart).norm())
 
 
 @pytest.mark.parametrize("held", [40, 0])

@@ -60,6 +60,39 @@ class TheseusStream(Theseus):
     writes: ClassVar[Literal["own", "next"]] = "next"
 
 
+class TheseusScaled(Theseus):
+    """Theseus with a size to each rotation: x_T ≈ c·T·x_S and y_S ≈ c'·Tᵀ·y_T with the c of least squares.
+
+    A rotation alone keeps lengths. In a student that was widened twofold each channel is there twice, and what its
+    embedding writes would arrive √2 times too long. And where a rotation explains little of what an update reads or
+    writes, little is carried: c falls with the correlation. Procrustes with a scale, Schönemann and Carroll 1970. Ours.
+    """
+
+    kind: Literal["theseus_scaled"] = "theseus_scaled"  # type: ignore[assignment]
+    starts_at: ClassVar[str] = "the teacher's update rotated, and as long as the rotation explains"
+
+    def read(self, z: Float[Tensor, "r mt"], side: Side) -> Float[Tensor, "r ms"]:
+        """c·z·T, c = ⟨H_T·T, H_S⟩ / ‖H_S·Tᵀ‖²."""
+        both, _, own = self._lengths(side)
+        return super().read(z, side) * (both / own if own else 0.0)
+
+    def written(self, z: Float[Tensor, "r nt"], side: Side) -> Float[Tensor, "r ns"]:
+        """c'·z·T, c' = ⟨H_T·T, H_S⟩ / ‖H_T·T‖²."""
+        both, theirs, _ = self._lengths(side)
+        return super().read(z, side) * (both / theirs if theirs else 0.0)
+
+    def _lengths(self, side: Side) -> tuple[float, float, float]:
+        """⟨H_T·T, H_S⟩, ‖H_T·T‖² and ‖H_S·Tᵀ‖² over the tokens that T is made of."""
+
+        def measure() -> tuple[float, float, float]:
+            fitted = side.fitted
+            turned, own = super(TheseusScaled, self).read(fitted.teacher, side).double(), fitted.student.double()
+            within = own @ side.made["rotation", self.centre, self.whiten][1].t()
+            return float((turned * own).sum()), float(turned.square().sum()), float(within.square().sum())
+
+        return side.once(("lengths", self.centre, self.whiten), measure)
+
+
 class TheseusRoles(Theseus):
     """Theseus, with a scale for each role's matrices (q, k, ..., head) in place of one for all.
 
@@ -72,5 +105,5 @@ class TheseusRoles(Theseus):
     by_role: ClassVar[bool] = True
 
 
-for _arm in (Theseus, TheseusStream, TheseusRoles):
+for _arm in (Theseus, TheseusStream, TheseusScaled, TheseusRoles):
     twins(_arm, "random_map", "spectrum", "shuffled_texts")
