@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import yaml
-from orchestrator.prepare.ready import prepare
 from torch import Tensor
 
 from orchestrator import pipeline
 from orchestrator.models import adapters
 from orchestrator.models.loading import load, load_tokenizer
 from orchestrator.pipeline.carried import carry_step
+from orchestrator.prepare.ready import prepare
 from orchestrator.recipe import Recipe
 from orchestrator.step import materialise
 from orchestrator.store import Store

@@ -83,8 +83,8 @@ READ = {
     " frame is the window that was taken; ticks along the margins are rows and columns that were taken one by one (of a"
     " large matrix several a tick, which is as long as the share that was taken).",
     "arrivals": "Layers of the student downwards, matrices along. R² on tokens of texts that no map was made of: 1 is"
-    " all that varies, 0 no better than the mean, and below 0 worse; it says nothing of directions that these texts"
-    " seldom have and the update uses (carry.texts takes others). The share of the norm may be above 1. Where nothing is"
+    " all that varies, 0 no better than the mean, and below 0 worse; of directions that these texts seldom have and the"
+    " update uses it says nothing (carry.texts takes others). The share of the norm may be above 1. Where nothing is"
     " written, nothing was carried, or maps are made of weights and say nothing.",
     "cost": "To the left is cheaper, higher is better; seconds are a mean over a row's trials on the machines that ran"
     " them, with all that it was made from, the teacher's part too, as if it were alone; the search of a learning rate"
