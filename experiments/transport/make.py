@@ -55,10 +55,10 @@ STARTS = [  # what needs no teacher, and two ways and their controls that are ta
 ]  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, then a few on new rows with more seeds
     "": {"axes": {"arm": WAYS}, "repeats": 8},
-    "-again": {"axes": {"arm": AGAIN}, "repeats": 16},
+    "-again": {"axes": {"arm": AGAIN}, "repeats": 16, "search": {"kind": "random", "settings": 10}},
     "-starts": {"axes": {"arm": STARTS}, "repeats": 8},  # aside: whether it is what arrives, or where a LoRA starts
 }
-NEW = ("-again",)  # on rows drawn anew, with maps made of what both models were pre-trained on
+NEW = ("-again",)  # on rows drawn anew, with maps made of training rows or of what both models were pre-trained on
 TEXTS = 1500  # lines of it
 PAIRS = {
     "demo": ("demo-teacher", "demo-student"),
@@ -90,8 +90,10 @@ def main() -> None:
         for pair in PAIRS:
             for task in TASKS:
                 name = f"{pair}-{task}{stage}"
-                carry = {"examples": TEXTS, "texts": str(folder / "texts.jsonl")} if rows else {"examples": 576}
-                document = sweep(folder, pair, f"{task}{rows}", carry) | asked | {"name": f"transport-{name}"}
+                document = sweep(folder, pair, f"{task}{rows}") | asked | {"name": f"transport-{name}"}
+                if rows:
+                    document["recipe"]["carry"]["examples"] = TEXTS
+                    document["axes"] = {**asked["axes"], "carry.texts": [None, str(folder / "texts.jsonl")]}
                 (folder / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 
@@ -145,7 +147,7 @@ def write_texts(file: Path) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-def sweep(folder: Path, pair: str, task: str, carry: dict[str, Any]) -> dict[str, Any]:
+def sweep(folder: Path, pair: str, task: str) -> dict[str, Any]:
     """What both stages have in common; nothing is chosen by which arm wins."""
     teacher, student = (str(folder / name) if (folder / name).is_dir() else name for name in PAIRS[pair])
     return {
@@ -153,7 +155,7 @@ def sweep(folder: Path, pair: str, task: str, carry: dict[str, Any]) -> dict[str
             "teacher": teacher, "student": student, "rank": 8,
             "task": {"name": str(folder / "tasks" / f"{task}.jsonl")},
             "finetune": {"examples": 576, "batch_size": 36, "dropout": 0.0},
-            "update": {"rank": 8, "epochs": 6}, "carry": carry,
+            "update": {"rank": 8, "epochs": 6}, "carry": {"examples": 576},
         },
         "lr": [1.0e-3, 3.0e-3, 8.0e-3, 2.0e-2, 5.0e-2],
         "tuning_seeds": 1,

@@ -102,29 +102,56 @@ def test_a_bound_keeps_what_texts_seldom_have_from_growing() -> None:
     assert good[0] > 0.99 and 0.3 < bounded["read"] < 0.7  # half of what is read is of the weak directions
 
 
-def test_the_size_of_a_rotation_is_that_of_least_squares() -> None:
-    """By a search over sizes; of a scaled copy it is the scale, where nothing is in common next to nothing."""
-    turn, wide = torch.linalg.qr(drawn(24, 24))[0], torch.linalg.qr(drawn(24, 16))[0]
-    x, y = drawn(400, 24), drawn(400, 24)
-    arm = ARMS["theseus_scaled"]()
-    assert isinstance(arm, Carried)
-    b, a = drawn(24, 4), drawn(4, 24)
-    (up, down), good = arm.carry(Matrix(b, a, Side(x, 3 * x @ turn, 40), Side(y, y @ turn / 5, 40)))
+def sized(**options: Any) -> tuple[Carried, Carried]:
+    """Rotations with sizes and without."""
+    arms = tuple(ARMS[kind].model_validate({"kind": kind, **options}) for kind in ("theseus_scaled", "theseus"))
+    assert isinstance(arms[0], Carried) and isinstance(arms[1], Carried)
+    return arms[0], arms[1]
+
+
+def test_a_scaled_copy_gives_the_update_at_its_scale() -> None:
+    turn = torch.linalg.qr(drawn(24, 24))[0]
+    x, y, b, a = drawn(400, 24), drawn(400, 24), drawn(24, 4), drawn(4, 24)
+    (up, down), good = sized()[0].carry(Matrix(b, a, Side(x, 3 * x @ turn, 40), Side(y, y @ turn / 5, 40)))
     torch.testing.assert_close(up, turn.t() @ b / 5, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(down, a @ turn / 3, rtol=1e-5, atol=1e-6)
     assert good == pytest.approx({"read": 1, "written": 1})
-    side = Side(x, (x + drawn(400, 24)) @ wide, 40)
-    plain = ARMS["theseus"]()
-    assert isinstance(plain, Carried)
-    seen, rotated = side.fitted, plain.read(torch.eye(24, dtype=x.dtype), side)  # T (m_T, m_S)
+
+
+@pytest.mark.parametrize("options", [{}, {"centre": True}, {"whiten": 0.5}], ids=str)
+@pytest.mark.parametrize("held", [40, 0])
+@pytest.mark.parametrize(("tokens", "theirs", "own"), [(400, 24, 16), (400, 16, 24), (52, 24, 16), (52, 16, 24)])
+def test_the_size_of_a_rotation_is_that_of_least_squares(
+    tokens: int, theirs: int, own: int, held: int, options: dict[str, Any]
+) -> None:
+    """By a search over sizes on the tokens that it is taken on; with more and fewer channels, and fewer tokens."""
+    common = drawn(tokens, 20)
+    side = Side(
+        common @ drawn(20, theirs) + drawn(tokens, theirs) + 3, common @ drawn(20, own) + drawn(tokens, own) - 3, held
+    )
+    arm, plain = sized(**options)
+    rotated, a = plain.read(torch.eye(theirs, dtype=torch.float64), side), drawn(4, theirs)  # T (m_T, m_S)
+    judged = side.unseen if held else side
+    x, y = judged.teacher, judged.student
+    if options.get("centre"):
+        x, y = x - x.mean(0), y - y.mean(0)
     for way, error in (
-        (arm.read, lambda size: float((seen.teacher - size * seen.student @ rotated.t()).square().sum())),
-        (arm.written, lambda size: float((seen.student - size * seen.teacher @ rotated).square().sum())),
+        (arm.read, lambda size: float((x - size * y @ rotated.t()).square().sum())),
+        (arm.written, lambda size: float((y - size * x @ rotated).square().sum())),
     ):
-        best = optimize.minimize_scalar(error, bounds=(0, 5), method="bounded", options={"xatol": 1e-9}).x
-        torch.testing.assert_close(way(a, side), best * (a @ rotated), rtol=1e-5, atol=1e-6)
-    apart = Side(x, drawn(400, 24), 40)
-    assert float(arm.read(a, apart).norm()) < 0.4 * float(plain.read(a, apart).norm())
+        best = optimize.minimize_scalar(error, bounds=(0, 5), method="bounded", options={"xatol": 1e-10}).x
+        torch.testing.assert_close(way(a, side), best * (a @ rotated), rtol=1e-4, atol=1e-5)
+
+
+def test_what_has_nothing_in_common_has_no_size_and_what_is_opposed_none_below_zero() -> None:
+    x, a = drawn(400, 96), drawn(4, 96)
+    arm, plain = sized()
+    apart = Side(x, drawn(400, 96), 80)
+    assert float(arm.read(a, apart).norm()) < 0.05 * float(plain.read(a, apart).norm())
+    until = len(x) - 80
+    opposed = Side(x, torch.cat([x[:until], -x[until:]]), 80)
+    for side in (opposed, Side(0 * x, x, 80), Side(x, 0 * x, 80)):
+        assert float(arm.read(a, side).norm()) == float(arm.written(a, side).norm()) == 0
 
 
 @pytest.mark.parametrize("held", [40, 0])

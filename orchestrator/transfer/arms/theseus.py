@@ -63,9 +63,10 @@ class TheseusStream(Theseus):
 class TheseusScaled(Theseus):
     """Theseus with a size to each rotation: x_T ≈ c·T·x_S and y_S ≈ c'·Tᵀ·y_T with the c of least squares.
 
-    A rotation alone keeps lengths. In a student that was widened twofold each channel is there twice, and what its
-    embedding writes would arrive √2 times too long. And where a rotation explains little of what an update reads or
-    writes, little is carried: c falls with the correlation. Procrustes with a scale, Schönemann and Carroll 1970. Ours.
+    A rotation alone keeps lengths: in a student that was widened twofold each channel is there twice, and what its
+    embedding writes would arrive √2 times too long. The size is taken on held-out tokens, as ridge's penalty is, since
+    on those that T is made of chance is long, too: it falls with the correlation that T finds elsewhere, down to zero.
+    Procrustes with a scale, Schönemann and Carroll 1970. Ours.
     """
 
     kind: Literal["theseus_scaled"] = "theseus_scaled"  # type: ignore[assignment]
@@ -82,13 +83,17 @@ class TheseusScaled(Theseus):
         return super().read(z, side) * (both / theirs if theirs else 0.0)
 
     def _lengths(self, side: Side) -> tuple[float, float, float]:
-        """⟨H_T·T, H_S⟩, ‖H_T·T‖² and ‖H_S·Tᵀ‖² over the tokens that T is made of."""
+        """⟨H_T·T, H_S⟩, at least 0, ‖H_T·T‖² and ‖H_S·Tᵀ‖²: of held-out tokens, of all where none is held out."""
 
         def measure() -> tuple[float, float, float]:
-            fitted = side.fitted
-            turned, own = super(TheseusScaled, self).read(fitted.teacher, side).double(), fitted.student.double()
+            judged = side.unseen if side.held else side
+            theirs, own = judged.teacher.double(), judged.student.double()
+            if self.centre:
+                theirs, own = theirs - theirs.mean(0), own - own.mean(0)
+            turned = super(TheseusScaled, self).read(theirs, side)
             within = own @ side.made["rotation", self.centre, self.whiten][1].t()
-            return float((turned * own).sum()), float(turned.square().sum()), float(within.square().sum())
+            both = float((turned * own).sum().clamp_min(0))
+            return both, float(turned.square().sum()), float(within.square().sum())
 
         return side.once(("lengths", self.centre, self.whiten), measure)
 
