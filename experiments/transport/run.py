@@ -1,6 +1,6 @@
 """Runs the sweeps whose results aren't here yet, one after another, and keeps what each comes to.
 
-    python experiments/transport/run.py transport                          # both stages: some seven hours on two cores
+    python experiments/transport/run.py transport                          # both stages: some eight hours on two cores
     python experiments/transport/run.py transport --only demo-backwards
     python experiments/transport/run.py --table                            # what is here, as a table
 
@@ -77,7 +77,9 @@ def teachers_rate(file: Path, store: Path) -> float:
     """Of the sweep's learning rates the one at which the teacher is best on validation rows: no arm is looked at."""
     asked = yaml.safe_load(file.read_text())
     name = f"{asked['name']}-teacher"
-    small = asked | {"name": name, "axes": {"arm": ["lora"]}, "repeats": 2, "tuned_teacher": True, "gate": None}
+    small = asked | {
+        "name": name, "axes": {"arm": ["lora"]}, "repeats": 2, "tuned_teacher": True, "gate": None, "search": "grid",
+    }  # fmt: skip
     own = file.with_name(f"{name}.yml")
     own.write_text(yaml.safe_dump(small, sort_keys=False))
     subprocess.run([PKT, "sweep", own, "--store", store, "--yes"], check=True)
@@ -142,11 +144,11 @@ def table(told: dict[str, Any]) -> str:
     for way, control in sorted(NEEDED.items(), key=lambda pair: -rows[pair[0]]["mean"] if pair[0] in rows else 0):
         if way not in rows:
             continue
-        beats = [other for (arm, other), one in found.items() if arm == way and one["outcome"] == "better"]
         cells = [
             way, _score(rows[way].get("before")), _score(rows[way]["mean"]),
             *(_difference(found.get((way, rival))) for rival in ("lora", "pissa")),
-            _score(rows.get(control, {}).get("mean")), _difference(found.get((way, control))), ", ".join(beats) or "-",
+            _score(rows.get(control, {}).get("mean")), _difference(found.get((way, control))),
+            ", ".join(_beaten(told, way)) or "-",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -169,9 +171,7 @@ def _cell(told: dict[str, Any], arm: str) -> str:
     if arm not in means:
         return "-"
     control = NEEDED.get(arm, "")
-    beats = {
-        one["against"] for one in told["verdict"]["comparisons"] if (one["arm"], one["outcome"]) == (arm, "better")
-    }
+    beats = _beaten(told, arm)
     marks = "".join(mark for mark, rival in (("l", "lora"), ("p", "pissa"), ("c", control)) if rival in beats)
     own = f" ({means[control]:.2f})" if control in means else ""
     return f"{means[arm]:.2f}{own} {marks}".strip()
@@ -201,8 +201,13 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _better(told: dict[str, Any], way: str, control: str) -> bool:
-    than = {one["against"] for one in told["verdict"]["comparisons"] if (one["arm"], one["outcome"]) == (way, "better")}
-    return than >= {"lora", "pissa", control}
+    return {*_beaten(told, way)} >= {"lora", "pissa", control}
+
+
+def _beaten(told: dict[str, Any], arm: str) -> list[str]:
+    """What an arm is claimed to be better than."""
+    compared = told["verdict"]["comparisons"]
+    return [one["against"] for one in compared if (one["arm"], one["outcome"]) == (arm, "better")]
 
 
 def _above_all_maps(told: dict[str, Any], way: str) -> bool:

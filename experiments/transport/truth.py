@@ -66,14 +66,15 @@ def carried(folder: Path, pair: str, ways: tuple[str, ...]) -> Iterator[tuple[st
     asked = complete(yaml.safe_load((folder / f"{pair}-backwards.yaml").read_text()))["recipe"]
     asked["update"]["lr"] = RATE
     lines = {"examples": 1500, "texts": str(folder / "texts.jsonl")}
-    store = Store(folder / "store")
+    store, student = Store(folder / "store"), None
     for texts, carry in {"the task's rows": asked["carry"], "pre-training text": lines}.items():
         for way in ways:
             recipe = Recipe.model_validate({**asked, "carry": carry, "arm": {"kind": way}})
             ready = prepare(recipe)
             made = pipeline.update_step(recipe, ready)
             found, update = (materialise(step, store) for step in (carry_step(recipe, ready, made), made))
-            yield texts, way, adapters.read_update(found), adapters.read_update(update), Student(ready)
+            student = student or Student(ready)
+            yield texts, way, adapters.read_update(found), adapters.read_update(update), student
 
 
 def right_form(changed: Update, student: Any) -> Update:

@@ -44,7 +44,7 @@ from orchestrator.sweep.reading_cost import forward_passes
 from orchestrator.teacher.scale import Scale, scale_of
 from orchestrator.transfer.arms import ARMS
 from orchestrator.transfer.arms.carried import Carried
-from orchestrator.verdict.asked import questions
+from orchestrator.verdict.asked import counted, questions
 
 LARGEST_CLUSTER = 1024
 STEPS = ("measure", "teacher_score", "extract", "tune", "read", "ask", "scale", "finetune", "score", "sweep")
@@ -210,9 +210,7 @@ def counts(sweep: Sweep, memory: float | None) -> dict[str, Any]:
         "fine_tunings": fine_tunings(sweep, cells),
         **trainings_of(sweep, cells)._asdict(),
         **{name.replace(" ", "_"): count for name, count in shared_by(sweep, cells).items()},
-        "comparisons": sum(
-            len(one.against) for one in questions(list(dict.fromkeys(cell.label for cell in cells)), sweep.baseline)
-        ),
+        "comparisons": counted(questions(list(dict.fromkeys(cell.label for cell in cells)), sweep.baseline)),
     }
     if memory:
         lengths = lengths_for(sweep)

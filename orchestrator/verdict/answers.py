@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from orchestrator.verdict.asked import CONTROLLED, CONTROLS, NEEDED, OF_TEACHER
+from orchestrator.verdict.asked import CONTROLLED, CONTROLS, NEEDED, OF_TEACHER, counted
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.words import reach
 
@@ -17,8 +17,6 @@ MANY = 12  # comparisons, above which ways are told of together
 REVERSED = {"better": "worse", "worse": "better", "can't tell": "can't be told apart", "described": "described"}
 OWN = "its own control"
 AGAINST: dict[Outcome, int] = {"worse": 0, "described": 1, "can't tell": 1, "better": 2}  # what speaks most against it
-
-
 Kind = Literal["helped", "missed", "undecided", "hurt", "other"]  # in the order in which they are told
 
 
@@ -56,7 +54,7 @@ def headline(
 
 def many(questions: Sequence[Question]) -> bool:
     """Whether several ways are compared so often that they are told of together."""
-    return len(questions) > 1 and sum(len(one.against) for one in questions) > MANY
+    return len(questions) > 1 and counted(questions) > MANY
 
 
 def _answer(arm: str, baseline: str, by: Mapping[str, Comparison], lost: Sequence[str]) -> Answer:
@@ -184,11 +182,10 @@ def grid(
         if way in several and OWN in shown:
             shown[OWN] += f" ({ways[way][OWN].against})"
         lines.append([way, *(shown.get(column, "-") for column in columns)])
-    count = sum(len(one.against) for one in questions)
     about = (
         "Differences in score ± half their 95 % intervals, each by itself. * better or worse, after Holm's correction"
-        f" for {count} comparisons; {'[n] not claimed, for the reason below; ' * bool(reasons)}whatever has"
-        f" {'neither' if reasons else 'none'} can't be told apart."
+        f" for {counted(questions)} comparisons; {'[n] not claimed, for the reason below; ' * bool(reasons)}whatever"
+        f" has {'neither' if reasons else 'none'} can't be told apart."
     )
     return about, ["way", *columns], lines, [f"[{place}] not claimed: {why}" for place, why in enumerate(reasons, 1)]
 

@@ -51,6 +51,11 @@ def questions(arms: Sequence[str], baseline: str) -> tuple[Question, ...]:
     return tuple(Question(way, _in_order([*rivals, *own[way]], baseline)) for way in ways)
 
 
+def counted(questions: Sequence[Question]) -> int:
+    """How many comparisons are asked for, those that can't be made too: p-values are corrected for as many."""
+    return sum(len(one.against) for one in questions)
+
+
 def _in_order(arms: Sequence[str], baseline: str) -> tuple[str, ...]:
     return tuple(sorted(arms, key=lambda arm: (arm != baseline, arm not in CONTROLS)))
 

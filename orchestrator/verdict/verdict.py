@@ -29,6 +29,7 @@ from orchestrator.verdict.asked import (
     Comparison,
     Outcome,
     Question,
+    counted,
     judged_by,
     questions,
 )
@@ -63,16 +64,11 @@ class Verdict:
     def lines(self) -> list[str]:
         """For people."""
         if (told := self.grid()) is None:
-            compared = [f"  {one.arm} {sentence(one, self.asked)}" for one in self.comparisons]
+            compared = [f"  {one.arm} {sentence(one, counted(self.questions))}" for one in self.comparisons]
         else:
             about, head, rows, reasons = told
             compared = [about, *in_columns([head, *rows]), *reasons]
         return [self.headline, *self.warnings, *compared, *self.cost_lines()]
-
-    @property
-    def asked(self) -> int:
-        """Comparisons, those that could not be made too: p-values are corrected for as many."""
-        return sum(len(question.against) for question in self.questions)
 
     def grid(self) -> tuple[str, list[str], list[list[str]], list[str]] | None:
         """Of many ways all differences in one table: how to read it, its head, its rows, why some are not claimed."""

@@ -9,7 +9,7 @@ import pytest
 
 from cli.compare import footer
 from orchestrator.verdict.answers import _reaches, grid
-from orchestrator.verdict.asked import Comparison, Question, questions
+from orchestrator.verdict.asked import Comparison, Question, counted, questions
 from orchestrator.verdict.estimates import Result
 from orchestrator.verdict.verdict import Verdict, beforehand, judge
 from orchestrator.verdict.words import reach
@@ -223,7 +223,7 @@ def test_twelve_comparisons_are_told_one_by_one_and_thirteen_are_not() -> None:
     for more, count in ((("distil",), 16), ((), 12), (("theseus_spectrum",), 13)):
         arms = few | dict.fromkeys(more, 0.2)
         verdict = judge([result(*one) for one in arms.items()], "lora", tried=dict.fromkeys(arms, 3), repeats=8)
-        assert (verdict.asked, verdict.grid() is None) == (count, count == 12)
+        assert (counted(verdict.questions), verdict.grid() is None) == (count, count == 12)
 
 
 def test_the_footer_tells_settings_where_rows_do_not() -> None:

@@ -31,18 +31,22 @@ class Theseus(Carried):
 
     def read(self, z: Float[Tensor, "r mt"], side: Side) -> Float[Tensor, "r ms"]:
         """z·T."""
+        u, vh = self._rotation(side)
+        return ((z.double() @ u) @ vh).to(z.dtype)
+
+    def written(self, z: Float[Tensor, "r nt"], side: Side) -> Float[Tensor, "r ns"]:
+        """z·T, as what is read."""
+        return self.read(z, side)
+
+    def _rotation(self, side: Side) -> tuple[Float[Tensor, "mt c"], Float[Tensor, "c ms"]]:
+        """The two factors of T."""
         from orchestrator.transfer.rotation import rotation
 
         def make() -> tuple[Tensor, Tensor]:
             fitted = side.fitted
             return rotation(fitted.teacher, fitted.student, centre=self.centre, whiten=self.whiten)
 
-        u, vh = side.once(("rotation", self.centre, self.whiten), make)
-        return ((z.double() @ u) @ vh).to(z.dtype)
-
-    def written(self, z: Float[Tensor, "r nt"], side: Side) -> Float[Tensor, "r ns"]:
-        """z·T, as what is read."""
-        return self.read(z, side)
+        return side.once(("rotation", self.centre, self.whiten), make)
 
 
 class TheseusStream(Theseus):
@@ -90,8 +94,8 @@ class TheseusScaled(Theseus):
             theirs, own = judged.teacher.double(), judged.student.double()
             if self.centre:
                 theirs, own = theirs - theirs.mean(0), own - own.mean(0)
-            turned = super(TheseusScaled, self).read(theirs, side)
-            within = own @ side.made["rotation", self.centre, self.whiten][1].t()
+            u, vh = self._rotation(side)
+            turned, within = (theirs @ u) @ vh, own @ vh.t()
             both = float((turned * own).sum().clamp_min(0))
             return both, float(turned.square().sum()), float(within.square().sum())
 
