@@ -18,13 +18,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from orchestrator.transfer.arms import Arm, Lora, Transfer
-from orchestrator.transfer.arms.carried import ALIKE, Carried
+from orchestrator.transfer.arms.carried import ALIKE, SCALES, Carried
 from orchestrator.transfer.blocks import BlockSelection, Window
 from orchestrator.transfer.layers import LayerSelection, Sensitivity
 from orchestrator.transfer.metrics import SensitivityMetric, Taylor
@@ -105,11 +106,15 @@ class Update(Section):
 
 
 class Carry(Section):
-    """The texts from which the maps between the two models' channels are made."""
+    """The texts from which the maps between the two models' channels are made, and how much is injected."""
 
     texts: str | None = None  # FILE.jsonl of chats or FILE.txt, in place of training rows
     examples: int = Field(512, ge=1)  # of them, or of training rows, both question and answer
     tokens: int = Field(2048, ge=1)  # drawn from them; a quarter as many more are held out
+    scales: Annotated[
+        tuple[NonNegativeFloat, ...],
+        BeforeValidator(lambda value: [value] if isinstance(value, int | float) else value),
+    ] = Field(SCALES, min_length=1)  # of what is injected: that of least loss on validation rows is taken
 
 
 class Finetune(Section):
@@ -181,7 +186,10 @@ class Recipe(Section):
     def settled(self) -> Recipe:
         """Without what means nothing for its arm, and with what its arm is: trials that do the same are the same."""
         carries = {*self.arm.needs} & {"teacher_update", "carried", "excess"}  # of no seed example
-        unused: dict[str, Any] = {} if "carried" in carries else {"carry": Carry()}
+        reads = isinstance(self.arm, Carried) and self.arm.reads == "texts"
+        scales = self.carry.scales if self.arm.injects else SCALES
+        carry = (self.carry if reads else Carry()).model_copy(update={"scales": scales})
+        unused: dict[str, Any] = {"carry": carry}
         if not self.arm.takes_update:
             unused["update"] = Update(epochs=self.update.epochs if self.arm.outlasts else None)
         if not self.arm.extracts:

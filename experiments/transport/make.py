@@ -60,6 +60,7 @@ STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, 
 }
 NEW = ("-again",)  # on rows drawn anew, with maps made of training rows or of what both models were pre-trained on
 TEXTS = 1500  # lines of it
+UP_TO_ONE = (0.0, 0.125, 0.25, 0.5, 1.0)  # in the second stage: larger ones had least loss before any step, not after
 PAIRS = {
     "demo": ("demo-teacher", "demo-student"),
     "known": ("known-teacher", "demo-student"),
@@ -92,7 +93,7 @@ def main() -> None:
                 name = f"{pair}-{task}{stage}"
                 document = sweep(folder, pair, f"{task}{rows}") | asked | {"name": f"transport-{name}"}
                 if rows:
-                    document["recipe"]["carry"]["examples"] = TEXTS
+                    document["recipe"]["carry"] |= {"examples": TEXTS, "scales": list(UP_TO_ONE)}
                     document["axes"] = {**asked["axes"], "carry.texts": [None, str(folder / "texts.jsonl")]}
                 (folder / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 

@@ -20,7 +20,7 @@ from orchestrator.step import Step
 from orchestrator.tasks.base import draw
 from orchestrator.tasks.rows import data_step
 from orchestrator.transfer.arms import ARMS
-from orchestrator.transfer.arms.carried import ALIKE, SCALES
+from orchestrator.transfer.arms.carried import ALIKE
 from orchestrator.transfer.arms.laten import Laten
 from orchestrator.transfer.arms.merged import Merged
 
@@ -128,7 +128,7 @@ def carried_step(recipe: Recipe, ready: Ready, update: Step | None) -> Step:
         "scale", scale, needs="model", version=2,
         config={
             "template": template_of(recipe, ready.task), "max_tokens": recipe.finetune.max_tokens,
-            "dtype": dtype_of(recipe, ready, "student"), "scales": SCALES, "rank": recipe.rank,
+            "dtype": dtype_of(recipe, ready, "student"), "scales": recipe.carry.scales, "rank": recipe.rank,
             "by_role": arm.by_role,
         },
         inputs={"carried": carried, "rows": data_step(used_rows(recipe, ready.splits, "validation"))},

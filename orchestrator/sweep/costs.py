@@ -24,7 +24,7 @@ from orchestrator.sweep.hardware import Cost, Hardware, PerRank
 from orchestrator.sweep.lengths import Lengths, Row
 from orchestrator.tasks.template import alike
 from orchestrator.teacher.scale import Scale
-from orchestrator.transfer.arms.carried import OTHERS, SCALES
+from orchestrator.transfer.arms.carried import OTHERS
 from orchestrator.transfer.metrics import Magnitude, Wanda
 from orchestrator.transfer.scores import SLAB
 
@@ -170,9 +170,11 @@ def score_cost(student: Anatomy, lengths: Lengths, rows: Sequence[Row], rank: in
     return Cost(1, need, 0, seconds, hardware.trial or hardware.memory)
 
 
-def scale_cost(student: Anatomy, lengths: Lengths, rank: int, hardware: Hardware, *, by_role: bool = False) -> Cost:
+def scale_cost(
+    student: Anatomy, lengths: Lengths, rank: int, hardware: Hardware, scales: int, *, by_role: bool = False
+) -> Cost:
     """The losses of the validation rows' gold answers at every scale of a carried update; `by_role`: of each role's."""
-    passes = len(SCALES) + len(OTHERS) * len(student.family.targets) * by_role
+    passes = scales + len(OTHERS) * len(student.family.targets) * by_role
     weights, groups = student.parameters * student.width, _for_golds(lengths.validation, hardware)
     flops = passes * 2 * student.multiplied * sum(group.size * group.longest for group in groups)
     most = max(_gold_bytes(student, group) for group in groups)

@@ -156,7 +156,10 @@ def forecast(sweep: Sweep, hardware: Hardware, lengths: Lengths | None = None) -
     shared = shared_by(sweep, cells)
     by_role = shared["scales by role"]
     if scaled := shared["scales chosen"]:
-        once, more = (_alone(scale_cost(student, lengths, rank, hardware, by_role=each)) for each in (False, True))
+        tried = len(recipe.carry.scales)
+        once, more = (
+            _alone(scale_cost(student, lengths, rank, hardware, tried, by_role=each)) for each in (False, True)
+        )
         seconds = (once.seconds * (scaled - by_role) + more.seconds * by_role) / scaled
         steps["scale"] = replace(once, seconds=seconds)
     uncut = tuple(too_small(teacher.geometry, student.geometry, recipe.modules or ()))

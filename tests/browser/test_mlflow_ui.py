@@ -32,7 +32,7 @@ def served(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         pytest.skip("no Chromium on the path")
     folder = tmp_path_factory.mktemp("browser")
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    command = [str(Path(sys.executable).with_name("pkt")), "sweep", "sweep.yaml", "--trials-at-once", "2"]
+    command = [str(Path(sys.executable).with_name("pkt")), "sweep", "sweep.yaml", "--trials-at-once", "1"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     with ui.served(folder / "pkt-store") as address:

@@ -30,7 +30,7 @@ from orchestrator.tasks import rows as data
 from orchestrator.tasks.template import fitted
 from orchestrator.teacher.states import read_states
 from orchestrator.transfer.arms import ARMS
-from orchestrator.transfer.arms.carried import OTHERS, Carried
+from orchestrator.transfer.arms.carried import OTHERS, SCALES, Carried
 from orchestrator.transfer.lowrank import product_svd
 from orchestrator.transfer.matching import monotone, similarity
 from orchestrator.transfer.sides import norm_of
@@ -120,6 +120,30 @@ def test_the_scale_is_that_of_least_loss_on_validation_rows(store: Store, demo_m
     for name, (b, a) in adapters.read_update(folder).items():
         whole = adapters.read_update(carried)[name]
         torch.testing.assert_close(b @ a, best * (whole[0] @ whole[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_a_scale_may_be_asked_for_and_means_nothing_where_nothing_is_injected(
+    store: Store, demo_models: dict[str, Path]
+) -> None:
+    """Of the whole update and a half of it the half is taken if it is the only one, by the arm and its control."""
+    texts = {"examples": 40, "tokens": 300}
+    half = asked("theseus", carry=texts | {"scales": 0.5})
+    ready = prepare(half)
+    step = pipeline.carried_step(half, ready)
+    given, whole = (adapters.read_update(materialise(one, store)) for one in (step, step.inputs["carried"]))
+    for name, (b, a) in given.items():
+        torch.testing.assert_close(b @ a, 0.5 * (whole[name][0] @ whole[name][1]), rtol=1e-4, atol=1e-6)
+    twin = half.model_copy(update={"arm": ARMS["theseus_random_map"]()})
+    worn = adapters.read_update(materialise(pipeline.carried_step(twin, ready), store))
+    for name, (b, a) in given.items():
+        assert norm_of(*worn[name]) == pytest.approx(norm_of(b, a), rel=1e-3, abs=1e-9)
+    usual = asked("theseus")
+    assert pipeline.carried_step(usual, ready).config["scales"] == SCALES != half.carry.scales
+    for arm, alike in (("theseus", False), ("laten", False), ({"kind": "theseus", "arrives": "start"}, True)):
+        assert (asked(arm, carry=texts | {"scales": [0.5]}) == asked(arm, carry=texts)) == alike, arm
+    assert asked("cross_lora", carry=texts) == asked("cross_lora") != asked("cross_lora", carry={"scales": [0.5]})
+    with pytest.raises(ValueError, match="scales"):
+        asked("theseus", carry={"scales": []})
 
 
 def test_what_is_written_goes_by_the_map_of_what_reads_it_next(store: Store, demo_models: dict[str, Path]) -> None:

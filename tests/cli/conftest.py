@@ -27,7 +27,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     """The store of that sweep."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "sweep.yaml").write_text(yaml.safe_dump(FIRST))
-    words = [str(Path(sys.executable).with_name("pkt")), "sweep", "sweep.yaml", "--trials-at-once", "2"]
+    words = [str(Path(sys.executable).with_name("pkt")), "sweep", "sweep.yaml", "--trials-at-once", "1"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     return folder / "pkt-store"

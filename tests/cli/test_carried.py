@@ -47,7 +47,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
     names = ["q_proj", "up_proj", "down_proj", "lm_head"]
     lora_of(load(str(demo_models["demo-teacher"])), folder / "own", target_modules=names)
-    done = pkt(folder, "sweep", "sweep.yaml", "--teacher-adapter", "own", "--trials-at-once", "2")
+    done = pkt(folder, "sweep", "sweep.yaml", "--teacher-adapter", "own", "--trials-at-once", "1")
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -124,7 +124,7 @@ def test_report_and_tracking_tell_it_and_the_same_command_has_nothing_to_do(swep
     assert experiment
     runs = client.search_runs([experiment.experiment_id], "params.stage = 'trial' and params.arm = 'theseus'")
     assert len(runs) == 2 and all("before any step/score" in run.data.metrics for run in runs)
-    again = pkt(folder, "sweep", "sweep.yaml", "--teacher-adapter", "own", "--trials-at-once", "2")
+    again = pkt(folder, "sweep", "sweep.yaml", "--teacher-adapter", "own", "--trials-at-once", "1")
     assert again.stdout == done.stdout
 
 
@@ -137,7 +137,7 @@ EVERY: dict[str, Any] = SWEEP | {"name": "all", "axes": {"arm": ["all"], "rank":
 def test_every_published_way_in_one_sweep(demo_models: dict[str, Path], tmp_path: Path) -> None:
     """Each beside its own control; what leaves is by plain PEFT, on the stock student, what was scored."""
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(EVERY))
-    done = pkt(tmp_path, "sweep", "all.yaml", "--set", "measure.examples=8", "--trials-at-once", "2")
+    done = pkt(tmp_path, "sweep", "all.yaml", "--set", "measure.examples=8", "--trials-at-once", "1")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "pkt-store/sweeps/all/sweep.json").read_text())
     rows = {row["label"]: row for row in record["rows"] if row["adapted"] and row["label"] != "teacher_tuned"}

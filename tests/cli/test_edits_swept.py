@@ -51,7 +51,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     (folder / "capitals.json").write_text(json.dumps(edits(10, "k")))
     (folder / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in edits(6, "m")))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    done = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "2")
+    done = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "1")
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -37,9 +37,8 @@ SWEEP = {
 }  # fmt: skip
 TRIALS = 10  # two models as they are, two arms by two learning rates, two random seeds of each arm
 ROUNDS = [  # how it is killed, and after how many further scores; after 0 it has hardly started
-    [("interrupt", 0), ("machine", 1), ("scheduler", 1)],
-    [("machine", 0), ("driver", 0), ("interrupt", 1)],
-    [("scheduler", 0), ("driver", 2), ("worker", 2)],
+    [("interrupt", 0), ("machine", 1), ("driver", 0), ("interrupt", 1)],
+    [("machine", 0), ("scheduler", 1), ("driver", 2), ("worker", 2)],
 ]
 SIGNALS = {"interrupt": signal.SIGINT, "scheduler": signal.SIGTERM}  # those that `pkt` answers
 

@@ -7,6 +7,9 @@ import json
 import pytest
 from test_bad_input import Call, pkt  # noqa: F401  (a fixture)
 
+# What runs here has this machine's numbers, and CPUs without bfloat16 take float32
+BFLOAT16 = ("--set", "measure.dtype=bfloat16", "--set", "finetune.dtype=bfloat16")
+
 
 def test_the_json_has_the_fields_that_are_promised(pkt: Call) -> None:  # noqa: F811
     code, out, err = pkt("plan", "--teacher", "llama2-70b", "--gpus", "8", "--gpu-memory", "80GB", "--json")
@@ -53,7 +56,7 @@ def test_a_teacher_that_no_gpu_can_train_is_planned_over_several(pkt: Call) -> N
         (("plan", "--teacher", "some/thing"), "student: 'some/thing' has no natural student"),
         (("plan", "--teacher", "nothing", "--student", "llama2-7b"), "teacher: 'nothing' is no alias"),
         (
-            ("extract", "--teacher", "llama2-70b", "--out", "x", "--ranks", "2", "--gpu-memory", "80GB"),
+            (*"extract --teacher llama2-70b --out x --ranks 2 --gpu-memory 80GB".split(), *BFLOAT16),
             "plan: measure (llama2-70b -> llama2-7b) takes 79.9 GB on each of 2 ranks",
         ),
         (
@@ -67,6 +70,7 @@ def test_a_teacher_that_no_gpu_can_train_is_planned_over_several(pkt: Call) -> N
                 "8",
                 "--set",
                 "finetune.gradient_checkpointing=false",
+                *BFLOAT16,
             ),
             "plan: finetune",
         ),

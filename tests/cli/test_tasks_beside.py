@@ -54,7 +54,7 @@ def swept(demo_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     (folder / "sweep.yaml").write_text(yaml.safe_dump(
         SWEEP | {"tasks": ["corpus.txt", {"name": "own.jsonl", "metric": "multiple_choice"}]}
     ))  # fmt: skip
-    done = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "2")
+    done = pkt(folder, "sweep", "sweep.yaml", "--trials-at-once", "1")
     assert done.returncode == 0, done.stderr
     return folder, done
 
