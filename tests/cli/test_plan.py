@@ -56,7 +56,7 @@ def test_a_teacher_that_no_gpu_can_train_is_planned_over_several(pkt: Call) -> N
         (("plan", "--teacher", "some/thing"), "student: 'some/thing' has no natural student"),
         (("plan", "--teacher", "nothing", "--student", "llama2-7b"), "teacher: 'nothing' is no alias"),
         (
-            (*"extract --teacher llama2-70b --out x --ranks 2 --gpu-memory 80GB".split(), *BFLOAT16),
+            ("extract", "--teacher", "llama2-70b", "--out", "x", "--ranks", "2", "--gpu-memory", "80GB", *BFLOAT16),
             "plan: measure (llama2-70b -> llama2-7b) takes 79.9 GB on each of 2 ranks",
         ),
         (
