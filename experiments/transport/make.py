@@ -48,7 +48,7 @@ WAYS = [  # each brings its own control, but for transfer
     "cross_lora", "ridge", "theseus", "transport_merge", "laten", "merged", "spectral", "sta", "semalign", "titok",
     "distil_titok",
 ]  # fmt: skip
-AGAIN = ["lora", "pissa", "cross_lora", "theseus", "theseus_stream", "theseus_scaled", "theseus_roles", "ridge_bounded"]
+AGAIN = ["lora", "pissa", "cross_lora", "theseus", "theseus_scaled", "ridge_bounded"]
 STARTS = [  # what needs no teacher, and two ways and their controls that are taken away from the base, not injected
     "lora", "pissa", "olora", "orthogonal", "eva", "lora_ga",
     *({"kind": f"{way}{own}", "arrives": "start"} for way in ("cross_lora", "theseus") for own in ("", "_random_map")),
