@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.models import adapters
+from orchestrator.models.dtypes import name_of
 from orchestrator.models.families import AXES, FAMILIES, Geometry, ModelFamily
-from orchestrator.models.loading import load, load_tokenizer
+from orchestrator.models.loading import load, load_tokenizer, read_config
 
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
@@ -32,7 +33,7 @@ def widen(source: str, folder: Path, times: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    model = load(source)
+    model = load(source, dtype=name_of(read_config(Path(source), "model").dtype or "float32"))  # whatever is fast here
     config = _wide(model.config, times)
     with no_init_weights():
         wide = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
