@@ -161,7 +161,10 @@ def shared_by(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, int]:
         "teacher passes": len({recipe.measure for recipe in cut}),
         "extractions": len({(one.measure, one.layers, one.structure, one.modules) for one in cut}),
         "passes for distillation": len(labelled(cells)),
-        "updates carried": len({(one.update, one.carry, str(arm.carrying())) for one, arm in carried}),
+        # at whatever scale it is injected then
+        "updates carried": len(
+            {(one.update, one.carry.model_copy(update={"scales": ()}), str(arm.carrying())) for one, arm in carried}
+        ),
         "scales chosen": len(_scaled(recipes)),
         "scales by role": sum(by_role for by_role, *_ in _scaled(recipes)),
     }

@@ -10,6 +10,7 @@ from cli.intent import afford
 from orchestrator.recipe import Sweep
 from orchestrator.sweep.anatomy import Anatomy
 from orchestrator.sweep.cells import cells_of
+from orchestrator.sweep.groups import shared_by
 from orchestrator.sweep.hardware import Hardware
 from orchestrator.sweep.lengths import Lengths, Row
 from orchestrator.sweep.plan import counts, forecast
@@ -75,6 +76,13 @@ def test_a_scale_for_each_role_takes_so_many_more_passes(demo_models: dict[str, 
     one, roles, both = seconds("theseus"), seconds("theseus_roles"), seconds("theseus", "theseus_roles")
     assert roles == pytest.approx(one * (7 + 3 * 9) / 7)
     assert both == pytest.approx((one + roles) / 2)
+
+
+def test_an_update_is_carried_once_whatever_scales_are_tried() -> None:
+    pair = {"teacher": "demo-teacher", "student": "demo-student", "task": "demo"}
+    asked = sweep(recipe=pair, axes={"arm": ["lora", "theseus"], "carry.scales": [[0, 1], [1]]}, max_trials=200)
+    told = shared_by(asked, cells_of(asked))
+    assert (told["updates carried"], told["scales chosen"]) == (1, 2)
 
 
 def test_texts_go_through_both_models_once(demo_models: dict[str, Path]) -> None:
