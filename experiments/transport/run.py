@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent / "results"
 PKT = Path(sys.executable).with_name("pkt")
 ASIDE = 2  # of a sweep that is run when it is named
 KNOWS = "knows it"  # the answer of a gate
+PAIRS = ("demo", "known", "wide", "deep")
 RIVALS = ("lora", "pissa", "lora_equal", "distil", "distil_tuned")
 
 
@@ -45,9 +46,9 @@ def main() -> int:
             print(f"\n### {name}\n\n{table(told)}")
         for place, stage in enumerate(("", ", again")):
             some = {name: told for name, told in found.items() if _stage(name)[0] == place}
-            for task in dict.fromkeys(name.partition("-")[2] for name in some):
-                of_task = {name.partition("-")[0]: told for name, told in some.items() if name.endswith(f"-{task}")}
-                print(f"\n### {task}, all pairs\n\n{overview(of_task)}")
+            tasks = list(dict.fromkeys(name.partition("-")[2] for name in some))
+            for these in [*([task] for task in tasks), *([tasks] if len(tasks) > 1 else [])]:
+                print(f"\n### {'; '.join(these)}\n\n{overview(some, these)}")
             if some:
                 print(f"\n### All{stage}\n\n{summary(some)}")
         return 0
@@ -154,24 +155,33 @@ def table(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def overview(pairs: dict[str, dict[str, Any]]) -> str:
-    """A line an arm, a column a pair: its score, in parentheses its own control's; what it is claimed to be better than
-    (l: lora, p: pissa, c: its control).
+def overview(found: dict[str, dict[str, Any]], tasks: list[str]) -> str:
+    """A line an arm, a column a pair, and for each task a score, in parentheses its own control's; what it is claimed
+    to be better than (l: lora, p: pissa, c: its control).
+
+    At the end the seconds before its training, and of it, on the first pair and task.
     """
-    lines = [f"| arm | {' | '.join(pairs)} |", f"|---|{'---|' * len(pairs)}"]
+    pairs = [pair for pair in PAIRS if any(f"{pair}-{task}" in found for task in tasks)]
+    lines = [f"| arm | {' | '.join(pairs)} | s |", f"|---|{'---|' * len(pairs)}---|"]
     for arm in ("teacher_tuned", *RIVALS, *NEEDED):
-        cells = [_cell(told, arm) for told in pairs.values()]
-        if {*cells} != {"-"}:
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
+        cells = ["; ".join(_cell(found.get(f"{pair}-{task}"), arm) for task in tasks) for pair in pairs]
+        if {*"; ".join(cells).split("; ")} != {"-"}:
+            took = _seconds(found.get(f"{pairs[0]}-{tasks[0]}"), arm)
+            lines.append(f"| `{arm}` | {' | '.join(cells)} | {took} |")
     return "\n".join(lines)
 
 
-def _cell(told: dict[str, Any], arm: str) -> str:
-    means = {row["arm"]: row["mean"] for row in told["rows"]}
+def _seconds(told: dict[str, Any] | None, arm: str) -> str:
+    rows = [row for row in told["rows"] if row["arm"] == arm] if told else []
+    return f"{rows[0]['seconds_before']:.0f} + {rows[0]['seconds']:.0f}" if rows else "-"
+
+
+def _cell(told: dict[str, Any] | None, arm: str) -> str:
+    means = {row["arm"]: row["mean"] for row in told["rows"]} if told else {}
     if arm not in means:
         return "-"
     control = NEEDED.get(arm, "")
-    beats = _beaten(told, arm)
+    beats = _beaten(told or {}, arm)
     marks = "".join(mark for mark, rival in (("l", "lora"), ("p", "pissa"), ("c", control)) if rival in beats)
     own = f" ({means[control]:.2f})" if control in means else ""
     return f"{means[arm]:.2f}{own} {marks}".strip()
