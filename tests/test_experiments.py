@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from transport.run import summary
+from transport.run import settled, summary
 
 from orchestrator.recipe import Sweep
 from orchestrator.sweep.cells import cells_of
@@ -51,3 +51,17 @@ def test_a_way_is_above_all_random_maps_or_not() -> None:
     )
     found = {"demo-a": told(other=0.4), "demo-b": told(other=0.95), "demo-c": told(other=0.4, passed=False)}
     assert summary(found).splitlines()[-1] == "| theseus | 2 of 2 (1) |"
+
+
+def test_a_task_is_spared_where_it_can_decide_nothing_any_more() -> None:
+    won = [
+        {"arm": "theseus", "against": rival, "outcome": "better"} for rival in ("lora", "pissa", "theseus_random_map")
+    ]
+    better, lost = ({"verdict": {"comparisons": compared}} for compared in (won, won[:2]))
+    for found, spared in (([], False), ([lost], False), ([lost, better], False), ([lost, lost], True)):
+        named = {f"demo-{place}-again": told for place, told in enumerate(found)} | {
+            "wide-a-again": lost,
+            "demo-a": lost,
+        }
+        assert settled("demo-ordered-again", named) is spared
+        assert not settled("demo-ordered", named)

@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent / "results"
 PKT = Path(sys.executable).with_name("pkt")
 ASIDE = 2  # of a sweep that is run when it is named
 KNOWS = "knows it"  # the answer of a gate
+TASKS, WANTED = 3, 2  # of a pair: how many there are, and on how many a way is to be better
 PAIRS = ("demo", "known", "wide", "deep")
 RIVALS = ("lora", "pissa", "lora_equal", "distil", "distil_tuned")
 
@@ -41,7 +42,7 @@ def main() -> int:
     asked.add_argument("--table", action="store_true")
     said = asked.parse_args()
     if said.table:
-        found = {file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("*.json"))}
+        found = _found()
         for name, told in found.items():
             print(f"\n### {name}\n\n{table(told)}")
         for place, stage in enumerate(("", ", again")):
@@ -58,7 +59,7 @@ def main() -> int:
     only = said.only.split(",") if said.only else [name for name in every if _stage(name)[0] < ASIDE]
     HERE.mkdir(exist_ok=True)
     for name in only:
-        if (HERE / f"{name}.json").is_file():
+        if (HERE / f"{name}.json").is_file() or (not said.only and settled(name, _found())):
             continue
         store, file = said.folder / "store", said.folder / f"{name}.yaml"
         rate = teachers_rate(file, store)
@@ -72,6 +73,23 @@ def main() -> int:
 
 def _stage(name: str) -> tuple[int, str]:
     return 1 if name.endswith("-again") else ASIDE if name.endswith("-starts") else 0, name
+
+
+def _found() -> dict[str, dict[str, Any]]:
+    return {file.stem: json.loads(file.read_text()) for file in sorted(HERE.glob("*.json"))}
+
+
+def settled(name: str, found: dict[str, dict[str, Any]]) -> bool:
+    """Whether no way can win as many of a pair's tasks as are wanted any more: in the second stage the rest is spared.
+
+    `found` is what sweeps came to, by their names.
+    """
+    pair = name.partition("-")[0]
+    if _stage(name)[0] != _stage("-again")[0]:
+        return False
+    done = [told for other, told in found.items() if other.startswith(f"{pair}-") and other.endswith("-again")]
+    most = max(sum(_better(told, way, control) for told in done) for way, control in NEEDED.items())
+    return most + TASKS - len(done) < WANTED
 
 
 def teachers_rate(file: Path, store: Path) -> float:
