@@ -11,7 +11,9 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: tests run beside each other
 import torch
+from first import swept as swept
 from hypothesis import settings
+from lasting import Lasting
 
 settings.register_profile("untimed", deadline=None)  # a machine that is busy for a moment fails no test
 settings.load_profile("untimed")
@@ -66,6 +68,32 @@ def room() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4}')  # Ray's own variable
         yield
+
+
+@pytest.fixture(scope="module")
+def ray_here(room: None) -> Iterator[Lasting]:
+    """A Ray session for a module, whose processes find what tests have ranks do."""
+    import ray
+
+    from orchestrator.cluster import ranks
+    from orchestrator.cluster.session import connected
+
+    here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=here)
+    with connected(), pytest.MonkeyPatch.context() as patch:
+        held = Lasting()
+        patch.setattr(ranks, "_group", held.group)
+        yield held
+        held.end()
+    ray.shutdown()
+
+
+@pytest.fixture
+def lasting(ray_here: Lasting) -> Iterator[None]:
+    """The ranks of one test are those of the next."""
+    ray_here.on = True
+    yield
+    ray_here.on = False
 
 
 @pytest.fixture(autouse=True)

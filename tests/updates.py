@@ -52,25 +52,31 @@ def carried(
     arm: dict[str, Any],
     rows: list[Example] | None = None,
     dtype: str = "float64",
+    passes: Path | None = None,
     **options: Any,
 ) -> Path:
-    """What becomes in the student of the update in `tmp_path`, or without one of the teacher's weights."""
-    places = {name: tmp_path / f"{arm['kind']}-{name}" for name in ("texts", "pairs", "theirs", "own", "carried")}
-    for place in places.values():
-        place.mkdir()
-    data.write(places["texts"], rows=[row.model_dump() for row in rows or texts()])
+    """What becomes in the student of the update in `tmp_path`, or without one of the teacher's weights.
+
+    `passes` is a folder for what the same models make of the same rows whatever is carried: made once, then found.
+    """
+    places = {name: (passes or tmp_path / arm["kind"]) / name for name in ("texts", "pairs", "theirs", "own")}
     both: dict[str, Any] = {"teacher": str(teacher), "student": str(student)}
-    update = tmp_path / "update"
-    pairs(places["pairs"], texts=places["texts"], tokens=2000, **both, **READ)
-    for side, (name, model) in enumerate((("theirs", teacher), ("own", student))):
-        partial = tmp_path / f"{arm['kind']}-{name}-partial"
-        partial.mkdir()
-        inputs(
-            places[name], pairs=places["pairs"], texts=places["texts"], model=str(model), side=side, dtype=dtype,
-            partial=partial, **READ,
-        )  # fmt: skip
+    if not places["own"].is_dir():
+        for place in places.values():
+            place.mkdir(parents=True)
+        data.write(places["texts"], rows=[row.model_dump() for row in rows or texts()])
+        pairs(places["pairs"], texts=places["texts"], tokens=2000, **both, **READ)
+        for side, (name, model) in enumerate((("theirs", teacher), ("own", student))):
+            partial = places[name].with_name(f"{name}-partial")
+            partial.mkdir()
+            inputs(
+                places[name], pairs=places["pairs"], texts=places["texts"], model=str(model), side=side, dtype=dtype,
+                partial=partial, **READ,
+            )  # fmt: skip
+    update, found = tmp_path / "update", tmp_path / f"{arm['kind']}-carried"
+    found.mkdir()
     carry(
-        places["carried"], update=update if update.is_dir() else None, pairs=places["pairs"],
-        of_teacher=places["theirs"], of_student=places["own"], student_name="student", arm=arm, **both, **options,
+        found, update=update if update.is_dir() else None, pairs=places["pairs"], of_teacher=places["theirs"],
+        of_student=places["own"], student_name="student", arm=arm, **both, **options,
     )  # fmt: skip
-    return places["carried"]
+    return found

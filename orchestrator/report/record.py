@@ -22,6 +22,7 @@ from orchestrator.verdict.estimates import Beside, Result
 from orchestrator.verdict.words import label
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
+REFUSED = "refused"  # in the latter
 COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
 
 
@@ -49,24 +50,35 @@ def _read(path: Path) -> dict[str, Any]:
 def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[Path]:
     """The sweep's folder, with what was asked for written down, so that it can be resumed by its name alone.
 
-    One process at a time is at a sweep. UserError where the name is another sweep's: the difference is told.
+    One process at a time is at a sweep. UserError where the name is another sweep's: the difference is told. Of one
+    that is refused while open, before it trained anything, the name is free for another.
     """
     folder = store.root / "sweeps" / name
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{name}.lock")
     with held(lock, f"another process runs the sweep {name}; waiting for it"), store.kept(folder):
         path = folder / ASKED
-        if path.is_file():
-            before = _read(path)
-            if before["key"] != key:
-                different = differences(before["sweep"], asked) or "the models or the rows have changed"
-                raise UserError(
-                    f"name: {name!r} is another sweep's in {store.address} ({different}); choose another --name"
-                )
-        else:
-            _write(path, {"key": key, "sweep": asked})
+        before: dict[str, Any] = _read(path) if path.is_file() else {REFUSED: True}
+        if not before.get(REFUSED) and before["key"] != key:
+            different = differences(before["sweep"], asked) or "the models or the rows have changed"
+            raise UserError(
+                f"name: {name!r} is another sweep's in {store.address} ({different}); choose another --name"
+            )
+        told = {"key": key, "sweep": asked}
+        if before.get(REFUSED):
+            _write(path, told)
             store.send(path)  # a machine that is lost from now on leaves a sweep that another can resume
-        yield folder
+        try:
+            yield folder
+        except Refused:
+            if not (folder / RECORD).is_file():
+                _write(path, told | {REFUSED: True})
+                store.send(path)
+            raise
+
+
+class Refused(UserError):
+    """A sweep that ends before it trains anything."""
 
 
 def asked_for(store: Store, name: str) -> dict[str, Any]:

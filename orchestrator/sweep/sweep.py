@@ -14,11 +14,10 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import UserError
 from orchestrator.prepare.ready import Ready, Who, check, prepare
 from orchestrator.recipe import SEEDS, Sweep
 from orchestrator.report.drawn import write_pictures
-from orchestrator.report.record import begun, read_scores, write_record
+from orchestrator.report.record import Refused, begun, read_scores, write_record
 from orchestrator.run import Run
 from orchestrator.store import Store, fingerprint
 from orchestrator.sweep.cells import Cell, asked_flat, cells_of, seeds_of
@@ -252,7 +251,7 @@ def _ask(plan: Plan, rows: list[dict[str, Any]], store: Store, screen: Screen, f
     if not (unsure := doubt(gate, {cell.label for cell in plan.cells})):
         return
     if gate["set"] and gate["answer"] == "doesn't" and not force:
-        raise UserError(
+        raise Refused(
             f"gate: {unsure}; take another teacher or a lower gate, have it fine-tuned on the task (--set"
             " tuned_teacher=true), or --force goes on"
         )

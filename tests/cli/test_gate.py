@@ -27,7 +27,7 @@ SWEEP = {
 @pytest.mark.long
 def test_a_missed_gate_ends_the_sweep_before_it_trains(demo_models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
-    refused = pkt(tmp_path, "sweep", "sweep.yaml")
+    refused = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "1")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.splitlines()[-1] == (
         "pkt: gate: the teacher scores 0.00 on the task (95 %: 0.000 to 0.168), below the gate of 0.50, and there will"
@@ -36,7 +36,11 @@ def test_a_missed_gate_ends_the_sweep_before_it_trains(demo_models: dict[str, Pa
     )
     assert len(list((tmp_path / "pkt-store/evaluate").glob("*/manifest.json"))) == 2
     assert not (tmp_path / "pkt-store/finetune").exists() and not (tmp_path / "pkt-store/mlflow.db").exists()
-    forced = pkt(tmp_path, "sweep", "--resume", "gated", "--force")
+    other = pkt(tmp_path, "sweep", "sweep.yaml", "--set", "rank=2")  # the name is free as long as nothing was trained
+    assert other.stderr.splitlines()[-1] == refused.stderr.splitlines()[-1]
+    forced = pkt(tmp_path, "sweep", "--resume", "gated", "--force", "--trials-at-once", "1")
+    kept = pkt(tmp_path, "sweep", "sweep.yaml", "--force")
+    assert (kept.returncode, kept.stdout) == (2, "") and "recipe.rank: 2, now 4" in kept.stderr
     assert forced.returncode == 0, forced.stderr
     assert "warning: the teacher scores 0.00 on the task (95 %: 0.000 to 0.168), below the gate" in forced.stderr
     assert "No verdict: the teacher scores 0.00 on the task, below the gate of 0.50." in forced.stdout

@@ -29,7 +29,7 @@ def test_every_arm_tries_as_much_and_the_same_command_again_nothing(
     demo_models: dict[str, Path], tmp_path: Path, search: dict[str, object]
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**SWEEP, "name": "searched", "search": search}))
-    done = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "2")
+    done = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "1")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "pkt-store/sweeps/searched/sweep.json").read_text())
     assert record["tried"] == {"lora": 4, "transfer": 4}
@@ -53,7 +53,7 @@ def test_every_arm_tries_as_much_and_the_same_command_again_nothing(
     weights = [path.with_name("adapter_model.safetensors").exists() for path in trained]
     assert (sum(weights), len(weights)) == (2 * 2, 2 * 2 + len(every))
     assert not list((tmp_path / "pkt-store/finetune").glob("*/rung"))
-    again = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "2")
+    again = pkt(tmp_path, "sweep", "sweep.yaml", "--trials-at-once", "1")
     assert again.stdout == done.stdout
     assert "searching" not in again.stderr
     assert len(client.search_runs([experiment])) == 1 + len(compared) + len(

@@ -20,7 +20,7 @@ pytestmark = [
 PKT = [sys.executable, "-c", "from cli.main import main; main()"]
 SMALL = ["--arms", "lora,transfer", "--rank", "4", "--lr", "1e-2", "--repeats", "2", "--name", "small"]
 SMALL += ["--set", "tuned_teacher=false", "--set", "finetune.examples=36", "--set", "evaluate.examples=8"]
-SMALL += ["--set", "gate=null", "--store", "s3://lab/pkt"]
+SMALL += ["--set", "gate=null", "--store", "s3://lab/pkt", "--trials-at-once", "1"]
 
 
 def test_what_one_machine_computed_another_shows_exports_and_goes_on_with(

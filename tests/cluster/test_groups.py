@@ -73,11 +73,11 @@ def alike(one: Path, other: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arm", ["pissa", "transfer"])
-def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arm", "dies"), [("pissa", False), ("transfer", True)])
+def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, dies: bool, tmp_path: Path) -> None:
     """DeepSpeed's shards of the frozen student; the adapter is whole on each. Also from a checkpoint."""
     step, held = trained(arm), tmp_path / "held"
-    two, dies = by(2, tmp_path), tmp_path / "died"
+    two, died = by(2, tmp_path), tmp_path / "died"
 
     def watched(work: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
@@ -97,8 +97,8 @@ def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_pa
                     here = sum(one.numel() + one.ds_tensor.numel() for one in frozen)
                     held.write_text(f"{here} {sum(one.ds_numel for one in frozen)}")
                     control.should_save = state.global_step == 5
-                    if state.global_step == 6 and args.process_index == 0 and not dies.exists():
-                        dies.touch()
+                    if dies and state.global_step == 6 and args.process_index == 0 and not died.exists():
+                        died.touch()
                         os.kill(os.getpid(), signal.SIGKILL)
                     super().on_step_end(args, state, control, **more)
 
@@ -111,8 +111,9 @@ def test_two_workers_that_hold_half_of_the_student_train_as_one(arm: str, tmp_pa
         return two(step, watched(work))
 
     store = Store(tmp_path / "two")
-    with pytest.raises(Broken):
-        materialise(sharded(step), store, do=do)
+    if dies:
+        with pytest.raises(Broken, match=r"^worker 0 of 2 died: killed, or out of memory$"):
+            materialise(sharded(step), store, do=do)
     together = materialise(sharded(step), store, do=do)
     assert together.name == step.fingerprint
     alike(materialise(step, Store(tmp_path / "one")), together)
@@ -183,10 +184,6 @@ def test_a_worker_that_is_killed_ends_its_group_and_the_next_goes_on_from_the_ch
         materialise(step, Store(tmp_path / item), do=do)
         return {"score": 1.0}
 
-    with pytest.raises(Broken, match=r"^worker 1 of 2 died: killed, or out of memory$"):
-        make("store")
-    mark.unlink()
-    (tmp_path / "seen-0").unlink()
     run_trials(make, [[["again"]]], lambda *one: told.append(one) or [], cpus=0, gpus=0, at_once=1)
     assert told == [(0, 0, [{"score": 1.0}])]
     assert mark.exists()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import rank_side
 import torch
 from rank_side import dying_at_the_third, dying_once, memory_of_shards, process, shards_or_not, square
 from safetensors.torch import load_file
@@ -18,7 +16,6 @@ from tiny import tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrator.cluster.ranks import Member, Placement, RankDied, spread, stream
-from orchestrator.cluster.session import connected
 from orchestrator.errors import UserError
 from orchestrator.tasks.template import Encoded
 from orchestrator.teacher.from_weights import MOMENTS, count_inputs
@@ -32,18 +29,6 @@ from orchestrator.transfer.place import Place
 from orchestrator.transfer.scores import Scores
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("ray")]
-
-
-@pytest.fixture(scope="module")
-def ray_here(room: None) -> Iterator[None]:
-    """One session for all: its processes find what they run beside this file."""
-    import ray
-
-    here = {"env_vars": {"PYTHONPATH": str(Path(rank_side.__file__).parent)}}
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, runtime_env=here)
-    with connected():
-        yield
-    ray.shutdown()
 
 
 def rows(count: int) -> list[Encoded]:
@@ -101,7 +86,7 @@ def distance(folder: Path, right: dict[str, torch.Tensor], granularity: int) -> 
     ],
 )
 def test_any_number_of_ranks_equals_brute_force(
-    ray_here: None, teacher: Path, tmp_path: Path, ranks: int, granularity: int, count: int, replicate: bool
+    lasting: None, teacher: Path, tmp_path: Path, ranks: int, granularity: int, count: int, replicate: bool
 ) -> None:
     """In shards and whole, each with fewer examples than ranks, and with examples that don't divide by them."""
     encoded = rows(count)
@@ -112,22 +97,89 @@ def test_any_number_of_ranks_equals_brute_force(
     assert distance(tmp_path / "out", brute_force(encoded), granularity) < 1e-5
 
 
-def test_parameters_that_wait_in_memory_give_the_same(ray_here: None, teacher: Path, tmp_path: Path) -> None:
-    """One rank whose shard is the whole model, offloaded."""
-    work = job(teacher, rows(3), tmp_path / "out", granularity=16, offload="cpu", tokens=30)
-    assert {rank for rank, _ in stream(work.placement, measuring, work, work.partial)} == {0}
-    assert distance(tmp_path / "out", brute_force(rows(3)), 16) < 1e-5
+@pytest.mark.parametrize("metric", [Fisher(), IntegratedGradients(steps=3)], ids=lambda metric: metric.kind)
+def test_two_ranks_measure_by_any_metric_as_one(
+    lasting: None, teacher: Path, tmp_path: Path, metric: GradientMetric
+) -> None:
+    two = job(teacher, rows(5), tmp_path / "two", granularity=16, ranks=2, metric=metric)
+    one = job(teacher, rows(5), tmp_path / "one", granularity=16, metric=metric, tokens=7)
+    list(stream(two.placement, measuring, two, two.partial))
+    list(measuring(one, Member()))
+    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+def test_two_ranks_count_inputs_as_one(lasting: None, teacher: Path, tmp_path: Path) -> None:
+    """Three examples, so that in the second round one rank has none."""
+    by_one, by_two = (
+        job(teacher, rows(3), tmp_path / name, ranks=ranks, tokens=1, metric=Wanda())
+        for name, ranks in (("one", 1), ("two", 2))
+    )
+    list(count_inputs(by_one, Member()))
+    list(stream(by_two.placement, count_inputs, by_two, by_two.partial))
+    one, two = (load_file(tmp_path / name / MOMENTS) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], rtol=1e-5) for name in one)
+
+
+def test_in_bfloat16_the_same_is_chosen(lasting: None, teacher: Path, tmp_path: Path) -> None:
+    """The same layers, and windows whose scores are within half a percent of the best."""
+    encoded = rows(7)
+    list(measuring(job(teacher, encoded, tmp_path / "exact"), Member()))
+    half = replace(job(teacher, encoded, tmp_path / "half", granularity=4, ranks=2), dtype="bfloat16")
+    list(stream(half.placement, measuring, half, half.partial))
+    totals = [json.loads((tmp_path / name / LAYERS).read_text()) for name in ("exact", "half")]
+    keep = len(totals[0]) // 2
+    assert Sensitivity().select(totals[0], keep) == Sensitivity().select(totals[1], keep)
+    place = Place("", (16, 32), ("ffn", "residual"), (8, 8), 0)
+    for layer in range(len(totals[0])):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        exact, own = (read_scores(tmp_path / which / FILE, name) for which in ("exact", "half"))
+        best = Window().select(tiled(exact, 4), place)
+        found = Window().select(own, place)
+        assert found.take(exact.tiles).sum() > 0.995 * best.take(exact.tiles).sum()
+
+
+def tiled(scores: Scores, granularity: int) -> Scores:
+    """Exact scores as tiles, whose best window is the best at that granularity."""
+    made = Scores.zeros(scores.tiles.shape, granularity, scores.tiles.device)
+    made.add(0, scores.tiles)
+    return made
 
 
 @pytest.mark.long
-def test_ranks_that_hold_the_whole_teacher_know_nothing_of_shards(
-    ray_here: None, teacher: Path, tmp_path: Path
-) -> None:
+def test_ranks_that_hold_the_whole_teacher_know_nothing_of_shards(lasting: None, teacher: Path, tmp_path: Path) -> None:
     """Where each holds shards, their parameters are empty between two gathers."""
     for replicate in (True, False):
         made = job(teacher, rows(2), tmp_path / str(replicate), ranks=2, replicate=replicate)
         told = [event for _, event in stream(made.placement, shards_or_not, made, made.partial)]
         assert told == [not replicate] * 2
+
+
+@pytest.mark.long
+def test_a_bad_example_is_left_out_on_every_rank(lasting: None, tmp_path: Path) -> None:
+    """One whose token has no finite embedding, beside good ones in its batch and on the other rank."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[95] = torch.nan
+    model.save_pretrained(tmp_path / "teacher")
+    encoded = rows(6)
+    bad = replace(encoded[2], ids=[*encoded[2].ids[:-1], 95], id="the bad one")
+    given = [*encoded[:2], bad, *encoded[3:]]
+    made = job(tmp_path / "teacher", given, tmp_path / "made", granularity=16, ranks=2, skip_bad=True)
+    list(stream(made.placement, measuring, made, made.partial))
+    good = job(tmp_path / "teacher", [row for row in given if row is not bad], tmp_path / "good", granularity=16)
+    list(measuring(good, Member()))
+    assert apart(tmp_path / "good", tmp_path / "made") < 1e-5
+    assert json.loads((tmp_path / "made" / LEFT_OUT).read_text()) == ["the bad one"]
+    with pytest.raises(UserError, match=r"'the bad one' is nan; leave it out, or let --skip-bad-examples do it"):
+        list(stream(made.placement, measuring, replace(made, skip_bad=False, partial=tmp_path / "other"), tmp_path))
+
+
+def test_parameters_that_wait_in_memory_give_the_same(ray_here: None, teacher: Path, tmp_path: Path) -> None:
+    """One rank whose shard is the whole model, offloaded."""
+    work = job(teacher, rows(3), tmp_path / "out", granularity=16, offload="cpu", tokens=30)
+    assert {rank for rank, _ in stream(work.placement, measuring, work, work.partial)} == {0}
+    assert distance(tmp_path / "out", brute_force(rows(3)), 16) < 1e-5
 
 
 def test_a_folder_that_cannot_take_parameters_is_told(ray_here: None, teacher: Path, tmp_path: Path) -> None:
@@ -209,72 +261,6 @@ def test_no_rank_ever_holds_the_model(ray_here: None, tmp_path: Path) -> None:
         assert most[ranks] < after[ranks] + 0.1 * whole
     assert after[2] - after[4] == pytest.approx(whole / 2 - whole / 4, rel=0.1)  # what doesn't shrink is libraries
     assert after[4] < whole / 4 + 250e6
-
-
-@pytest.mark.parametrize("metric", [Fisher(), IntegratedGradients(steps=3)], ids=lambda metric: metric.kind)
-def test_two_ranks_measure_by_any_metric_as_one(
-    ray_here: None, teacher: Path, tmp_path: Path, metric: GradientMetric
-) -> None:
-    two = job(teacher, rows(5), tmp_path / "two", granularity=16, ranks=2, metric=metric)
-    one = job(teacher, rows(5), tmp_path / "one", granularity=16, metric=metric, tokens=7)
-    list(stream(two.placement, measuring, two, two.partial))
-    list(measuring(one, Member()))
-    assert apart(tmp_path / "one", tmp_path / "two") < 1e-5
-
-
-def test_two_ranks_count_inputs_as_one(ray_here: None, teacher: Path, tmp_path: Path) -> None:
-    """Three examples, so that in the second round one rank has none."""
-    for name, ranks in (("one", 1), ("two", 2)):
-        made = job(teacher, rows(3), tmp_path / name, ranks=ranks, tokens=1, metric=Wanda())
-        list(stream(made.placement, count_inputs, made, made.partial))
-    one, two = (load_file(tmp_path / name / MOMENTS) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    assert all(torch.allclose(one[name], two[name], rtol=1e-5) for name in one)
-
-
-def test_in_bfloat16_the_same_is_chosen(ray_here: None, teacher: Path, tmp_path: Path) -> None:
-    """The same layers, and windows whose scores are within half a percent of the best."""
-    encoded = rows(7)
-    list(measuring(job(teacher, encoded, tmp_path / "exact"), Member()))
-    half = replace(job(teacher, encoded, tmp_path / "half", granularity=4, ranks=2), dtype="bfloat16")
-    list(stream(half.placement, measuring, half, half.partial))
-    totals = [json.loads((tmp_path / name / LAYERS).read_text()) for name in ("exact", "half")]
-    keep = len(totals[0]) // 2
-    assert Sensitivity().select(totals[0], keep) == Sensitivity().select(totals[1], keep)
-    place = Place("", (16, 32), ("ffn", "residual"), (8, 8), 0)
-    for layer in range(len(totals[0])):
-        name = f"model.layers.{layer}.mlp.up_proj.weight"
-        exact, own = (read_scores(tmp_path / which / FILE, name) for which in ("exact", "half"))
-        best = Window().select(tiled(exact, 4), place)
-        found = Window().select(own, place)
-        assert found.take(exact.tiles).sum() > 0.995 * best.take(exact.tiles).sum()
-
-
-def tiled(scores: Scores, granularity: int) -> Scores:
-    """Exact scores as tiles, whose best window is the best at that granularity."""
-    made = Scores.zeros(scores.tiles.shape, granularity, scores.tiles.device)
-    made.add(0, scores.tiles)
-    return made
-
-
-@pytest.mark.long
-def test_a_bad_example_is_left_out_on_every_rank(ray_here: None, tmp_path: Path) -> None:
-    """One whose token has no finite embedding, beside good ones in its batch and on the other rank."""
-    model = tiny("llama")
-    with torch.no_grad():
-        model.model.embed_tokens.weight[95] = torch.nan
-    model.save_pretrained(tmp_path / "teacher")
-    encoded = rows(6)
-    bad = replace(encoded[2], ids=[*encoded[2].ids[:-1], 95], id="the bad one")
-    given = [*encoded[:2], bad, *encoded[3:]]
-    made = job(tmp_path / "teacher", given, tmp_path / "made", granularity=16, ranks=2, skip_bad=True)
-    list(stream(made.placement, measuring, made, made.partial))
-    good = job(tmp_path / "teacher", [row for row in given if row is not bad], tmp_path / "good", granularity=16)
-    list(measuring(good, Member()))
-    assert apart(tmp_path / "good", tmp_path / "made") < 1e-5
-    assert json.loads((tmp_path / "made" / LEFT_OUT).read_text()) == ["the bad one"]
-    with pytest.raises(UserError, match=r"'the bad one' is nan; leave it out, or let --skip-bad-examples do it"):
-        list(stream(made.placement, measuring, replace(made, skip_bad=False, partial=tmp_path / "other"), tmp_path))
 
 
 def apart(one: Path, other: Path) -> float:

@@ -20,9 +20,14 @@ from orchestrator.tasks.template import encode
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("real")]
 
 
+@pytest.fixture(scope="module")
+def passes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("passes")
+
+
 @pytest.mark.parametrize("kind", ["theseus", "cross_lora", "ridge"])
 def test_from_smollm2_into_itself_an_update_stays_what_it_is(
-    kind: str, smollm: Path, shared: Path, tmp_path: Path
+    kind: str, smollm: Path, shared: Path, passes: Path, tmp_path: Path
 ) -> None:
     """On answers that no map was made of. Maps are of 2,000 tokens, and what those don't span is lost; cross_lora keeps
     128 of 576 directions, of which random updates have a share like any other's."""
@@ -30,7 +35,7 @@ def test_from_smollm2_into_itself_an_update_stays_what_it_is(
     model = load(str(smollm), dtype="float32")
     names = ["o_proj", "down_proj", "up_proj"]
     folder = lora_of(model, tmp_path / "update", target_modules=names, layers_to_transform=[0, 14, 29])
-    found = carried(tmp_path, smollm, smollm, {"kind": kind}, train[:60], "float32")
+    found = carried(tmp_path, smollm, smollm, {"kind": kind}, train[:60], "float32", passes)
     said = json.loads((found / CARRIED).read_text())["modules"]
     assert len(said) == 3 * 3
     tokenizer = load_tokenizer(str(smollm))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 from orchestrator import pipeline
 from orchestrator.carry.excess import read_excess
 from orchestrator.cluster.ranks import Placement
-from orchestrator.cluster.session import connected
 from orchestrator.errors import UserError
 from orchestrator.models.loading import load
 from orchestrator.prepare.ready import prepare
@@ -32,14 +30,7 @@ from orchestrator.tasks.rows import data_step
 from orchestrator.teacher.teacher_score import teacher_score
 
 PAIR = {"teacher": "demo-teacher", "student": "demo-student", "task": {"name": "demo"}}
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session(room: None) -> Iterator[None]:
-    """One for all: each group of ranks would start its own."""
-    with connected():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("lasting")]
 
 
 def letters(count: int) -> list[Example]:
