@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import functools
 import os
 import signal
@@ -103,7 +102,9 @@ def main() -> NoReturn:
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
     """A Ctrl-C that comes while an object of a library's is cleared away would be printed and lost: it comes again."""
     if what.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main, (signal.SIGTERM,)).start()
+        waiting = threading.main_thread().ident
+        # a signal to that thread, which may be waiting
+        threading.Timer(0.1, signal.pthread_kill, (waiting, signal.SIGTERM)).start()
     else:
         sys.__unraisablehook__(what)
 

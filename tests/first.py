@@ -12,7 +12,7 @@ import yaml
 FIRST = {
     "name": "first",  # as the documentation calls it
     "recipe": {
-        "finetune": {"examples": 96, "batch_size": 16, "epochs": 2, "dropout": 0.0}, "evaluate": {"examples": 60},
+        "finetune": {"examples": 320, "batch_size": 16, "epochs": 2, "dropout": 0.0}, "evaluate": {"examples": 60},
     },
     "axes": {"arm": ["lora", "transfer"], "rank": [8, 4], "layers": ["0,2,3,5"]},
     "lr": [2.0e-2],

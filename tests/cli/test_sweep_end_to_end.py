@@ -245,7 +245,7 @@ def test_the_same_command_again_runs_nothing_and_adds_no_run(swept: tuple[Path, 
 def test_a_failed_trial_is_a_line_and_not_the_end(swept: tuple[Path, Any]) -> None:
     folder, _ = swept
     words = ["--lr", "1e20", "--name", "broken", "--layers", "sensitivity", "--set", "axes.arm=[lora, pissa]"]
-    done = pkt(folder, "sweep", "sweep.yaml", *words, "--repeats", "1")
+    done = pkt(folder, "sweep", "sweep.yaml", *words, "--repeats", "1", "--trials-at-once", "1")
     assert done.returncode == 1
     assert "lora r4 lr 1e+20 seed 0 failed: lr: the loss is nan" in done.stderr
     assert "Traceback" not in done.stderr

@@ -169,7 +169,7 @@ def test_an_interrupt_that_meets_a_finaliser_is_not_lost() -> None:
     code = (
         "import os, signal, sys, time\nfrom cli import main\n"
         "class Mine:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(0.01)\n"
-        "def app(**how):\n    Mine()\n    time.sleep(20)\n"
+        "def app(**how):\n    Mine()\n    time.sleep(300)\n"
         "main.app = app\nmain.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)

@@ -45,9 +45,9 @@ def test_ray_has_the_cores_that_are_ours_unless_it_is_told_otherwise(
         monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", f'{{"CPU": {told}}}')
     with session(cpus=1, gpus=0):
         assert cpus() == [told or 1]
-    with pytest.raises(UserError, match=rf"^run: a trial needs 9 CPUs .* the nodes have {told or 1} CPUs, "):
-        with session(cpus=9, gpus=0):
-            pass
+        with pytest.raises(UserError, match=rf"^run: a trial needs 9 CPUs .* the nodes have {told or 1} CPUs, "):
+            with session(cpus=9, gpus=0):
+                pass
 
 
 def test_where_all_are_ours_ray_counts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
