@@ -22,7 +22,7 @@ from orchestrator.verdict.estimates import Beside, Result
 from orchestrator.verdict.words import label
 
 RECORD, ASKED = "sweep.json", "asked.json"  # what came out, and what was asked for
-REFUSED = "refused"  # in the latter
+REFUSED = "refused"  # in the latter: nothing was trained under this name
 COLUMNS = ("arm", "layers", "structure", "modules", "rank")  # axes that every leaderboard shows
 
 
@@ -59,19 +59,20 @@ def begun(store: Store, name: str, key: str, asked: dict[str, Any]) -> Iterator[
     with held(lock, f"another process runs the sweep {name}; waiting for it"), store.kept(folder):
         path = folder / ASKED
         before: dict[str, Any] = _read(path) if path.is_file() else {REFUSED: True}
-        if not before.get(REFUSED) and before["key"] != key:
+        free = before.get(REFUSED, False)
+        if not free and before["key"] != key:
             different = differences(before["sweep"], asked) or "the models or the rows have changed"
             raise UserError(
                 f"name: {name!r} is another sweep's in {store.address} ({different}); choose another --name"
             )
         told = {"key": key, "sweep": asked}
-        if before.get(REFUSED):
+        if free:
             _write(path, told)
             store.send(path)  # a machine that is lost from now on leaves a sweep that another can resume
         try:
             yield folder
         except Refused:
-            if not (folder / RECORD).is_file():
+            if free:  # else it has trained before, by force
                 _write(path, told | {REFUSED: True})
                 store.send(path)
             raise
