@@ -102,9 +102,8 @@ def main() -> NoReturn:
 def _unraisable(what: sys.UnraisableHookArgs) -> None:
     """A Ctrl-C that comes while an object of a library's is cleared away would be printed and lost: it comes again."""
     if what.exc_type is KeyboardInterrupt:
-        waiting = threading.main_thread().ident
-        # a signal to that thread, which may be waiting
-        threading.Timer(0.1, signal.pthread_kill, (waiting, signal.SIGTERM)).start()
+        # a signal to the thread that may be waiting: `interrupt_main` would be noticed once that has ended
+        threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM)).start()
     else:
         sys.__unraisablehook__(what)
 

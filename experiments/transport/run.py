@@ -27,7 +27,9 @@ from orchestrator.verdict.asked import BOUNDS, CONTROLS, NEEDED
 
 HERE = Path(__file__).resolve().parent / "results"
 PKT = Path(sys.executable).with_name("pkt")
+AGAIN, STARTS = "-again", "-starts"  # what the names of the second stage's sweeps end with, and of those aside
 ASIDE = 2  # of a sweep that is run when it is named
+NOTHING: dict[str, Any] = {"rows": [], "verdict": {"comparisons": []}}  # of a sweep that has not been run
 KNOWS = "knows it"  # the answer of a gate
 TASKS, WANTED = 3, 2  # of a pair: how many there are, and on how many a way is to be better
 PAIRS = ("demo", "known", "wide", "deep")
@@ -72,7 +74,7 @@ def main() -> int:
 
 
 def _stage(name: str) -> tuple[int, str]:
-    return 1 if name.endswith("-again") else ASIDE if name.endswith("-starts") else 0, name
+    return 1 if name.endswith(AGAIN) else ASIDE if name.endswith(STARTS) else 0, name
 
 
 def _found() -> dict[str, dict[str, Any]]:
@@ -84,10 +86,10 @@ def settled(name: str, found: dict[str, dict[str, Any]]) -> bool:
 
     `found` is what sweeps came to, by their names.
     """
-    pair = name.partition("-")[0]
-    if _stage(name)[0] != _stage("-again")[0]:
+    if not name.endswith(AGAIN):
         return False
-    done = [told for other, told in found.items() if other.startswith(f"{pair}-") and other.endswith("-again")]
+    pair = name.partition("-")[0]
+    done = [told for other, told in found.items() if other.startswith(f"{pair}-") and other.endswith(AGAIN)]
     most = max(sum(_better(told, way, control) for told in done) for way, control in NEEDED.items())
     return most + TASKS - len(done) < WANTED
 
@@ -180,26 +182,27 @@ def overview(found: dict[str, dict[str, Any]], tasks: list[str]) -> str:
     At the end the seconds before its training, and of it, on the first pair and task.
     """
     pairs = [pair for pair in PAIRS if any(f"{pair}-{task}" in found for task in tasks)]
+    sweeps = [[found.get(f"{pair}-{task}", NOTHING) for task in tasks] for pair in pairs]
+    there = {row["arm"] for of_pair in sweeps for told in of_pair for row in told["rows"]}
     lines = [f"| arm | {' | '.join(pairs)} | s |", f"|---|{'---|' * len(pairs)}---|"]
     for arm in ("teacher_tuned", *RIVALS, *NEEDED):
-        cells = ["; ".join(_cell(found.get(f"{pair}-{task}"), arm) for task in tasks) for pair in pairs]
-        if {*"; ".join(cells).split("; ")} != {"-"}:
-            took = _seconds(found.get(f"{pairs[0]}-{tasks[0]}"), arm)
-            lines.append(f"| `{arm}` | {' | '.join(cells)} | {took} |")
+        if arm in there:
+            cells = ["; ".join(_cell(told, arm) for told in of_pair) for of_pair in sweeps]
+            lines.append(f"| `{arm}` | {' | '.join(cells)} | {_seconds(sweeps[0][0], arm)} |")
     return "\n".join(lines)
 
 
-def _seconds(told: dict[str, Any] | None, arm: str) -> str:
-    rows = [row for row in told["rows"] if row["arm"] == arm] if told else []
+def _seconds(told: dict[str, Any], arm: str) -> str:
+    rows = [row for row in told["rows"] if row["arm"] == arm]
     return f"{rows[0]['seconds_before']:.0f} + {rows[0]['seconds']:.0f}" if rows else "-"
 
 
-def _cell(told: dict[str, Any] | None, arm: str) -> str:
-    means = {row["arm"]: row["mean"] for row in told["rows"]} if told else {}
+def _cell(told: dict[str, Any], arm: str) -> str:
+    means = {row["arm"]: row["mean"] for row in told["rows"]}
     if arm not in means:
         return "-"
     control = NEEDED.get(arm, "")
-    beats = _beaten(told or {}, arm)
+    beats = _beaten(told, arm)
     marks = "".join(mark for mark, rival in (("l", "lora"), ("p", "pissa"), ("c", control)) if rival in beats)
     own = f" ({means[control]:.2f})" if control in means else ""
     return f"{means[arm]:.2f}{own} {marks}".strip()

@@ -181,12 +181,17 @@ def test_a_worker_that_is_killed_ends_its_group_and_the_next_goes_on_from_the_ch
         def do(step: Step, work: Callable[[], Any]) -> Any:
             return two(step, dying(work))
 
-        materialise(step, Store(tmp_path / item), do=do)
+        try:
+            materialise(step, Store(tmp_path / item), do=do)
+        except Broken as error:
+            (tmp_path / "told").write_text(str(error))
+            raise
         return {"score": 1.0}
 
     run_trials(make, [[["again"]]], lambda *one: told.append(one) or [], cpus=0, gpus=0, at_once=1)
     assert told == [(0, 0, [{"score": 1.0}])]
     assert mark.exists()
+    assert (tmp_path / "told").read_text() == "worker 1 of 2 died: killed, or out of memory"
     assert (tmp_path / "seen-0").read_text().split() == [str(n) for n in (*range(1, 8), *range(7, 11))]
     folder = Store(tmp_path / "again").find("finetune", step.fingerprint)
     assert folder
