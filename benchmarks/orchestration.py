@@ -21,6 +21,7 @@ from orchestrator.store import Store
 from orchestrator.sweep.groups import trained
 from orchestrator.sweep.presets import complete
 from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.stages import Stage
 from orchestrator.sweep.sweep import Plan
 from orchestrator.sweep.trial import Trial
 from orchestrator.tracking.run_record import Record
@@ -75,9 +76,9 @@ def trivial(count: int) -> float:
                 Trial(f"trial {n}", Step("evaluate", nothing, {"number": n}), {"rank": n, "lr": 0.1})
                 for n in range(count + SLOTS)
             ]
-            runner.go("warming up", trials[:SLOTS], SLOTS)
+            runner.go([Stage("warming up", trials[:SLOTS], SLOTS)])
             began = time.perf_counter()
-            runner.go("trials", trials[SLOTS:], count)
+            runner.go([Stage("trials", trials[SLOTS:], count)])
             runner.end("FINISHED", seconds=600)
             return time.perf_counter() - began
 

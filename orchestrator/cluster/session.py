@@ -64,6 +64,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_cores(otherwise: int) -> int:
+    """Those that Ray has set aside for this process, where it is one of its workers."""
+    import ray
+
+    about = ray.get_runtime_context() if ray.is_initialized() else None
+    return int(about.get_assigned_resources().get("CPU", 1)) if about and about.get_actor_id() else otherwise
+
+
 def nodes() -> list[dict[str, float]]:
     """What each living node has in all, whether it is free or not."""
     import ray

@@ -1,7 +1,7 @@
 """Who does a step, and with what: what is set aside for it of a cluster, by what it needs and how the run is asked for.
 
     hands = Hands(store, run, gpus, notes)
-    run_trials(hands.work(items), items, done, asks=hands.asks, ready=hands.ready, ...)
+    run_trials(hands.work, items, done, asks=hands.asks, ready=hands.ready, ...)
 
 A trial has its share of GPUs, or asks for none where a group of workers trains: these ask for their own. A teacher's
 step is done by ranks, processes with a GPU each, or, where there is no GPU and one rank, by the process that has the
@@ -13,10 +13,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator.cluster.groups import Group
-from orchestrator.cluster.ranks import HERE, Placement, refuse_unless_room, within_a_node
+from orchestrator.cluster.ranks import Placement, refuse_unless_room, within_a_node
 from orchestrator.cluster.searches import Bundles
 from orchestrator.cluster.session import cores, nodes, room
 from orchestrator.cluster.trials import Rungs
@@ -35,9 +36,20 @@ class Hands:
     run: Run
     gpus: float  # of a trial
     notes: Path
-    placement: Placement = HERE  # of what ranks do, once that is known
     _waits: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # steps that an item waits for
     _missing: dict[tuple[str, str], bool] = field(default_factory=dict)  # of those that were looked for
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Of what ranks do."""
+        with placement_of(self.run).settled() as settled:
+            found = _on_one_node(settled, self.run) if self.store.apart else settled
+        return replace(found, cpus=self._most) if found.here else found
+
+    @property
+    def _most(self) -> int:
+        """Cores of the largest node."""
+        return int(max(node.get("CPU", 1) for node in nodes()))
 
     @property
     def group(self) -> Group | None:
@@ -45,19 +57,22 @@ class Hands:
         workers = self.run.workers
         return Group(workers, self.run.cpus_per_trial, self.gpus / workers) if workers > 1 else None
 
-    def work(self, items: Sequence[Rungs[Step]]) -> Work:
-        """What a worker does with a step of these, or of others that they make possible."""
+    @property
+    def work(self) -> Work:
+        """What a worker does with a step."""
         run = self.run
-        with placement_of(run).settled() as settled:
-            self.placement = settled = _on_one_node(settled, run) if self.store.apart else settled
-        if settled.here:
-            beside = sum(self.ready(rungs) and rungs[0][0].needs != "ranks" for rungs in items) * run.cpus_per_trial
-            most = int(max(node.get("CPU", 1) for node in nodes()))
-            self.placement = replace(settled, cpus=max(run.cpus_per_trial, most - beside, most // 2))
         return Work(
             self.store.address, str(self.notes), run.cpus_per_trial, run.system_metrics, run.portable, self.group,
             run.shard_student, self.placement,
         )  # fmt: skip
+
+    def expect(self, items: Sequence[Rungs[Step]]) -> None:
+        """These join the queue. A teacher's step that one process does takes the cores that they leave, or half."""
+        if self.placement.here:
+            own = self.run.cpus_per_trial
+            beside = sum(self.ready(rungs) and rungs[0][0].needs != "ranks" for rungs in items) * own
+            cpus = min(self.placement.cpus, max(own, self._most - beside, self._most // 2))
+            self.placement = replace(self.placement, cpus=cpus)
 
     @property
     def at_once(self) -> int | None:

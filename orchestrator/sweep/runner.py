@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.kept import Weights
 from orchestrator.sweep.labbook import beside_record, trial_record
 from orchestrator.sweep.screen import Screen
+from orchestrator.sweep.stages import Stage, Stages
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.work import under_way
 from orchestrator.tasks.rows import light
@@ -92,49 +92,25 @@ class Runner:
             reason = left.reason or "no answer yet"
             self.screen.warn(f"{left.records} records wait for MLflow ({reason}); the same command again sends them")
 
-    def go(
-        self, what: str, trials: Sequence[Trial], total: int, then: Callable[[Trial], Sequence[Trial]] = lambda _: ()
-    ) -> None:
-        """Have every trial's score and tell the tracker; `then` names those that a finished one makes possible.
+    def go(self, stages: Iterable[Stage]) -> None:
+        """Have every trial's score and tell the tracker: stage by stage, in one queue.
 
         A failed one is noted with its reason, unless it only tried a setting that can't be trained.
         """
-        queue: list[Trial] = []
-        asked: set[tuple[str, str | None]] = set()
-        alike: dict[str, list[Trial]] = {}  # by a step that is on its way: who has the same one, as what seeds share
+        with Stages(stages, self._there, self._taken, self.screen, self._under_way) as those:
+            self._run(those.next(), lambda line: those.tick(line), those.after)
 
-        def missing(trials: Sequence[Trial]) -> list[Rungs[Trial]]:
-            """What the store lacks of them, and of those that the others make possible."""
-            before, looked = len(queue), deque(trials)
-            while looked:
-                trial = looked.popleft()
-                if (one := (trial.step.fingerprint, trial.of)) in asked:
-                    continue
-                if one[0] in alike:
-                    alike[one[0]].append(trial)
-                    continue
-                asked.add(one)
-                self._note(trial)
-                if self._folder(trial):
-                    self._weights.let_go(trial.step)
-                    self.tell(trial)
-                    tick(trial.label)
-                    looked.extend([*trial.after, *then(trial)])
-                else:
-                    alike[one[0]] = []
-                    queue.append(trial)
-            return [[[trial]] for trial in queue[before:]]
+    def _there(self, trial: Trial) -> bool:
+        return self._folder(trial) is not None
 
-        def after(index: int, *_: object) -> list[Rungs[Trial]]:
-            trial = queue[index]
-            others = alike.pop(trial.step.fingerprint, []) if self._folder(trial) else []  # what has failed would again
-            return missing([*trial.after, *then(trial), *others])
-
-        with self.screen.trials(what, total, self._under_way) as tick:
-            first = missing(trials)
-            if first and (before := len(asked) - len(queue)):
-                self.screen.say(f"{before} of {total} trials were finished before")
-            self._run(first, tick, after)
+    def _taken(self, trial: Trial) -> bool:
+        """Whether it was finished before."""
+        self._note(trial)
+        if not self._there(trial):
+            return False
+        self._weights.let_go(trial.step)
+        self.tell(trial)
+        return True
 
     def search(
         self,
@@ -194,7 +170,11 @@ class Runner:
             shared = self._before(trial for rungs in new for trial in rungs[0])
             added = [*((None, [[one]]) for one in shared), *((next(numbers), rungs) for rungs in new)]
             items.extend(added)
-            return [[[light(trial.step, self.store) for trial in rung] for rung in rungs] for _, rungs in added]
+            asked: list[Rungs[Step]] = [
+                [[light(trial.step, self.store) for trial in rung] for rung in rungs] for _, rungs in added
+            ]
+            hands.expect(asked)
+            return asked
 
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
             number, rungs = items[index]
@@ -217,7 +197,7 @@ class Runner:
         asked = works(first)
         shift = len(asked) - len(first)
         run_trials(
-            hands.work(asked),
+            hands.work,
             asked,
             done,
             cpus=0 if hands.group else self.run.cpus_per_trial,

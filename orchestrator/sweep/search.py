@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from orchestrator.store.files import appearing
 from orchestrator.sweep.cells import Cell, check_rungs, seeds_of, tuning_of
 from orchestrator.sweep.groups import Group, fine_tunings, rates_of
 from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.stages import Stage
 from orchestrator.sweep.trial import Trial
 
 Rungs = list[list[Trial]]  # of one setting: the trainings of each rung, one a tuning seed
@@ -80,14 +81,19 @@ def choose(
     groups: Sequence[Group],
     runner: Runner,
     finals: Callable[[Choice], list[Trial]],
+    before: Iterable[Stage] = (),
     ended: Callable[[Trial], object] = id,
 ) -> list[Choice | None]:
-    """The choice of each group, with its `finals` run; what the teacher's own row tells comes first, by `ended`."""
+    """The choice of each group, with its `finals` run, `before` first.
+
+    What the teacher's own row tells comes before the others', by `ended`.
+    """
     order = sorted(range(len(groups)), key=lambda place: groups[place].cells[0].who != "teacher")
     if isinstance(sweep.search, Asha | Optuna):
+        runner.go(before)
         found = _searched(sweep, ready, groups, runner)
         compared = [trial for place in order if (one := found[place]) for trial in finals(one)]
-        runner.go("trials", compared, len(compared), lambda trial: (ended(trial), ())[1])
+        runner.go([Stage("trials", compared, len(compared), lambda trial: (ended(trial), ())[1])])
         return found
     tried = [
         [(one, rungs_of(sweep, ready, one)[-1]) for one in sampled(sweep, group)] if group.searched else []
@@ -122,7 +128,7 @@ def choose(
     total = fine_tunings(sweep, [cell for group in groups for cell in group.cells])
     own = (group.cells[0] for group in groups if group.cells[0].who == "student")
     total += sum((len(ready.beside) + cell.recipe.arm.injects) * len(seeds_of(sweep, cell)) for cell in own)
-    runner.go("trials", first, total, then)
+    runner.go(itertools.chain(before, [Stage("trials", first, total, then)]))
     return choices
 
 

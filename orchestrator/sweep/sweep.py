@@ -8,7 +8,7 @@ The validation split chooses, the test split is scored once: by the trials that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from orchestrator.sweep.plan import counts
 from orchestrator.sweep.runner import Runner
 from orchestrator.sweep.screen import Screen
 from orchestrator.sweep.search import Choice, choose, rungs_of, table_of
+from orchestrator.sweep.stages import Stage
 from orchestrator.sweep.trial import Trial
 from orchestrator.tasks.rows import data_step
 from orchestrator.tasks.template import TODAY
@@ -124,14 +125,18 @@ def run_sweep(
     ):
         references = [(cell, cell.trial(ready, "test", lr=1, seed=0, stage="reference")) for cell in plan.references]
         wanted = [trial for _, trial in references]
-        if unscored := [one for one in wanted if not all(map(runner.metrics, (one, *one.after)))]:
-            runner.go("scoring the untouched models", unscored, sum(1 + len(one.after) for one in unscored))
         rows = [_row(cell, None, [trial]) for cell, trial in references]
-        _ask(plan, rows, store, screen, force)
-        runner.begin(track(), sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe))
-        for _, trial in references:
-            for one in (trial, *trial.after):
-                runner.tell(one)
+
+        def untouched() -> Iterator[Stage]:
+            """The models as they are; then the gate is asked, and the sweep's own run begins."""
+            if unscored := [one for one in wanted if not all(map(runner.metrics, (one, *one.after)))]:
+                yield Stage("scoring the untouched models", unscored, sum(1 + len(one.after) for one in unscored))
+            _ask(plan, rows, store, screen, force)
+            asked = sweep_record(plan.tracked, plan.name, asked_flat(sweep), planned, ready, sweep.recipe)
+            runner.begin(track(), asked)
+            for trial in wanted:
+                for one in (trial, *trial.after):
+                    runner.tell(one)
 
         def ended(trial: Trial) -> None:
             """The gate, once the tuned teacher has its score."""
@@ -140,7 +145,7 @@ def run_sweep(
                 _ask(plan, [*rows, tuned], store, screen, force=True)
 
         finals = cache(partial(_finals, sweep, ready))
-        choices = choose(sweep, ready, plan.groups, runner, finals, ended)
+        choices = choose(sweep, ready, plan.groups, runner, finals, untouched(), ended)
         tried: dict[str, int] = {}
         for place, (group, choice) in enumerate(zip(plan.groups, choices, strict=True)):
             arm = group.cells[0].label

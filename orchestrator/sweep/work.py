@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.cluster.groups import Group
 from orchestrator.cluster.ranks import HERE, Placement
+from orchestrator.cluster.session import own_cores
 from orchestrator.models.borrowed import let_go
 from orchestrator.models.freed import trim
 from orchestrator.models.portable import portable
@@ -46,6 +47,8 @@ class Work:
 
         warnings, ended = _Heard(), list[str]()
         placement = replace(self.placement, reserved=step.needs == "ranks" and not self.placement.here)
+        if placement.here:  # the driver knows what else there was to do when it was begun
+            placement = replace(placement, cpus=own_cores(placement.cpus))
         # a worker that inherits the driver's OMP_NUM_THREADS would crowd the others
         torch.set_num_threads(placement.cpus if step.needs == "ranks" else self.cpus)
         if self.portable:

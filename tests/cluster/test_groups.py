@@ -26,6 +26,7 @@ from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.hands import Hands
 from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.stages import Stage
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.work import sharded
 
@@ -209,7 +210,7 @@ def test_trials_of_a_sweep_are_groups(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with Runner(store, Run(store=tmp_path, workers_per_trial=2), "key", Terminal(), tmp_path / "sweep") as runner:
         assert Hands(store, runner.run, runner._session(), tmp_path).at_once == 2
-        runner.go("trying", trials, 2)
+        runner.go([Stage("trying", trials, 2)])
         assert not runner.failed
         assert all(runner.metrics(trial) for trial in trials)
     for trial in trials:

@@ -12,11 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from cli.screen import Terminal
 from orchestrator.cluster.ranks import Placement
 from orchestrator.cluster.searches import Halving
-from orchestrator.cluster.session import USABLE, session
+from orchestrator.cluster.session import USABLE, nodes, session
 from orchestrator.errors import UserError
 from orchestrator.run import Run
 from orchestrator.step import Step
@@ -24,6 +25,7 @@ from orchestrator.store import Store
 from orchestrator.store.objects import Objects
 from orchestrator.sweep.hands import Hands, _on_one_node, refuse_unless_shared
 from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.stages import Stage
 from orchestrator.sweep.trial import Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.xdist_group("hands")]
@@ -74,13 +76,66 @@ def test_trials_that_need_no_teacher_end_before_its_pass_does(tmp_path: Path, ra
     measured = Step("measure", measure, {"number": 0, "until": until}, needs="ranks")
     built = [trial(number, measured) for number in (1, 2)]
     with runner(tmp_path, trials_at_once=2, ranks=ranks) as hands:
-        hands.go("trials", [*built, alone], 3)
+        hands.go([Stage("trials", [*built, alone], 3)])
         assert not hands.failed and all(hands.metrics(one) for one in (*built, alone))
     assert len(list((tmp_path / "measure").glob("[!.]*"))) == 1
     ended = {one.label: (tmp_path / "evaluate" / one.step.fingerprint).stat().st_mtime for one in (*built, alone)}
     passed = (tmp_path / "measure" / measured.fingerprint).stat().st_mtime
     assert ended["trial 0"] < passed < min(ended["trial 1"], ended["trial 2"])
     assert int((tmp_path / "measure" / measured.fingerprint / "process").read_text()) != os.getpid()
+
+
+def note(place: Path, step: Step) -> str:
+    return (place / step.name / step.fingerprint / "process").read_text()
+
+
+def test_the_workers_of_one_stage_are_those_of_the_next_which_is_asked_for_once_it_has_ended(tmp_path: Path) -> None:
+    """A stage of which nothing is lacking is passed over; what the last one can't be asked for ends it all."""
+    first, then, last = [trial(0), trial(1)], [trial(2)], [trial(3)]
+    seen: list[list[bool]] = []
+
+    def stages() -> Iterator[Stage]:
+        yield Stage("untouched", first, 2)
+        seen.append([hands.metrics(one) is not None for one in (*first, *then)])
+        yield Stage("trials", then, 2, lambda one: last if one is then[0] else [])
+        seen.append([hands.metrics(one) is not None for one in (*then, *last)])
+        yield Stage("again", [*first, *last], 3)
+        raise UserError("gate: no")
+
+    with runner(tmp_path, trials_at_once=1) as hands:
+        with pytest.raises(UserError, match="gate: no"):
+            hands.go(stages())
+        assert not hands.failed
+    assert seen == [[True, True, False], [True, True]]
+    assert len({note(tmp_path, one.step) for one in (*first, *then, *last)}) == 1
+
+
+def test_a_lone_process_takes_the_cores_that_others_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but theirs, half at least, and no more again once there was more to do; the worker asks Ray how many."""
+    there = [{"CPU": 16.0}, {"CPU": 8.0}]
+    monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: there)
+    measured = Step("measure", measure, {"number": 0, "until": ""}, needs="ranks")
+    hands = Hands(Store(tmp_path), Run(store=tmp_path, cpus_per_trial=2), 0.0, tmp_path)
+    for others, cpus in ((1, 14), (3, 10), (0, 10), (7, 8), (1, 8)):
+        hands.expect([[[measured]], *[[[trial(number).step]] for number in range(others)], [[trial(9, measured).step]]])
+        assert hands.asks([[measured]]) == [{"CPU": cpus}]
+    assert Hands(Store(tmp_path), Run(store=tmp_path, ranks=2), 0.0, tmp_path).placement.cpus == 1
+
+
+def threads(folder: Path, *, number: int, placement: Placement, **_: Any) -> None:
+    (folder / "process").write_text(f"{torch.get_num_threads()} {placement.cpus}")
+    (folder / "metrics.json").write_text('{"score": 1.0, "loss": 1.0}')
+
+
+def test_what_one_process_does_has_as_many_threads_as_cores_were_set_aside(tmp_path: Path) -> None:
+    """All where there is nothing else to do, half where there is much."""
+    cores = int(nodes()[0]["CPU"])
+    alone, beside = (Step("evaluate", threads, {"number": number}, needs="ranks") for number in range(2))
+    first, then = (Trial("teacher", step, {"stage": "trial"}) for step in (alone, beside))
+    with runner(tmp_path, trials_at_once=2) as hands:
+        hands.go([Stage("alone", [first], 1), Stage("trials", [then, *map(trial, range(cores))], 1 + cores)])
+        assert not hands.failed
+    assert [note(tmp_path, step) for step in (alone, beside)] == [f"{n} {n}" for n in (cores, max(1, cores // 2))]
 
 
 def test_a_search_waits_for_what_it_builds_on_and_others_do_not(tmp_path: Path) -> None:
@@ -107,7 +162,7 @@ def test_memory_is_set_aside_where_not_everything_fits_beside_each_other(tmp_pat
     cut = Step("extract", measure, {"number": 0, "until": ""}, {"measured": measured}, needs="ranks")
     reference = Step("evaluate", measure, {"number": 0, "until": ""}, needs="ranks")
     items = [[[one]] for one in (measured, cut, reference, trial(0).step)]
-    hands.work(items)
+    hands.expect(items)
     asked = [hands.asks(item) for item in items]
     (most,) = {bundle["memory"] for bundle in asked[0] or []}
     assert 3e9 < most < 1e18  # all there is
@@ -115,7 +170,7 @@ def test_memory_is_set_aside_where_not_everything_fits_beside_each_other(tmp_pat
     assert [hands.ready(item) for item in items] == [True, False, True, True]
     assert Hands(Store(tmp_path), Run(store=tmp_path), 0.0, tmp_path).asks(items[3]) is None
     hands = Hands(Store(tmp_path), run.model_copy(update={"ranks": 2}), 0.0, tmp_path)
-    hands.work(items)
+    hands.expect(items)
     head, *each = hands.asks(items[0]) or []
     assert head == {} and [bundle["memory"] for bundle in each] == [most // 2] * 2  # they are on one machine
 
@@ -163,7 +218,7 @@ def test_what_has_no_room_beside_each_other_is_done_in_turn(tmp_path: Path) -> N
         steps = [Step("evaluate", busy, {"number": number}, needs="model") for number in range(4)]
         trials = [Trial(f"trial {number}", step, {"stage": "trial"}) for number, step in enumerate(steps)]
         with runner(place, trials_at_once=2, memory={"trial": asked}) as hands:
-            hands.go("trials", trials, 4)
+            hands.go([Stage("trials", trials, 4)])
             told = [hands.metrics(one) for one in trials]
         times = sorted((one["began"], one["ended"]) for one in told if one)
         assert len(times) == 4

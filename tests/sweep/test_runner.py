@@ -18,6 +18,7 @@ from orchestrator.step import Step, materialise
 from orchestrator.store import Store
 from orchestrator.sweep.kept import noted
 from orchestrator.sweep.runner import Runner
+from orchestrator.sweep.stages import Stage
 from orchestrator.sweep.trial import Trial
 from orchestrator.sweep.work import noting
 from orchestrator.tracking.outbox import Waiting
@@ -87,10 +88,10 @@ def test_a_result_that_is_seen_late_counts_and_one_that_never_is_costs_a_minute_
 
     with runner(make, late=3.0) as hands:
         began = time.monotonic()
-        hands.go("trials", [late], 1)
+        hands.go([Stage("trials", [late], 1)])
         assert 0.5 <= time.monotonic() - began < 3
         assert hands.metrics(late)
-        hands.go("trials", [trial(number, "trial") for number in range(1, 20)], 19)
+        hands.go([Stage("trials", [trial(number, "trial") for number in range(1, 20)], 19)])
         assert 3.5 <= time.monotonic() - began < 10
     assert len(hands.failed) == 19
     reasons = {one["reason"] for one in hands.failed.values()}
@@ -108,7 +109,7 @@ def test_what_many_build_on_ends_the_sweep_where_it_cannot_be_made(
     for number, kind, words in ((1, UserError, "data: no\nmore"), (2, RuntimeError, "measure: data: no\nT")):
         measured = Step("measure", train, {"number": number}, needs="ranks")
         with runner(refused) as hands, pytest.raises(kind, match=words):
-            hands.go("trials", [trial(number, before=measured)], 1)
+            hands.go([Stage("trials", [trial(number, before=measured)], 1)])
 
     def dies(work: Any, items: Any, done: Any, **how: Any) -> None:
         reason = "its process died 4 times: killed, or out of memory"
@@ -116,7 +117,7 @@ def test_what_many_build_on_ends_the_sweep_where_it_cannot_be_made(
 
     with runner() as hands, pytest.raises(UserError, match=r"measure: its process died 4 times: .*; what was finished"):
         monkeypatch.setattr("orchestrator.sweep.runner.run_trials", dies)
-        hands.go("trials", [trial(3, before=Step("measure", train, {"number": 3}, needs="ranks"))], 1)
+        hands.go([Stage("trials", [trial(3, before=Step("measure", train, {"number": 3}, needs="ranks"))], 1)])
     assert capsys.readouterr().err.count("warning: measure failed; what runs now is waited for, and kept") == 3
 
 
@@ -135,14 +136,14 @@ def test_what_was_only_tried_keeps_its_score_and_not_its_weights(
         return store.find("finetune", adapter(one).fingerprint) is not None
 
     with runner(make, run=Run(keep_tuned=keep)) as hands:
-        hands.go("trials", [tried, compared, others], 3)
+        hands.go([Stage("trials", [tried, compared, others], 3)])
         assert all(hands.metrics(one) for one in (tried, compared, others))
     assert [weights(one) for one in (tried, compared, others)] == [keep, True, True]
     assert noted(tmp_path / "sweep") == {
         tried.step.fingerprint: keep, compared.step.fingerprint: True, others.step.fingerprint: True,
     }  # fmt: skip
     with runner(make) as hands:  # again: nothing is made, and what was kept stays
-        hands.go("trials", [tried, compared, others], 3)
+        hands.go([Stage("trials", [tried, compared, others], 3)])
     assert [weights(one) for one in (tried, compared, others)] == [keep, True, True]
 
 
@@ -154,10 +155,10 @@ def test_what_a_killed_sweep_had_scored_is_let_go_by_the_next(runner: Callable[.
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), runner(killed) as hands:
-        hands.go("trials", [tried], 1)
+        hands.go([Stage("trials", [tried], 1)])
     assert store.find("finetune", adapter(tried).fingerprint)
     with runner(killed) as hands:
-        hands.go("trials", [tried], 1)
+        hands.go([Stage("trials", [tried], 1)])
     assert store.find("finetune", adapter(tried).fingerprint) is None
 
 
@@ -215,7 +216,7 @@ def test_how_far_a_trial_is_that_runs_elsewhere(
     )
     with runner() as one:
         assert [note.name for note in one._notes.iterdir()] == []
-        one.go("trials", [asked], 1)
+        one.go([Stage("trials", [asked], 1)])
         assert one._under_way() == ""
         told = capsys.readouterr().err.splitlines()
     assert seen == [f"running: lora rank 8 asking {done}/3" for done in range(3)]
@@ -266,7 +267,7 @@ def test_a_step_that_several_trials_share_is_done_once_and_told_of_each(
         return {"score": 0.5, "loss": 1.0}
 
     with runner(make, tracker=Listening()) as hands:
-        hands.go("trials", alike, 3)
+        hands.go([Stage("trials", alike, 3)])
         assert all(hands.metrics(one) for one in alike)
     assert made == [step.fingerprint]
     assert len({record.key for record in told}) == len(told) == 3
