@@ -38,7 +38,7 @@ from orchestrator.verdict.cost import sentence as told_of
 from orchestrator.verdict.estimates import PLACE, Estimate, Result, difference, holm
 from orchestrator.verdict.gate import answer_of
 from orchestrator.verdict.power import LEVEL, smallest_effect
-from orchestrator.verdict.words import sentence, warnings
+from orchestrator.verdict.words import low_bar, sentence, warnings
 
 ENOUGH_SEEDS = 6
 DOUBTS: tuple[Outcome, ...] = ("worse", "better", "can't tell", "described")  # of an arm's rows the last one counts
@@ -159,7 +159,8 @@ def judge(
     answer = headline(asked, baseline, comparisons, gate, lost)
     paid = costs(results, chosen, margin=margin, enough=max(repeats, ENOUGH_SEEDS))
     twins = tuple(arm for (_, arm), found in pairs.items() if len(found) > 1)
-    return Verdict(asked, settings, scores, comparisons, answer, warnings(gate, shown, lost), tuple(paid), twins)
+    doubts = (*warnings(gate, shown, lost), *_low_bars(comparisons, shown, baseline))
+    return Verdict(asked, settings, scores, comparisons, answer, doubts, tuple(paid), twins)
 
 
 def verdict_of(record: Mapping[str, Any], results: Sequence[Result], baseline: str | None = None) -> Verdict:
@@ -211,6 +212,21 @@ def _compared(own: Result, other: Result, both: Estimate, p_holm: float, terms: 
         outcome = "better" if both.mean > 0 else "worse"
     least = smallest_effect(both, asked) if seeds > 1 else None
     return Comparison(own.arm, other.arm, both.mean, both.limits(), both.p, p_holm, seeds, outcome, least, why)
+
+
+def _low_bars(comparisons: Sequence[Comparison], shown: Mapping[str, Result], baseline: str) -> list[str]:
+    """Of arms that did better than the baseline and than their own control, those whose control is surely worse than
+    the baseline: a control that does harm is beaten by what does none.
+    """
+    better = {(one.arm, one.against) for one in comparisons if one.outcome == "better"}
+    found = []
+    for arm, control in better:
+        if control not in CONTROLS or (arm, baseline) not in better:
+            continue
+        below = difference(shown[control], shown[baseline])
+        if below and below.limits()[1] < 0:
+            found.append(low_bar(arm, control, baseline, below))
+    return sorted(found)
 
 
 def _settings(result: Result) -> str:

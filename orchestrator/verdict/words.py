@@ -13,7 +13,7 @@ from orchestrator.verdict.gate import answer_of
 
 if TYPE_CHECKING:
     from orchestrator.verdict.asked import Comparison
-    from orchestrator.verdict.estimates import Result
+    from orchestrator.verdict.estimates import Estimate, Result
 
 ROOM = {
     "cut": "are cut at the end (max_tokens)",
@@ -36,6 +36,16 @@ def warnings(gate: Mapping[str, Any] | None, chosen: Mapping[str, Result], lost:
             " this."
         )
     return tuple(found)
+
+
+def low_bar(arm: str, control: str, baseline: str, below: Estimate) -> str:
+    """That an arm's control is itself worse than the baseline, so that being better than it says less."""
+    low, high = below.limits()
+    return (
+        f"Warning: {control}, the control of {arm}, is itself worse than {baseline} ({below.mean:+.3f}, 95 %"
+        f" {low:+.3f} to {high:+.3f}): that {arm} is better than it may be the control's harm and not the teacher's"
+        " knowledge."
+    )
 
 
 def doubt(gate: Mapping[str, Any], arms: Collection[str]) -> str:

@@ -334,6 +334,24 @@ def test_only_the_spectrum_control_tells_content_from_size() -> None:
     )
 
 
+def test_a_control_that_does_harm_is_a_low_bar() -> None:
+    """Said where it carries a claim: of an arm that is better than both, and of a control that is surely worse."""
+    built = rows({"transfer": 0.8, "lora": 0.6, "spectrum_control": 0.3, "random_window": 0.6})
+    told, below = judge(built, "lora"), built[2].scores.mean() - built[1].scores.mean()
+    assert told.headline.startswith("The teacher helped")
+    (line,) = told.warnings
+    assert line.startswith(
+        f"Warning: spectrum_control, the control of transfer, is itself worse than lora ({below:+.3f}, "
+    )
+    assert told.lines()[1] == line
+    for means in (
+        {"transfer": 0.8, "lora": 0.6, "spectrum_control": 0.6},
+        {"transfer": 0.4, "lora": 0.6, "spectrum_control": 0.1},
+        {"transfer": 0.8, "lora": 0.6, "pissa": 0.3, "spectrum_control": 0.7},
+    ):
+        assert judge(rows(means), "lora").warnings == ()
+
+
 def test_transfer_as_the_baseline_is_judged_against_lora() -> None:
     told = judge(rows({"transfer": 0.9, "lora": 0.3, "spectrum_control": 0.3}), "transfer")
     assert told.headline.startswith("The teacher helped")
