@@ -66,12 +66,15 @@ class Hands:
             run.shard_student, self.placement,
         )  # fmt: skip
 
-    def expect(self, items: Sequence[Rungs[Step]]) -> None:
-        """These join the queue. A teacher's step that one process does takes the cores that they leave, or half."""
+    def expect(self, items: Sequence[Rungs[Step]], alone: bool) -> None:
+        """These join the queue, which is empty but for them where they are `alone`.
+
+        A teacher's step that one process does takes the cores that the others leave it, or half of all.
+        """
         if self.placement.here:
-            own = self.run.cpus_per_trial
+            own, most = self.run.cpus_per_trial, self._most
             beside = sum(self.ready(rungs) and rungs[0][0].needs != "ranks" for rungs in items) * own
-            cpus = min(self.placement.cpus, max(own, self._most - beside, self._most // 2))
+            cpus = min(most if alone else self.placement.cpus, max(own, most - beside, most // 2))
             self.placement = replace(self.placement, cpus=cpus)
 
     @property

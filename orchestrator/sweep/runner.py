@@ -98,7 +98,7 @@ class Runner:
         A failed one is noted with its reason, unless it only tried a setting that can't be trained.
         """
         with Stages(stages, self._there, self._taken, self.screen, self._under_way) as those:
-            self._run(those.next(), lambda line: those.tick(line), those.after)
+            self._run(those.next(), those.tick, those.after)
 
     def _there(self, trial: Trial) -> bool:
         return self._folder(trial) is not None
@@ -165,19 +165,23 @@ class Runner:
         hands = Hands(self.store, self.run, gpus, self._notes)
         items: list[tuple[int | None, Rungs[Trial]]] = []  # with the caller's numbers; what is shared has none
         numbers = itertools.count()
+        left: set[int] = set()  # of the items, those that haven't ended
 
         def works(new: Sequence[Rungs[Trial]]) -> list[Rungs[Step]]:
             shared = self._before(trial for rungs in new for trial in rungs[0])
             added = [*((None, [[one]]) for one in shared), *((next(numbers), rungs) for rungs in new)]
-            items.extend(added)
             asked: list[Rungs[Step]] = [
                 [[light(trial.step, self.store) for trial in rung] for rung in rungs] for _, rungs in added
             ]
-            hands.expect(asked)
+            hands.expect(asked, alone=not left)
+            left.update(range(len(items), len(items) + len(added)))
+            items.extend(added)
             return asked
 
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
             number, rungs = items[index]
+            if rung in (-1, len(rungs) - 1):
+                left.discard(index)
             if number is None:
                 self._shared(rungs[0][0], rung, outcomes[0])
                 hands.look_again()

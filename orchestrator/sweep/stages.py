@@ -1,6 +1,7 @@
 """Which trials are wanted next: a stage's, those that its finished ones make possible, and then the next stage's.
 
-All stages are one queue: the workers of one, whose start takes as long as a small training, are those of the next.
+All stages are one queue: a worker of one, whose start takes as long as a small training, is one of the next where the
+work there is given as much of the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from orchestrator.sweep.trial import Trial
 
 @dataclass(frozen=True)
 class Stage:
-    """Trials that are shown together; `then` names those that a finished one makes possible."""
+    """Trials that are shown together; `then` names those that a finished one makes possible.
+
+    One that an earlier stage had is not among them again.
+    """
 
     what: str
     trials: Sequence[Trial]
@@ -43,7 +47,7 @@ class Stages:
         self._coming, self._there, self._taken = iter(stages), there, taken
         self._screen, self._running = screen, running
         self._queue: list[Trial] = []
-        self._left = 0  # of them
+        self._open: set[int] = set()  # of them: not done yet
         self._asked: set[tuple[str, str | None]] = set()
         self._alike: dict[str, list[Trial]] = {}  # by a step that is on its way: who has the same one, as seeds share
         self._shown = ExitStack()
@@ -56,23 +60,28 @@ class Stages:
 
     def next(self) -> list[Rungs[Trial]]:
         """Of the first stage that lacks anything, all that can be begun; nothing once there is no such stage."""
+        self._shown.close()  # what is done before the next may take a while, and has lines of its own
         for stage in self._coming:
-            self._shown.close()
             self._then = stage.then
-            self.tick = self._shown.enter_context(self._screen.trials(stage.what, stage.total, self._running))
+            self._tick = self._shown.enter_context(self._screen.trials(stage.what, stage.total, self._running))
             asked, queued = len(self._asked), len(self._queue)
             if found := self._lacking(stage.trials):
                 if before := len(self._asked) - asked - (len(self._queue) - queued):
                     self._screen.say(f"{before} of {stage.total} trials were finished before")
                 return found
+            self._shown.close()
         return []
+
+    def tick(self, line: str) -> None:
+        """One more of the stage under way is done."""
+        self._tick(line)
 
     def after(self, index: int, *_: object) -> list[Rungs[Trial]]:
         """Those that this one makes possible, by its place among all that were named."""
         trial = self._queue[index]
-        self._left -= 1
+        self._open.discard(index)  # it is told twice of one whose process dies thereafter
         others = self._alike.pop(trial.step.fingerprint, []) if self._there(trial) else []  # what failed would again
-        return self._lacking([*trial.after, *self._then(trial), *others]) or ([] if self._left else self.next())
+        return self._lacking([*trial.after, *self._then(trial), *others]) or ([] if self._open else self.next())
 
     def _lacking(self, trials: Sequence[Trial]) -> list[Rungs[Trial]]:
         """What the store lacks of them, and of those that the others make possible."""
@@ -86,11 +95,10 @@ class Stages:
                 continue
             self._asked.add(one)
             if self._taken(trial):
-                self.tick(trial.label)
+                self._tick(trial.label)
                 looked.extend([*trial.after, *self._then(trial)])
             else:
                 self._alike[one[0]] = []
                 self._queue.append(trial)
-        new: list[Rungs[Trial]] = [[[trial]] for trial in self._queue[before:]]
-        self._left += len(new)
-        return new
+        self._open |= {*range(before, len(self._queue))}
+        return [[[trial]] for trial in self._queue[before:]]

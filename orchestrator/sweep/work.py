@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import nullcontext, suppress
@@ -145,7 +146,8 @@ def under_way(folder: Path, labels: Mapping[str, str]) -> str:
 def _settle() -> None:
     """A trial's models, which lie in circles, are let go before the next loads its own."""
     gc.collect()
-    _freeze()
+    if "transformers.trainer" in sys.modules:
+        _freeze()
 
 
 @cache

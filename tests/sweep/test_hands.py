@@ -116,8 +116,16 @@ def test_a_lone_process_takes_the_cores_that_others_leave(tmp_path: Path, monkey
     monkeypatch.setattr("orchestrator.sweep.hands.nodes", lambda: there)
     measured = Step("measure", measure, {"number": 0, "until": ""}, needs="ranks")
     hands = Hands(Store(tmp_path), Run(store=tmp_path, cpus_per_trial=2), 0.0, tmp_path)
-    for others, cpus in ((1, 14), (3, 10), (0, 10), (7, 8), (1, 8)):
-        hands.expect([[[measured]], *[[[trial(number).step]] for number in range(others)], [[trial(9, measured).step]]])
+    for others, alone, cpus in (
+        (1, True, 14),
+        (3, False, 10),
+        (0, False, 10),
+        (7, False, 8),
+        (1, False, 8),
+        (1, True, 14),
+    ):
+        beside = [[[trial(number).step]] for number in range(others)]
+        hands.expect([[[measured]], *beside, [[trial(9, measured).step]]], alone)
         assert hands.asks([[measured]]) == [{"CPU": cpus}]
     assert Hands(Store(tmp_path), Run(store=tmp_path, ranks=2), 0.0, tmp_path).placement.cpus == 1
 
@@ -162,7 +170,7 @@ def test_memory_is_set_aside_where_not_everything_fits_beside_each_other(tmp_pat
     cut = Step("extract", measure, {"number": 0, "until": ""}, {"measured": measured}, needs="ranks")
     reference = Step("evaluate", measure, {"number": 0, "until": ""}, needs="ranks")
     items = [[[one]] for one in (measured, cut, reference, trial(0).step)]
-    hands.expect(items)
+    hands.expect(items, alone=True)
     asked = [hands.asks(item) for item in items]
     (most,) = {bundle["memory"] for bundle in asked[0] or []}
     assert 3e9 < most < 1e18  # all there is
@@ -170,7 +178,7 @@ def test_memory_is_set_aside_where_not_everything_fits_beside_each_other(tmp_pat
     assert [hands.ready(item) for item in items] == [True, False, True, True]
     assert Hands(Store(tmp_path), Run(store=tmp_path), 0.0, tmp_path).asks(items[3]) is None
     hands = Hands(Store(tmp_path), run.model_copy(update={"ranks": 2}), 0.0, tmp_path)
-    hands.expect(items)
+    hands.expect(items, alone=True)
     head, *each = hands.asks(items[0]) or []
     assert head == {} and [bundle["memory"] for bundle in each] == [most // 2] * 2  # they are on one machine
 

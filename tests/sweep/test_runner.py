@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,10 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
 
     def made(make: Any = None, **how: Any) -> Runner:
         def here(work: Any, items: Any, done: Any, **how: Any) -> None:
-            for index, item in enumerate(items):
+            every = list(items)
+            for index, item in enumerate(every):  # and those that join them meanwhile
                 for rung, works in enumerate(item):
-                    done(index, rung, outcomes := [(make or work)(one) for one in works])
+                    every += done(index, rung, outcomes := [(make or work)(one) for one in works])
                     if "ends" in outcomes[0]:
                         break
 
@@ -119,6 +120,33 @@ def test_what_many_build_on_ends_the_sweep_where_it_cannot_be_made(
         monkeypatch.setattr("orchestrator.sweep.runner.run_trials", dies)
         hands.go([Stage("trials", [trial(3, before=Step("measure", train, {"number": 3}, needs="ranks"))], 1)])
     assert capsys.readouterr().err.count("warning: measure failed; what runs now is waited for, and kept") == 3
+
+
+def test_a_stage_that_lost_one_is_followed_by_the_next_once_all_have_ended(
+    runner: Callable[..., Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose process dies after it was told of is told of again, and no other is taken for ended."""
+    lost = {"error": "its process died", "words": "its process died", "traceback": "", "judged": False}
+    first, second, third = (trial(number, "trial") for number in range(3))
+    asked: list[str] = []
+
+    def stages() -> Iterator[Stage]:
+        yield Stage("first", [first, second], 2)
+        asked.append("second")
+        yield Stage("second", [third], 1)
+        asked.append("end")
+
+    def dying(work: Any, items: Any, done: Any, **how: Any) -> None:
+        assert [len(done(0, rung, [lost])) for rung in (0, -1)] == [0, 0] and not asked
+        assert len(done(1, 0, [{"score": 0.5, "loss": 1.0}])) == 1 and asked == ["second"]
+        assert done(2, -1, [lost]) == []
+
+    with runner() as hands:
+        monkeypatch.setattr("orchestrator.sweep.runner.run_trials", dying)
+        monkeypatch.setattr(hands, "late", 0.0)
+        hands.go(stages())
+    assert asked == ["second", "end"]
+    assert {first.step.fingerprint, third.step.fingerprint} <= hands.failed.keys()
 
 
 @pytest.mark.parametrize("keep", [False, True])
