@@ -7,7 +7,7 @@ Four pairs: the demo's; a known answer, whose teacher is the student twice as wi
 another ratio of widths (3 : 1) and one of another of depths (8 : 3; 3 : 2 in width), both pre-trained from scratch on
 the demo's text. Three tasks in words that no model has seen: backwards and in order, which pre-training has in other
 words, and in falling order, which is both one after the other. The sweeps whose names end in "-again" are the second
-stage, on rows drawn anew; those in "-starts" are aside, on the first stage's.
+stage, on rows drawn anew; aside are those in "-starts", on the first stage's, and in "-steady", on the second's.
 """
 
 from __future__ import annotations
@@ -53,12 +53,17 @@ STARTS = [  # what needs no teacher, and two ways and their controls that are ta
     "lora", "pissa", "olora", "orthogonal", "eva", "lora_ga",
     *({"kind": f"{way}{own}", "arrives": "start"} for way in ("cross_lora", "theseus") for own in ("", "_random_map")),
 ]  # fmt: skip
+STEADY = ["lora", "pissa", "theseus"]
 STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, then a few on new rows with more seeds
     "": {"axes": {"arm": WAYS}, "repeats": 8},
     "-again": {"axes": {"arm": AGAIN}, "repeats": 16, "search": {"kind": "random", "settings": 10}},
-    "-starts": {"axes": {"arm": STARTS}, "repeats": 8},  # aside: whether it is what arrives, or where a LoRA starts
-}
-NEW = ("-again",)  # on rows drawn anew, with maps made of training rows or of what both models were pre-trained on
+    # aside: whether it is what arrives, or where a LoRA starts; and whether it is the settings, chosen by one seed each
+    "-starts": {"axes": {"arm": STARTS}, "repeats": 8},
+    "-steady": {
+        "axes": {"arm": STEADY}, "repeats": 16, "search": {"kind": "random", "settings": 10}, "tuning_seeds": 8,
+    },
+}  # fmt: skip
+NEW = {"-again": "-again", "-steady": "-again"}  # on rows drawn anew; maps of training or of pre-training text
 TEXTS = 1500  # lines of it
 UP_TO_ONE = (0.0, 0.125, 0.25, 0.5, 1.0)  # in the second stage: larger ones had least loss before any step, not after
 PAIRS = {
@@ -85,7 +90,7 @@ def main() -> None:
         print(f"{name}: {steps} steps, {model.num_parameters():,} parameters; held-out strings: {told}", flush=True)
     write_texts(folder / "texts.jsonl")
     for stage, asked in STAGES.items():
-        rows = stage if stage in NEW else ""
+        rows = NEW.get(stage, "")
         for task in TASKS:
             write_task(folder / "tasks" / f"{task}{rows}.jsonl", task, f"transport {task}{rows}")
         for pair in PAIRS:

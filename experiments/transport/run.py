@@ -27,7 +27,7 @@ from orchestrator.verdict.asked import BOUNDS, CONTROLS, NEEDED
 
 HERE = Path(__file__).resolve().parent / "results"
 PKT = Path(sys.executable).with_name("pkt")
-AGAIN, STARTS = "-again", "-starts"  # what the names of the second stage's sweeps end with, and of those aside
+AGAIN, ASIDES = "-again", ("-starts", "-steady")  # what names of the second stage's sweeps end with, of those aside
 ASIDE = 2  # of a sweep that is run when it is named
 NOTHING: dict[str, Any] = {"rows": [], "verdict": {"comparisons": []}}  # of a sweep that has not been run
 KNOWS = "knows it"  # the answer of a gate
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def _stage(name: str) -> tuple[int, str]:
-    return 1 if name.endswith(AGAIN) else ASIDE if name.endswith(STARTS) else 0, name
+    return 1 if name.endswith(AGAIN) else ASIDE if name.endswith(ASIDES) else 0, name
 
 
 def _found() -> dict[str, dict[str, Any]]:
