@@ -60,7 +60,8 @@ STAGES: dict[str, dict[str, Any]] = {  # by what their names end in: every way, 
     # aside: whether it is what arrives, or where a LoRA starts; and whether it is the settings, chosen by one seed each
     "-starts": {"axes": {"arm": STARTS}, "repeats": 8},
     "-steady": {
-        "axes": {"arm": STEADY}, "repeats": 16, "search": {"kind": "random", "settings": 10}, "tuning_seeds": 8,
+        "axes": {"arm": STEADY}, "repeats": 16, "search": {"kind": "random", "settings": 13}, "tuning_seeds": 8,
+        "max_trials": 600,
     },
 }  # fmt: skip
 NEW = {"-again": "-again", "-steady": "-again"}  # on rows drawn anew; maps of training or of pre-training text
