@@ -53,11 +53,15 @@ def table_of(group: Group) -> list[Setting]:
 
 
 def sampled(sweep: Sweep, group: Group) -> list[Setting]:
-    """The settings that a group tries where nothing is learnt on the way: all in a grid, else so many at random."""
+    """The settings that a group tries where nothing is learnt on the way: all in a grid, else so many at random.
+
+    Groups that could try the same try the same, a way and its control above all: rates that one had and the other
+    hadn't would pass for a difference between them.
+    """
     table = table_of(group)
     if isinstance(sweep.search, Grid) or group.searched >= len(table):
         return table
-    draw = random.Random(f"{sweep.search.seed} {group.cells[0].label}")
+    draw = random.Random(sweep.search.seed)
     return draw.sample(table, group.searched)  # in no order: ASHA goes by who ends first
 
 

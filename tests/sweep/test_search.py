@@ -111,6 +111,15 @@ def test_random_settings_are_distinct_and_always_the_same() -> None:
     assert sampled(other, group) != drawn
 
 
+def test_arms_that_could_try_the_same_try_the_same() -> None:
+    asked = sweep(search="random", trials=39, axes={"arm": [*ARMS, "pissa"], "rank": [8], "layers": ["last", "first"]})
+    drawn: dict[str, list[Any]] = {}
+    for group in groups_of(asked, cells_of(asked)):
+        drawn[group.cells[0].label] = [(one.cell.recipe.layers, one.lr) for one in sampled(asked, group)]
+    assert drawn["transfer"] == drawn["spectrum_control"] != drawn["lora"]
+    assert drawn["pissa"] == drawn["lora"]
+
+
 def test_what_is_told_to_be_shared_is_what_is_shared(demo_models: dict[str, Path]) -> None:
     arms = [*ARMS, "random_window", "shuffled_seeds", "distil", "distil_tuned", "distil_titok", "distil_titok_random"]
     asked = sweep(axes={"arm": arms, "rank": [4, 8], "layers": ["sensitivity", "last"]}, tuning_seeds=2)
