@@ -100,6 +100,7 @@ def teachers_rate(file: Path, store: Path) -> float:
     name = f"{asked['name']}-teacher"
     small = asked | {
         "name": name, "axes": {"arm": ["lora"]}, "repeats": 2, "tuned_teacher": True, "gate": None, "search": "grid",
+        "tuning_seeds": 1,
     }  # fmt: skip
     own = file.with_name(f"{name}.yml")
     own.write_text(yaml.safe_dump(small, sort_keys=False))
