@@ -98,7 +98,7 @@ class Runner:
         A failed one is noted with its reason, unless it only tried a setting that can't be trained.
         """
         with Stages(stages, self._there, self._taken, self.screen, self._under_way) as those:
-            self._run(those.next(), those.tick, those.after)
+            self._run(those.next(), those.tick, those.after, those.next)
 
     def _there(self, trial: Trial) -> bool:
         return self._folder(trial) is not None
@@ -156,9 +156,12 @@ class Runner:
         first: Sequence[Rungs[Trial]],
         tick: Callable[[str], None],
         after: Callable[[int, int, float | None], Sequence[Rungs[Trial]]],
+        more: Callable[[], Sequence[Rungs[Trial]]] = tuple,
         searches: Sequence[Halving | Proposals] = (),
     ) -> None:
-        """Have these done, and those that `after` names, in one queue with the teacher's steps that they wait for."""
+        """Have these done, and those that `after` names, and `more` once none is left: all in one queue, with the
+        teacher's steps that they wait for.
+        """
         if not first:
             return
         gpus = self._session()
@@ -181,7 +184,7 @@ class Runner:
         def done(index: int, rung: int, outcomes: list[dict[str, Any]]) -> list[Rungs[Step]]:
             number, rungs = items[index]
             if rung in (-1, len(rungs) - 1):
-                left.discard(index)
+                left.discard(index)  # told twice of one whose process dies after its last rung
             if number is None:
                 self._shared(rungs[0][0], rung, outcomes[0])
                 hands.look_again()
@@ -196,7 +199,7 @@ class Runner:
             if rung <= 0:
                 name = rungs[0][0].label
                 tick(f"{score:.3f} {name}" if whole else name)
-            return works(after(number, rung, score))
+            return works(after(number, rung, score) or (() if left else more()))
 
         asked = works(first)
         shift = len(asked) - len(first)

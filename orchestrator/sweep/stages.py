@@ -47,7 +47,6 @@ class Stages:
         self._coming, self._there, self._taken = iter(stages), there, taken
         self._screen, self._running = screen, running
         self._queue: list[Trial] = []
-        self._open: set[int] = set()  # of them: not done yet
         self._asked: set[tuple[str, str | None]] = set()
         self._alike: dict[str, list[Trial]] = {}  # by a step that is on its way: who has the same one, as seeds share
         self._shown = ExitStack()
@@ -79,9 +78,8 @@ class Stages:
     def after(self, index: int, *_: object) -> list[Rungs[Trial]]:
         """Those that this one makes possible, by its place among all that were named."""
         trial = self._queue[index]
-        self._open.discard(index)  # it is told twice of one whose process dies thereafter
         others = self._alike.pop(trial.step.fingerprint, []) if self._there(trial) else []  # what failed would again
-        return self._lacking([*trial.after, *self._then(trial), *others]) or ([] if self._open else self.next())
+        return self._lacking([*trial.after, *self._then(trial), *others])
 
     def _lacking(self, trials: Sequence[Trial]) -> list[Rungs[Trial]]:
         """What the store lacks of them, and of those that the others make possible."""
@@ -100,5 +98,4 @@ class Stages:
             else:
                 self._alike[one[0]] = []
                 self._queue.append(trial)
-        self._open |= {*range(before, len(self._queue))}
         return [[[trial]] for trial in self._queue[before:]]
