@@ -43,8 +43,8 @@ def low_bar(arm: str, control: str, baseline: str, below: Estimate) -> str:
     low, high = below.limits()
     return (
         f"Warning: {control}, the control of {arm}, is itself worse than {baseline} ({below.mean:+.3f}, 95 %"
-        f" {low:+.3f} to {high:+.3f}): that {arm} is better than it may be the control's harm, and nothing that {arm}"
-        " does right."
+        f" {low:+.3f} to {high:+.3f}): that {arm} beats it may be the control's harm, and nothing that {arm} does"
+        " right."
     )
 
 
